@@ -1,0 +1,43 @@
+"""Errors a person can act on: who, what, expected and got, next step."""
+
+
+class PopmiError(Exception):
+    """Base of every error POPMI raises on purpose; ``exit_code`` is what the CLI returns."""
+
+    exit_code = 1
+
+
+class ConfigError(PopmiError):
+    """A run is described wrongly (TOML, flag or environment)."""
+
+    exit_code = 2
+
+
+class DataError(PopmiError):
+    """A site's data set cannot be used; the site must not join."""
+
+    exit_code = 3
+
+
+class ModelError(PopmiError):
+    """A backbone, adapter or checkpoint does not fit."""
+
+    exit_code = 4
+
+
+class UpdateError(PopmiError):
+    """A site's update cannot be averaged; that site is quarantined for the round."""
+
+    exit_code = 5
+
+
+class PrivacyError(PopmiError):
+    """Training would break the privacy promise; the site stops."""
+
+    exit_code = 6
+
+
+class RunError(PopmiError):
+    """A run ended without a result (no site ever answered, folder unusable)."""
+
+    exit_code = 7
