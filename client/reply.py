@@ -1,0 +1,77 @@
+"""Put a site's answer into a message, and let no exception text leave the hospital."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from torch import Tensor
+
+from popmi_core.errors import PopmiError
+from popmi_core.protocol import INSTRUCTION, JSON_KEY, REPORT, Instruction, Report
+
+Handler = Callable[[Message, Context], Message]
+
+
+def read_instruction(message: Message) -> Instruction:
+    """Return what the server asks for."""
+    return Instruction.model_validate_json(str(message.content.config_records[INSTRUCTION][JSON_KEY]))
+
+
+def reply(message: Message, report: Report, arrays: Mapping[str, ArrayRecord] | None = None) -> Message:
+    """Answer ``message`` with a report and, if given, named array records."""
+    records: dict[str, ArrayRecord | ConfigRecord] = {REPORT: ConfigRecord({JSON_KEY: report.model_dump_json()})}
+    return Message(RecordDict({**records, **(arrays or {})}), reply_to=message)
+
+
+def tensor_record(state: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return tensors by name as one array record."""
+    return ArrayRecord({name: Array(tensor.detach().cpu().numpy()) for name, tensor in state.items()})
+
+
+def array_record(arrays: Mapping[str, npt.NDArray[np.generic]]) -> ArrayRecord:
+    """Return arrays by name as one array record."""
+    return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()})
+
+
+def finite_or_none(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Return the figures with undefined ones (a class is missing) as None, which JSON can carry."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def guarded(handler: Handler) -> Handler:
+    """Answer with a failure report instead of raising.
+
+    Flower sends an exception's text to the server as it is; a library's text can quote a file name and so a
+    patient. POPMI's own errors are written to be shown; of any other only type and place are told.
+    """
+
+    @functools.wraps(handler)
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except PopmiError as error:
+            told = f"{type(error).__name__}: {error}"
+        except Exception as error:
+            told = f"{type(error).__name__} at {_place(error)}. The full text is in this site's own log only."
+        instruction = read_instruction(message)
+        site = str(context.node_config.get("site", f"node {context.node_config.get('partition-id', '?')}"))
+        return reply(
+            message, Report(run=instruction.run, server_round=instruction.server_round, site=site, error=told)
+        )
+
+    return answer
+
+
+def _place(error: Exception) -> str:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is None:
+        return "an unknown place"
+    code = frame.tb_frame.f_code
+    return f"{code.co_filename.rsplit('/', 1)[-1]}:{frame.tb_lineno} in {code.co_name}"

@@ -1,0 +1,95 @@
+"""What server and sites say to each other: the records of a message and the instruction inside.
+
+A message carries named records. Instructions travel as JSON of a frozen model, tensors as arrays, figures as
+floats; nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from popmi_core.config import LocalConfig, ModelConfig, PrivacyConfig
+from popmi_core.errors import UpdateError
+
+# Record names inside a message.
+INSTRUCTION = "instruction"
+REPORT = "report"
+MODEL = "model"
+CONTROL = "control"
+CONTROL_CHANGE = "control_change"
+SCORES_PREFIX = "scores."
+JSON_KEY = "json"
+
+POOLED_SITE = "pooled"
+
+Split = Literal["train", "val", "test"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Assignment(_Frozen):
+    """Which hospital a simulated node plays. A real site takes this from its own node configuration."""
+
+    site: str
+    data: tuple[str, ...] = Field(min_length=1, description="folders or phantom:<name>; several are pooled")
+    state: str = Field(description="folder for what stays on site: privacy ledger, control variate")
+
+
+class Instruction(_Frozen):
+    """What the server asks of a site in one round; ``lineup`` serves engines that only number their nodes."""
+
+    run: str
+    server_round: int = Field(ge=0)
+    rounds: int = Field(ge=1, description="planned rounds, for the privacy budget")
+    seed: int = Field(ge=0)
+    classes: tuple[str, ...]
+    model: ModelConfig
+    local: LocalConfig
+    privacy: PrivacyConfig | None = None
+    phantom_images: int
+    splits: tuple[Split, ...] = ("val",)
+    lineup: tuple[Assignment, ...] = ()
+
+
+class Report(_Frozen):
+    """A site's answer apart from tensors. ``error`` is safe to show: it never quotes data or file names."""
+
+    run: str
+    server_round: int
+    site: str
+    error: str | None = None
+    num_examples: int = 0
+    seconds: float = 0.0
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    epsilon: float | None = None
+    skipped_rows: int = 0
+    phantom: bool = False
+    split_sizes: dict[str, int] = Field(default_factory=dict)
+
+
+def parse_report(text: object, *, site: str) -> Report:
+    """Return a site's report.
+
+    Raises:
+        UpdateError: If the text is no report.
+    """
+    if not isinstance(text, str):
+        raise UpdateError(f"site {site}: the reply holds no report. Check that the site runs the same POPMI version.")
+    try:
+        return Report.model_validate_json(text)
+    except ValidationError as error:
+        fields = ", ".join(sorted({".".join(str(p) for p in item["loc"]) or "whole text" for item in error.errors()}))
+        raise UpdateError(
+            f"site {site}: unreadable report (fields: {fields}). Check that the site runs the same POPMI version."
+        ) from error
+
+
+def derive_seed(*parts: object) -> int:
+    """Return a 63-bit seed from the parts' text, the same on every machine and Python."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
