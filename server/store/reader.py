@@ -1,0 +1,133 @@
+"""Read a round record, beside a writer or long after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from popmi_core.errors import RunError
+from server.store.records import EventRow, MatchRow, MetricRow, RoundRow, RunSummary, SiteRow
+from server.store.schema import Base, Event, MatchLayer, Metric, Round, Run, SiteRound, connect, database_url
+
+Value = TypeVar("Value", EventRow, MatchRow, MetricRow, RoundRow, SiteRow)
+
+
+class RunReader:
+    """Read-only view of a record.
+
+    Args:
+        database: Path of an SQLite file or an SQLAlchemy URL.
+
+    Every method raises ``RunError`` when the record is missing, locked or damaged.
+    """
+
+    def __init__(self, database: str | Path) -> None:
+        self._where = str(database)
+        self._engine = connect(database_url(database), read_only=True)
+
+    def runs(self) -> tuple[RunSummary, ...]:
+        """Return every run in the record, oldest first."""
+        done = (
+            select(Round.run_id, func.count().label("done"))
+            .where(Round.finished.is_not(None), Round.server_round > 0)
+            .group_by(Round.run_id)
+            .subquery()
+        )
+        query = select(Run, done.c.done).outerjoin(done, done.c.run_id == Run.id).order_by(Run.id)
+        with self._session() as session:
+            return tuple(_summary(run, finished or 0) for run, finished in session.execute(query))
+
+    def run(self, run_id: int | None = None) -> RunSummary:
+        """Return one run, the newest without ``run_id``.
+
+        Raises:
+            RunError: If the record holds no such run.
+        """
+        found = [item for item in self.runs() if run_id is None or item.id == run_id]
+        if not found:
+            raise RunError(f"record {self._where}: holds no run{f' {run_id}' if run_id else ''}. Check the run folder.")
+        return found[-1]
+
+    def revision(self, run_id: int) -> int:
+        """Return a number that grows with every write to the run; -1 when the run is gone."""
+        with self._session() as session:
+            found = session.scalar(select(Run.revision).where(Run.id == run_id))
+        return -1 if found is None else found
+
+    def rounds(self, run_id: int) -> tuple[RoundRow, ...]:
+        """Return the rounds in order, the open one too."""
+        return self._rows(RoundRow, select(Round).where(Round.run_id == run_id).order_by(Round.server_round))
+
+    def sites(self, run_id: int) -> tuple[SiteRow, ...]:
+        """Return what every site did, by round, site and phase."""
+        query = select(SiteRound).where(SiteRound.run_id == run_id)
+        order = (SiteRound.server_round, SiteRound.site, SiteRound.phase.desc())
+        return self._rows(SiteRow, query.order_by(*order))
+
+    def metrics(
+        self, run_id: int, *, name: str | None = None, split: str | None = None, scope: str | None = None
+    ) -> tuple[MetricRow, ...]:
+        """Return figures by name, split, scope and round; each argument narrows."""
+        query = select(Metric).where(Metric.run_id == run_id)
+        for column, wanted in ((Metric.name, name), (Metric.split, split), (Metric.scope, scope)):
+            if wanted is not None:
+                query = query.where(column == wanted)
+        return self._rows(MetricRow, query.order_by(Metric.name, Metric.split, Metric.scope, Metric.server_round))
+
+    def series(self, run_id: int, name: str, split: str) -> dict[str, dict[int, float | None]]:
+        """Return one curve per scope: ``{scope: {round: value}}``, undefined values as None."""
+        curves: dict[str, dict[int, float | None]] = {}
+        for row in self.metrics(run_id, name=name, split=split):
+            curves.setdefault(row.scope, {})[row.server_round] = row.value
+        return curves
+
+    def matches(self, run_id: int, server_round: int | None = None) -> tuple[MatchRow, ...]:
+        """Return the matching of one round, or of all, by round, site and layer."""
+        query = select(MatchLayer).where(MatchLayer.run_id == run_id)
+        if server_round is not None:
+            query = query.where(MatchLayer.server_round == server_round)
+        return self._rows(MatchRow, query.order_by(MatchLayer.server_round, MatchLayer.site, MatchLayer.layer))
+
+    def events(self, run_id: int, *, last: int = 200) -> tuple[EventRow, ...]:
+        """Return the newest ``last`` lines of the diary, oldest of them first."""
+        query = select(Event).where(Event.run_id == run_id).order_by(Event.id.desc()).limit(last)
+        return self._rows(EventRow, query)[::-1]
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _rows(self, value: type[Value], query: Select[Any]) -> tuple[Value, ...]:
+        names = [field.name for field in fields(value)]
+        with self._session() as session:
+            return tuple(value(**{name: getattr(row, name) for name in names}) for row in session.scalars(query))
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        try:
+            with Session(self._engine) as session:
+                yield session
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or type(error).__name__
+            raise RunError(
+                f"record {self._where} cannot be read: {cause}. Check that the file is whole and readable."
+            ) from error
+
+
+def _summary(run: Base, rounds_done: int) -> RunSummary:
+    values = {field.name: getattr(run, field.name) for field in fields(RunSummary) if field.name != "rounds_done"}
+    values |= {"classes": tuple(values["classes"]), "sites": tuple(values["sites"]), "rounds_done": rounds_done}
+    return RunSummary(**values)

@@ -1,0 +1,101 @@
+"""What the reader hands out: frozen values, free of the database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run's head. ``rounds_done`` counts finished rounds; times are seconds since 1970 UTC."""
+
+    id: int
+    name: str
+    status: str
+    reason: str | None
+    created: float
+    started: float | None
+    finished: float | None
+    heartbeat: float
+    revision: int
+    strategy: str
+    seed: int
+    rounds_planned: int
+    rounds_done: int
+    data_name: str
+    phantom: bool
+    classes: tuple[str, ...]
+    sites: tuple[str, ...]
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round; ``finished`` is None while it goes on."""
+
+    server_round: int
+    started: float
+    finished: float | None
+    outcome: str
+    seconds_total: float | None
+    seconds_train: float | None
+    seconds_fuse: float | None
+    seconds_evaluate: float | None
+    notes: Mapping[str, Any]
+    model_sha256: str | None
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """What one site did in one phase of one round."""
+
+    server_round: int
+    site: str
+    phase: str
+    outcome: str
+    reason: str | None
+    num_examples: int | None
+    seconds: float | None
+    bytes_up: int | None
+    bytes_down: int | None
+    epsilon: float | None
+    train_loss: float | None
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One figure; ``value`` None is undefined."""
+
+    server_round: int
+    scope: str
+    split: str
+    name: str
+    value: float | None
+    lower: float | None
+    upper: float | None
+
+
+@dataclass(frozen=True)
+class MatchRow:
+    """One layer of one site: similarity gained by matching, and whether nothing had to move."""
+
+    server_round: int
+    site: str
+    layer: str
+    gain: float | None
+    identity: bool
+    note: str | None
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """One line of the run's diary."""
+
+    id: int
+    server_round: int | None
+    time: float
+    level: str
+    text: str

@@ -1,0 +1,166 @@
+"""The tables of a round record, in types that SQLite and PostgreSQL share.
+
+Times are seconds since 1970-01-01 UTC, durations are seconds, sizes are bytes. A NULL figure means
+*undefined* (for example AUROC with one class only), never zero.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, String, Text, create_engine, event
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.pool import NullPool
+
+RECORD_NAME = "record.sqlite"
+RUN_STATUSES = ("waiting", "running", "finished", "failed", "stopped")
+SITE_OUTCOMES = ("ok", "failed", "late", "quarantined", "unreachable")
+SITE_PHASES = ("train", "evaluate")
+
+
+class Base(DeclarativeBase):
+    """Parent of every table."""
+
+
+def _run() -> Mapped[int]:
+    return mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+
+
+class Run(Base):
+    """One run. ``revision`` grows with every write, so a reader sees a change by reading one number."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    status: Mapped[str] = mapped_column(String(20))
+    reason: Mapped[str | None] = mapped_column(Text)
+    created: Mapped[float] = mapped_column(Float)
+    started: Mapped[float | None] = mapped_column(Float)
+    finished: Mapped[float | None] = mapped_column(Float)
+    heartbeat: Mapped[float] = mapped_column(Float)
+    revision: Mapped[int] = mapped_column(Integer, default=0)
+    strategy: Mapped[str] = mapped_column(String(40))
+    seed: Mapped[int] = mapped_column(Integer)
+    rounds_planned: Mapped[int] = mapped_column(Integer)
+    data_name: Mapped[str] = mapped_column(String(200))
+    phantom: Mapped[bool] = mapped_column(Boolean)
+    classes: Mapped[list[str]] = mapped_column(JSON)
+    sites: Mapped[list[str]] = mapped_column(JSON)
+    config: Mapped[dict[str, Any]] = mapped_column(JSON)
+    environment: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class Round(Base):
+    """One round; ``outcome`` is ``open`` until the round is finished."""
+
+    __tablename__ = "rounds"
+
+    run_id: Mapped[int] = _run()
+    server_round: Mapped[int] = mapped_column("round", Integer, primary_key=True, autoincrement=False)
+    started: Mapped[float] = mapped_column(Float)
+    finished: Mapped[float | None] = mapped_column(Float)
+    outcome: Mapped[str] = mapped_column(String(20))
+    seconds_total: Mapped[float | None] = mapped_column(Float)
+    seconds_train: Mapped[float | None] = mapped_column(Float)
+    seconds_fuse: Mapped[float | None] = mapped_column(Float)
+    seconds_evaluate: Mapped[float | None] = mapped_column(Float)
+    notes: Mapped[dict[str, Any]] = mapped_column(JSON)
+    model_sha256: Mapped[str | None] = mapped_column(String(64))
+
+
+class SiteRound(Base):
+    """What one site did in one phase of one round."""
+
+    __tablename__ = "site_rounds"
+
+    run_id: Mapped[int] = _run()
+    server_round: Mapped[int] = mapped_column("round", Integer, primary_key=True, autoincrement=False)
+    site: Mapped[str] = mapped_column(String(200), primary_key=True)
+    phase: Mapped[str] = mapped_column(String(20), primary_key=True)
+    outcome: Mapped[str] = mapped_column(String(20))
+    reason: Mapped[str | None] = mapped_column(Text)
+    num_examples: Mapped[int | None] = mapped_column(Integer)
+    seconds: Mapped[float | None] = mapped_column(Float)
+    bytes_up: Mapped[int | None] = mapped_column(Integer)
+    bytes_down: Mapped[int | None] = mapped_column(Integer)
+    epsilon: Mapped[float | None] = mapped_column(Float)
+    train_loss: Mapped[float | None] = mapped_column(Float)
+
+
+class Metric(Base):
+    """One figure in long form. ``scope`` is ``global``, ``external`` or a site; bounds where they exist."""
+
+    __tablename__ = "metrics"
+    __table_args__ = (Index("metrics_by_name", "run_id", "name", "split"),)
+
+    run_id: Mapped[int] = _run()
+    server_round: Mapped[int] = mapped_column("round", Integer, primary_key=True, autoincrement=False)
+    scope: Mapped[str] = mapped_column(String(200), primary_key=True)
+    split: Mapped[str] = mapped_column(String(20), primary_key=True)
+    name: Mapped[str] = mapped_column(String(60), primary_key=True)
+    value: Mapped[float | None] = mapped_column(Float)
+    lower: Mapped[float | None] = mapped_column(Float)
+    upper: Mapped[float | None] = mapped_column(Float)
+
+
+class MatchLayer(Base):
+    """How well one layer of one site's model was put into the reference's basis."""
+
+    __tablename__ = "match_layers"
+
+    run_id: Mapped[int] = _run()
+    server_round: Mapped[int] = mapped_column("round", Integer, primary_key=True, autoincrement=False)
+    site: Mapped[str] = mapped_column(String(200), primary_key=True)
+    layer: Mapped[str] = mapped_column(String(200), primary_key=True)
+    gain: Mapped[float | None] = mapped_column(Float)
+    identity: Mapped[bool] = mapped_column(Boolean)
+    note: Mapped[str | None] = mapped_column(Text)
+
+
+class Event(Base):
+    """One line of the run's diary."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    server_round: Mapped[int | None] = mapped_column("round", Integer)
+    time: Mapped[float] = mapped_column(Float)
+    level: Mapped[str] = mapped_column(String(20))
+    text: Mapped[str] = mapped_column(Text)
+
+
+def database_url(database: str | Path) -> str:
+    """Return the SQLAlchemy URL of ``database``: a URL stays as it is, a path is an SQLite file."""
+    text = str(database)
+    return text if "://" in text else f"sqlite:///{Path(text).resolve()}"
+
+
+def connect(url: str, *, read_only: bool = False) -> Engine:
+    """Return an engine; every use opens its own connection, so threads and forks never share one."""
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True)
+    if read_only:
+        url = _read_only_url(url)
+    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": 2.0 if read_only else 30.0})
+    if not read_only:
+        event.listen(engine, "connect", _prepare_sqlite)
+    return engine
+
+
+def _read_only_url(url: str) -> str:
+    path = Path(url.removeprefix("sqlite:///"))
+    quoted = str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    return f"sqlite:///file:{quoted}?mode=ro&uri=true"
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    # WAL: readers never wait for the writer, and a killed writer leaves the last whole transaction.
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
