@@ -1,0 +1,3 @@
+"""One hospital: what runs beside the images."""
+
+__all__: list[str] = []
