@@ -13,8 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from popmi_core.errors import RunError
-from server.store.records import EventRow, MatchRow, MetricRow, RoundRow, RunSummary, SiteRow
-from server.store.schema import Base, Event, MatchLayer, Metric, Round, Run, SiteRound, connect, database_url
+from server.store.records import EventRow, MatchRow, MetricRow, Pulse, RoundRow, RunSummary, SiteRow
+from server.store.schema import Base, Event, MatchLayer, Metric, Round, Run, SiteRound, connect
 
 Value = TypeVar("Value", EventRow, MatchRow, MetricRow, RoundRow, SiteRow)
 
@@ -30,7 +30,7 @@ class RunReader:
 
     def __init__(self, database: str | Path) -> None:
         self._where = str(database)
-        self._engine = connect(database_url(database), read_only=True)
+        self._engine = connect(database, read_only=True)
 
     def runs(self) -> tuple[RunSummary, ...]:
         """Return every run in the record, oldest first."""
@@ -55,11 +55,11 @@ class RunReader:
             raise RunError(f"record {self._where}: holds no run{f' {run_id}' if run_id else ''}. Check the run folder.")
         return found[-1]
 
-    def revision(self, run_id: int) -> int:
-        """Return a number that grows with every write to the run; -1 when the run is gone."""
+    def pulses(self) -> dict[int, Pulse]:
+        """Return every run's pulse by id: cheap enough to ask several times a second."""
         with self._session() as session:
-            found = session.scalar(select(Run.revision).where(Run.id == run_id))
-        return -1 if found is None else found
+            rows = session.execute(select(Run.id, Run.revision, Run.status, Run.heartbeat).order_by(Run.id))
+            return {run_id: Pulse(revision, status, heartbeat) for run_id, revision, status, heartbeat in rows}
 
     def rounds(self, run_id: int) -> tuple[RoundRow, ...]:
         """Return the rounds in order, the open one too."""

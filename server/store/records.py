@@ -33,6 +33,15 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
+class Pulse:
+    """What changes when a run does: ``revision`` with every write, ``heartbeat`` every few seconds."""
+
+    revision: int
+    status: str
+    heartbeat: float
+
+
+@dataclass(frozen=True)
 class RoundRow:
     """One round; ``finished`` is None while it goes on."""
 

@@ -6,11 +6,14 @@ Times are seconds since 1970-01-01 UTC, durations are seconds, sizes are bytes. 
 
 from __future__ import annotations
 
+import os
+import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, String, Text, create_engine, event
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool
 
@@ -133,28 +136,28 @@ class Event(Base):
     text: Mapped[str] = mapped_column(Text)
 
 
-def database_url(database: str | Path) -> str:
-    """Return the SQLAlchemy URL of ``database``: a URL stays as it is, a path is an SQLite file."""
+def connect(database: str | Path, *, read_only: bool = False) -> Engine:
+    """Return an engine for a path of an SQLite file or an SQLAlchemy URL.
+
+    On SQLite every use opens its own connection, so that threads and forks never share one.
+    """
     text = str(database)
-    return text if "://" in text else f"sqlite:///{Path(text).resolve()}"
-
-
-def connect(url: str, *, read_only: bool = False) -> Engine:
-    """Return an engine; every use opens its own connection, so threads and forks never share one."""
-    if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
-    if read_only:
-        url = _read_only_url(url)
-    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": 2.0 if read_only else 30.0})
+    if "://" in text and not text.startswith("sqlite:"):
+        return create_engine(text, pool_pre_ping=True)
+    path = Path(make_url(text).database or "" if "://" in text else text).resolve()
+    engine = create_engine("sqlite://", poolclass=NullPool, creator=partial(_open_sqlite, path, read_only))
     if not read_only:
         event.listen(engine, "connect", _prepare_sqlite)
     return engine
 
 
-def _read_only_url(url: str) -> str:
-    path = Path(url.removeprefix("sqlite:///"))
-    quoted = str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    return f"sqlite:///file:{quoted}?mode=ro&uri=true"
+def _open_sqlite(path: Path, read_only: bool) -> sqlite3.Connection:
+    mode = "ro" if read_only else "rwc"
+    if read_only and not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
+        # WAL needs a place for its index; a whole record on a read-only disk is read without one.
+        mode = "ro&immutable=1"
+    # A reader gives up early: the page says "locked" rather than hang; the writer waits out a slow disk.
+    return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=2.0 if read_only else 30.0)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

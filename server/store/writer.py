@@ -28,7 +28,6 @@ from server.store.schema import (
     Run,
     SiteRound,
     connect,
-    database_url,
 )
 
 Figure = float | None | tuple[float | None, float | None, float | None]
@@ -48,7 +47,7 @@ class RunWriter:
 
     def __init__(self, database: str | Path, *, heartbeat: float = 5.0) -> None:
         self._where = str(database)
-        self._engine = connect(database_url(database))
+        self._engine = connect(database)
         self._run_id: int | None = None
         self._lock = threading.Lock()
         self._heartbeat = heartbeat
