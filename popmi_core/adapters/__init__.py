@@ -1,0 +1,1 @@
+"""Adapters that change what a backbone guarantees."""

@@ -1,0 +1,159 @@
+"""Model files: safetensors only, written atomically, verified when they are read.
+
+The sha256 of the content lies in the file's own metadata, so a model and its proof can never be
+separated, and one flipped byte is noticed. Nothing here unpickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as format_tensors
+from torch import Tensor
+
+from popmi_core.errors import ModelError
+
+_FORMAT_KEY = "popmi.format"
+_DIGEST_KEY = "popmi.sha256"
+_FORMAT = "1"
+_LENGTH_BYTES = 8
+_PICKLE_STARTS = (b"\x80", b"PK")  # a bare pickle, and the zip that torch.save writes
+
+
+def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Write ``state`` and ``metadata`` to ``path`` in one step and return the file's sha256 (hex).
+
+    A reader sees the old file or the new one, never a half. The same content gives the same bytes.
+
+    Raises:
+        ModelError: If the state is empty, a key is reserved, or the folder cannot be written.
+    """
+    if not state:
+        raise ModelError(f"{path} was not written: the state holds no tensor. Pass at least one.")
+    reserved = sorted({_FORMAT_KEY, _DIGEST_KEY} & set(metadata or {}))
+    if reserved:
+        raise ModelError(f"{path} was not written: metadata key {reserved[0]!r} is reserved. Rename it.")
+    # safetensors refuses views and shared storage; clones are neither.
+    tensors = {name: state[name].detach().cpu().contiguous().clone() for name in sorted(state)}
+    notes = dict(metadata or {})
+    notes |= {_FORMAT_KEY: _FORMAT, _DIGEST_KEY: _digest(tensors, notes)}
+    payload = _in_fixed_order(format_tensors(tensors, notes))
+    try:
+        _replace_atomically(path, payload)
+    except OSError as error:
+        raise ModelError(f"cannot write {path}: {error.strerror}. Check that the folder can be written.") from error
+    return hashlib.sha256(payload).hexdigest()
+
+
+def load_state(path: Path, *, sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors (on the CPU, sorted by name) and the metadata of a safetensors file.
+
+    Files from elsewhere carry no digest; give ``sha256`` (hex, of the whole file) to verify those.
+
+    Raises:
+        ModelError: If the file is missing, no safetensors, truncated, or altered since it was written.
+    """
+    try:
+        payload = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read checkpoint {path}: {error.strerror}. Check the path.") from error
+    if sha256 is not None and hashlib.sha256(payload).hexdigest() != sha256:
+        got = hashlib.sha256(payload).hexdigest()
+        raise ModelError(f"{path} has sha256 {got}, expected {sha256}. Copy the file again.")
+    if payload.startswith(_PICKLE_STARTS):
+        raise ModelError(
+            f"{path} refused: not safetensors but a pickle, which can run code. Convert it where it was made "
+            "with safetensors.torch.save_file."
+        )
+    try:
+        tensors = parse_tensors(payload)
+        notes = _metadata(payload)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{path} refused: not safetensors, or truncated ({len(payload)} bytes: {error}). Copy the file again."
+        ) from error
+    tensors = {name: tensors[name] for name in sorted(tensors)}
+    _verify(path, tensors, notes)
+    return tensors, {key: notes[key] for key in sorted(notes) if key not in (_FORMAT_KEY, _DIGEST_KEY)}
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 (hex) of a file's bytes.
+
+    Raises:
+        ModelError: If the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}. Check the path.") from error
+
+
+def _verify(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
+    # Two keys: damage to the name of one leaves the other as a witness that there was a digest.
+    if _FORMAT_KEY not in notes and _DIGEST_KEY not in notes:
+        return
+    own = {key: value for key, value in notes.items() if key not in (_FORMAT_KEY, _DIGEST_KEY)}
+    if notes.get(_FORMAT_KEY) != _FORMAT or notes.get(_DIGEST_KEY) != _digest(tensors, own):
+        raise ModelError(f"{path} was altered after it was written: its sha256 does not fit. Copy the file again.")
+
+
+def _digest(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(notes.items())).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _header(payload: bytes) -> tuple[dict[str, object], int]:
+    end = _LENGTH_BYTES + int.from_bytes(payload[:_LENGTH_BYTES], "little")
+    return json.loads(payload[_LENGTH_BYTES:end]), end
+
+
+def _metadata(payload: bytes) -> dict[str, str]:
+    notes = _header(payload)[0].get("__metadata__", {})
+    return {str(key): str(value) for key, value in notes.items()} if isinstance(notes, dict) else {}
+
+
+def _in_fixed_order(payload: bytes) -> bytes:
+    # safetensors writes metadata in the order of a randomised hash map; sorted, equal models are equal files.
+    header, end = _header(payload)
+    header["__metadata__"] = _metadata_sorted(payload)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + payload[end:]
+
+
+def _metadata_sorted(payload: bytes) -> dict[str, str]:
+    return dict(sorted(_metadata(payload).items()))
+
+
+def _replace_atomically(path: Path, payload: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    # The rename itself must survive a power cut, not only the bytes.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,1 @@
+"""Point groups of the square grid."""

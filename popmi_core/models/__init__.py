@@ -1,0 +1,8 @@
+"""timm backbones, PREA on top where asked, and what of a model travels between site and server."""
+
+from popmi_core.models.build import build_model
+from popmi_core.models.exchange import exchanged_state, load_exchanged
+from popmi_core.models.inputs import normalise
+from popmi_core.models.presets import PRESETS
+
+__all__ = ["PRESETS", "build_model", "exchanged_state", "load_exchanged", "normalise"]

@@ -1,0 +1,93 @@
+"""One model from its description: any timm backbone, its weights, and PREA where it is switched on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import popmi_core.models.presets  # noqa: F401  (registers the presets with timm)
+from popmi_core.config import ModelConfig
+from popmi_core.errors import ModelError
+from popmi_core.models.weights import fetch_published, load_local
+
+
+def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
+    """Return the model ``config`` describes, in evaluation mode: normalised images -> logits.
+
+    The same config and seed give bit-identical weights; the global generator is left as it was.
+
+    Raises:
+        ModelError: If the backbone is unknown, does not take the image or patch size, cannot run at
+            that size, or the weights do not fit.
+    """
+    name = _known(config.backbone)
+    if num_classes < 1:
+        raise ModelError(f"{name}: num_classes is {num_classes}, expected at least 1. Check the label list.")
+    with _seeded(seed):
+        model = _create(name, config, num_classes)
+    if config.weights != "random":
+        load_local(model, fetch_published(name) if config.weights == "pretrained" else Path(config.weights))
+    _probe(model, name, config.image_size)
+    return model.eval()
+
+
+def _known(backbone: str) -> str:
+    if timm.is_model(backbone):
+        return backbone
+    near = get_close_matches(backbone, timm.list_models(), n=3)
+    hint = f"Did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names."
+    raise ModelError(f"backbone {backbone!r} is not known to timm {timm.__version__}. {hint}")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    # Only the CPU generator draws initial weights; CUDA is not touched, so fork no device.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _create(name: str, config: ModelConfig, num_classes: int) -> nn.Module:
+    sizes: dict[str, Any] = {"img_size": config.image_size}
+    if config.patch_size is not None:
+        sizes["patch_size"] = config.patch_size
+    while True:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                model: nn.Module = timm.create_model(name, num_classes=num_classes, **sizes)
+            return model
+        except TypeError as error:
+            # Convolutional backbones take any image size without being told; a patch size they cannot take.
+            if "unexpected keyword argument 'img_size'" in str(error) and "img_size" in sizes:
+                del sizes["img_size"]
+                continue
+            if "unexpected keyword argument 'patch_size'" in str(error):
+                raise ModelError(f"{name} does not accept patch_size ({config.patch_size}). Leave it out.") from error
+            raise
+        except (AssertionError, ValueError, ZeroDivisionError) as error:
+            raise ModelError(_misfit(name, config, error)) from error
+
+
+def _misfit(name: str, config: ModelConfig, error: Exception) -> str:
+    patch = "" if config.patch_size is None else f" with patch_size {config.patch_size}"
+    return f"{name} cannot run on {config.image_size}x{config.image_size} images{patch}: {error}. Change the size."
+
+
+def _probe(model: nn.Module, name: str, image_size: int) -> None:
+    """Run one blank image, so that a size that does not fit is told now and not in the first round."""
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ModelError(
+            f"{name} cannot run on {image_size}x{image_size} images: {error}. Change image_size or patch_size."
+        ) from error
