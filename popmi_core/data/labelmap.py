@@ -1,0 +1,99 @@
+"""A hospital's own words for findings, mapped onto the study's classes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from popmi_core.data.labels import DERMOSCOPY_CLASSES
+from popmi_core.errors import DataError
+
+FILE_NAMES = ("label_map.toml", "label_map.csv")
+EXCLUDE = "exclude"
+"""Mapping a word to this leaves its images out on purpose (they are reported, not an error)."""
+
+
+def read_label_map(path: Path, *, site: str) -> dict[str, str]:
+    """Return the site's words -> study classes from ``word = "class"`` lines (TOML) or ``word,class`` rows (CSV).
+
+    Raises:
+        DataError: If the file is missing, is neither, or maps one word twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        pairs = _toml_pairs(text) if path.suffix.lower() == ".toml" else _csv_pairs(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, csv.Error, ValueError) as error:
+        raise DataError(
+            f"site {site}: the label map cannot be read ({type(error).__name__}). It holds one 'word,class' row "
+            '(CSV) or one \'"word" = "class"\' line (TOML) per word of the site; see docs/data.md.'
+        ) from None
+    words = [_fold(word) for word, _ in pairs]
+    if len(set(words)) != len(words):
+        raise DataError(f"site {site}: the label map maps a word twice. Keep one line per word.")
+    return dict(pairs)
+
+
+class LabelMap:
+    """From a site's words to class indices; words are compared without case and outer blanks."""
+
+    def __init__(self, classes: tuple[str, ...], words: Mapping[str, str], *, site: str) -> None:
+        """Map ``words`` and the class names themselves.
+
+        Raises:
+            DataError: If a word is mapped to no class of the study.
+        """
+        index = {_fold(name): position for position, name in enumerate(classes)}
+        unknown = sorted({name for name in words.values() if _fold(name) not in index and _fold(name) != EXCLUDE})
+        if unknown:
+            raise DataError(
+                f"site {site}: the label map maps to {', '.join(map(repr, unknown))}, which the study does not have. "
+                f"Map to one of {', '.join(classes)}, or to '{EXCLUDE}'."
+            )
+        self.classes = classes
+        self._index: dict[str, int | None] = {**index}
+        self._index.update({_fold(word): index.get(_fold(name)) for word, name in words.items()})
+
+    def knows(self, word: str) -> bool:
+        """Say whether the word has a class or is excluded on purpose."""
+        return _fold(word) in self._index
+
+    def target(self, word: str) -> int | None:
+        """Return the class index, or None where the map excludes the word."""
+        return self._index[_fold(word)]
+
+
+def infer_classes(words: Iterable[str], mapped: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the study's classes where nobody named them.
+
+    The seven dermoscopy classes if every word is one of them, so that sites lacking a class still agree on the order
+    of outputs; otherwise the sorted names found.
+    """
+    folded = {_fold(word): name for word, name in mapped.items()}
+    found = {folded.get(_fold(word), word.strip()) for word in words}
+    found = {name for name in found if _fold(name) != EXCLUDE}
+    if {_fold(name) for name in found} <= set(DERMOSCOPY_CLASSES):
+        return DERMOSCOPY_CLASSES
+    return tuple(sorted(found))
+
+
+def _fold(word: str) -> str:
+    return " ".join(word.casefold().split())
+
+
+def _toml_pairs(text: str) -> list[tuple[str, str]]:
+    table = tomllib.loads(text)
+    if not all(isinstance(name, str) for name in table.values()):
+        raise ValueError("a class name is not a string")
+    return list(table.items())
+
+
+def _csv_pairs(text: str) -> list[tuple[str, str]]:
+    lines = text.splitlines()
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(row)]
+    if any(len(row) != 2 for row in rows):
+        raise ValueError("a row has not two cells")
+    return [(word.strip(), name.strip()) for word, name in rows if (_fold(word), _fold(name)) != ("label", "class")]
