@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from popmi_core.config import LocalConfig, ModelConfig, PrivacyConfig
+from popmi_core.config import LocalConfig, ModelConfig, PrivacyConfig, RunConfig
 from popmi_core.errors import UpdateError
 
 # Record names inside a message.
@@ -22,6 +22,8 @@ CONTROL = "control"
 CONTROL_CHANGE = "control_change"
 SCORES_PREFIX = "scores."
 JSON_KEY = "json"
+# Key of the run configuration.
+PLAN_KEY = "plan"
 
 POOLED_SITE = "pooled"
 
@@ -56,6 +58,20 @@ class Instruction(_Frozen):
     lineup: tuple[Assignment, ...] = ()
 
 
+class RunPlan(_Frozen):
+    """What the server app is started with: the run's description and where it meets this machine."""
+
+    run: str = Field(description="name of the run, also of its folder")
+    config: RunConfig
+    folder: str = Field(description="run folder for the record, the models and the report")
+    data_name: str
+    phantom: bool
+    classes: tuple[str, ...]
+    lineup: tuple[Assignment, ...]
+    external: str | None = Field(default=None, description="folder of a test set no site trains on")
+    resume: bool = False
+
+
 class Report(_Frozen):
     """A site's answer apart from tensors. ``error`` is safe to show: it never quotes data or file names."""
 
@@ -63,6 +79,7 @@ class Report(_Frozen):
     server_round: int
     site: str
     error: str | None = None
+    stopped: bool = Field(default=False, description="the site will train no more in this run (budget spent)")
     num_examples: int = 0
     seconds: float = 0.0
     metrics: dict[str, float | None] = Field(default_factory=dict)
@@ -93,3 +110,16 @@ def derive_seed(*parts: object) -> int:
     """Return a 63-bit seed from the parts' text, the same on every machine and Python."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+class Progress(_Frozen):
+    """What a log record carries (attribute ``progress``) for whoever draws the run while it goes on."""
+
+    kind: Literal["joined", "site", "round", "finished"]
+    server_round: int = 0
+    rounds: int = 0
+    site: str = ""
+    phase: str = ""
+    seconds: float = 0.0
+    figures: dict[str, float | None] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from popmi_core.models.build import build_model
 from popmi_core.models.exchange import exchanged_state, load_exchanged
 from popmi_core.models.inputs import normalise
+from popmi_core.models.predict import predict
 from popmi_core.models.presets import PRESETS
 
-__all__ = ["PRESETS", "build_model", "exchanged_state", "load_exchanged", "normalise"]
+__all__ = ["PRESETS", "build_model", "exchanged_state", "load_exchanged", "normalise", "predict"]

@@ -7,6 +7,7 @@ is shared by reference that would not be shared between hospitals.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from popmi_core.protocol import Assignment
+from popmi_core.protocol import Assignment, Progress
 
 SERVER_NODE_ID = 1
 FIRST_SITE_NODE_ID = 1001
@@ -92,21 +93,31 @@ class InProcessGrid(Grid):
         message.metadata.__dict__["_message_id"] = message_id = str(uuid4())
         sent = message_to_proto(message).SerializeToString()
         self.traffic.down += len(sent)
+        begun = time.perf_counter()
         node_id = message.metadata.dst_node_id
         received = message_from_proto(ProtoMessage.FromString(sent))
         TaskIdentity.node_id = node_id
         try:
             answer = self._client_app(received, self._contexts[node_id])
+            returned = message_to_proto(answer).SerializeToString()
         except Exception as error:
             # What a SuperNode does when an app raises past its own handlers.
             log.exception("client app of node %d failed", node_id)
-            answer = Message(Error(CLIENT_APP_FAILED, type(error).__name__), reply_to=received)
+            failure = Message(Error(CLIENT_APP_FAILED, type(error).__name__), reply_to=received)
+            returned = message_to_proto(failure).SerializeToString()
         finally:
             TaskIdentity.node_id = SERVER_NODE_ID
-        returned = message_to_proto(answer).SerializeToString()
         self.traffic.up += len(returned)
         self._replies[message_id] = message_from_proto(ProtoMessage.FromString(returned))
+        self._tell(message, time.perf_counter() - begun)
         return message_id
+
+    def _tell(self, message: Message, seconds: float) -> None:
+        context = self._contexts[message.metadata.dst_node_id]
+        told = Progress(
+            kind="site", site=str(context.node_config["site"]), phase=message.metadata.message_type, seconds=seconds
+        )
+        log.debug("%s: %s took %.1f s", told.site, told.phase, seconds, extra={"progress": told})
 
 
 def run_inprocess(

@@ -7,14 +7,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-from flwr.supercore.telemetry import EventType
+from flwr.serverapp import Grid, ServerApp
 
 from popmi_core.errors import ConfigError
-
-RUN_ID = 1
 
 
 def run_ray(
@@ -32,19 +29,24 @@ def run_ray(
         raise ConfigError(
             "--engine ray needs the package ray. Install popmi[ray] or use --engine inprocess."
         ) from error
-    # Imported late: Flower's engine module takes seconds and starts telemetry unless told not to.
+    # Before Flower's engine starts: neither it nor Ray shall call home.
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from flwr.simulation.run_simulation import _run_simulation
+    from flwr.simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    context = Context(run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config))
-    _run_simulation(
-        num_supernodes=num_sites,
-        exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+    configured = ServerApp()
+
+    @configured.main()
+    def main(grid: Grid, context: Context) -> None:
+        # The engine hands over an empty run configuration; the deployed one does not.
+        context.run_config.update(run_config)
+        server_app(grid, context)
+
+    run_simulation(
+        server_app=configured,
         client_app=client_app,
-        server_app=server_app,
-        server_app_context=context,
+        num_supernodes=num_sites,
         backend_config={
             "client_resources": {"num_cpus": cpus_per_site, "num_gpus": 0.0},
             "init_args": {"include_dashboard": False, "log_to_driver": False},

@@ -1,0 +1,94 @@
+"""The Flower server app: read the plan, run the rounds, close the record honestly whatever happens."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+
+from popmi_core.errors import ConfigError, PopmiError
+from popmi_core.protocol import PLAN_KEY, RunPlan
+from server.dashboard.report import write_report
+from server.rounds.evaluate import evaluate_external
+from server.rounds.record import RunRecorder, open_writer
+from server.store import RunReader, RunWriter
+from server.store.schema import RECORD_NAME
+from server.strategy import OpmStrategy
+from server.wire import tensor_record
+
+log = logging.getLogger("popmi.round")
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run what the run configuration's plan describes."""
+    plan = read_plan(context)
+    try:
+        with open_writer(plan) as writer:
+            run_plan(grid, plan, writer)
+    finally:
+        folder = Path(plan.folder)
+        with RunReader(folder / RECORD_NAME) as reader:
+            write_report(reader, reader.run().id, folder / "report.html")
+
+
+def read_plan(context: Context) -> RunPlan:
+    """Return the plan from the run configuration.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    text = context.run_config.get(PLAN_KEY)
+    if not isinstance(text, str):
+        raise ConfigError(f"the run configuration has no '{PLAN_KEY}'. Start runs with `popmi simulate`.")
+    return RunPlan.model_validate_json(text)
+
+
+def run_plan(grid: Grid, plan: RunPlan, writer: RunWriter) -> None:
+    """Run all rounds; the record says finished, failed with the reason, or stopped."""
+    try:
+        recorder = RunRecorder.open(plan, writer)
+        strategy = OpmStrategy(plan, recorder)
+        if recorder.last_round:
+            strategy.restore(*recorder.last_state())
+        strategy.summary()
+        strategy.start(
+            grid,
+            tensor_record(strategy.global_model),
+            num_rounds=plan.config.rounds,
+            timeout=plan.config.timeout,
+            evaluate_fn=lambda _, arrays: external_figures(strategy, arrays),
+        )
+    except KeyboardInterrupt:
+        writer.finish_run("stopped", "stopped by the operator; `popmi simulate --resume` goes on")
+        raise
+    except PopmiError as error:
+        writer.finish_run("failed", str(error))
+        raise
+    except Exception as error:
+        writer.finish_run("failed", f"{type(error).__name__}: {error}")
+        raise
+    writer.finish_run("finished", ending(strategy, plan))
+
+
+def ending(strategy: OpmStrategy, plan: RunPlan) -> str | None:
+    """Return why a run ended before its last round, if it did."""
+    done = strategy.recorder.last_round
+    if done >= plan.config.rounds:
+        return None
+    stopped = "; ".join(f"{site}: {why}" for site, why in sorted(strategy.roster.stopped.items()))
+    return f"ended after round {done} of {plan.config.rounds}: no site was left to train ({stopped})"
+
+
+def external_figures(strategy: OpmStrategy, arrays: ArrayRecord) -> MetricRecord | None:
+    """Return the last global model's figures on the external test set, where there is one and one model."""
+    plan = strategy.plan
+    if plan.external is None or plan.config.strategy == "local":
+        return None
+    figures = evaluate_external(
+        strategy.model, arrays.to_torch_state_dict(), plan.external, image_size=plan.config.model.image_size
+    )
+    return MetricRecord({name: float(value) for name, value in figures.items()})

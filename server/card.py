@@ -1,0 +1,70 @@
+"""A model's card: what it was trained on, by whom, how well it does, and what it must not be taken for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from popmi_core.protocol import RunPlan
+
+if TYPE_CHECKING:
+    from server.rounds.record import RoundResult
+
+LIMITS = (
+    "Research software: not a medical device, not for diagnosis.",
+    "Figures are on the sites' own validation images unless said otherwise.",
+)
+PHANTOM_LIMIT = "Trained on a phantom (computer-drawn images): its figures say nothing about patients."
+
+
+def model_card(plan: RunPlan, done: RoundResult) -> dict[str, Any]:
+    """Return the card of a round's global model as plain JSON values; no time stamp, so that equal runs agree."""
+    return {
+        "run": plan.run,
+        "round": done.server_round,
+        "rounds": plan.config.rounds,
+        "strategy": plan.config.strategy,
+        "seed": plan.config.seed,
+        "model": plan.config.model.model_dump(mode="json"),
+        "classes": list(plan.classes),
+        "data": plan.data_name,
+        "phantom": plan.phantom,
+        "sites": {
+            item.site: item.report.num_examples for item in done.train if item.outcome == "ok" and item.report
+        },
+        "left_out": {item.site: f"{item.outcome}: {item.reason}" for item in done.train if item.outcome != "ok"},
+        "rules": dict(done.fused.notes) if done.fused is not None else {"void": done.note},
+        "metrics": {
+            split: {name: _rounded(item.value) for name, item in pooled.figures.items()}
+            for split, pooled in done.evaluation.pooled.items()
+        },
+        "external": {name: _rounded(value) for name, value in done.evaluation.external.items()},
+        "privacy": plan.config.privacy.model_dump(mode="json") if plan.config.privacy is not None else None,
+        "limits": [*((PHANTOM_LIMIT,) if plan.phantom else ()), *LIMITS],
+    }
+
+
+def write_card(path: Path, card: dict[str, Any], sha256: str) -> None:
+    """Write the card for a person to read, beside the model it belongs to."""
+    lines = [f"# {card['run']}, round {card['round']} of {card['rounds']}", ""]
+    lines += [f"- {limit}" for limit in card["limits"]]
+    lines += [
+        f"- Data: {card['data']}{' (phantom)' if card['phantom'] else ''}; classes: {', '.join(card['classes'])}",
+        f"- Model: {card['model']['backbone']} at {card['model']['image_size']} px, adapter "
+        f"{card['model']['adapter']['group']}; strategy {card['strategy']}, seed {card['seed']}",
+        f"- sha256 of the file: {sha256}",
+        "",
+        "| site | training images |",
+        "| --- | --- |",
+        *(f"| {site} | {count} |" for site, count in card["sites"].items()),
+        *(f"| {site} | not in this round: {why} |" for site, why in card["left_out"].items()),
+    ]
+    for split, figures in {**card["metrics"], "external": card["external"]}.items():
+        if figures:
+            lines += ["", f"| {split} | value |", "| --- | --- |"]
+            lines += [f"| {name} | {'undefined' if value is None else value} |" for name, value in figures.items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 6) if value == value else None

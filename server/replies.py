@@ -1,0 +1,86 @@
+"""Replies of a round, whatever they answer: whose they are, and whether they belong to this round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Message
+from torch import Tensor
+
+from popmi_core.errors import UpdateError
+from popmi_core.protocol import JSON_KEY, REPORT, Report, parse_report
+
+Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a valid update of this round looks like; ``asked`` names the site behind each message id."""
+
+    run: str
+    server_round: int
+    layout: Layout
+    asked: Mapping[str, str]
+    control: bool = False
+
+
+@dataclass(frozen=True)
+class SiteOutcome:
+    """How one site fared in one phase of a round."""
+
+    site: str
+    outcome: str
+    reason: str = ""
+    bytes_up: int = 0
+    bytes_down: int = 0
+    report: Report | None = None
+
+
+def layout_of(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Return shape and dtype of every tensor."""
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+
+
+def open_replies(replies: Iterable[Message], expected: Expected) -> tuple[dict[str, Message], list[SiteOutcome]]:
+    """Sort replies by site and set failed, duplicate, stray and missing ones aside.
+
+    A killed site's error comes back under the server's own node id, so a reply is known by the message it answers
+    wherever it carries an error.
+    """
+    opened: dict[str, Message] = {}
+    outcomes: dict[str, SiteOutcome] = {}
+    for message in replies:
+        site = expected.asked.get(message.metadata.reply_to_message_id)
+        if site is None or site in opened or site in outcomes:
+            continue
+        if message.has_error():
+            outcomes[site] = SiteOutcome(site, "failed", f"the site's app ended: {message.error.reason or 'no reason'}")
+        else:
+            opened[site] = message
+    for site in expected.asked.values():
+        if site not in opened and site not in outcomes:
+            outcomes[site] = SiteOutcome(site, "unreachable", "no reply before the deadline")
+    return dict(sorted(opened.items())), sorted(outcomes.values(), key=lambda item: item.site)
+
+
+def read_report(message: Message, site: str, expected: Expected) -> Report:
+    """Return the report of a reply, checked against the round it should belong to.
+
+    Raises:
+        UpdateError: If there is none, or it answers another run or round.
+    """
+    record = message.content.config_records.get(REPORT)
+    report = parse_report(record.get(JSON_KEY) if record is not None else None, site=site)
+    if (report.run, report.server_round) != (expected.run, expected.server_round):
+        raise UpdateError(
+            f"site {site}: the reply belongs to run {report.run}, round {report.server_round}; expected run "
+            f"{expected.run}, round {expected.server_round}. A late or repeated reply is not counted."
+        )
+    return report
+
+
+def payload_bytes(message: Message) -> int:
+    """Return the bytes of a message's tensors; its few figures are not counted."""
+    return sum(record.count_bytes() for record in message.content.array_records.values())

@@ -1,0 +1,79 @@
+"""Collect what the global model is worth: per site, pooled over the sites, and on the external test set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import Message
+from torch import Tensor, nn
+
+from popmi_core.data import load_site
+from popmi_core.errors import UpdateError
+from popmi_core.metrics import PooledMetrics, ScoreSummary, classification_metrics, pool_summaries
+from popmi_core.models import load_exchanged, predict
+from popmi_core.protocol import SCORES_PREFIX, Report, Split
+from server.replies import Expected, SiteOutcome, open_replies, payload_bytes, read_report
+
+
+@dataclass
+class Evaluation:
+    """Figures by site and split, pooled by split, and the site reports they came with."""
+
+    sites: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
+    pooled: dict[str, PooledMetrics] = field(default_factory=dict)
+    external: dict[str, float] = field(default_factory=dict)
+
+
+def collect(
+    replies: Iterable[Message], expected: Expected, splits: tuple[Split, ...]
+) -> tuple[Evaluation, list[SiteOutcome]]:
+    """Return the evaluation of a round and one outcome for every site that was asked."""
+    opened, outcomes = open_replies(replies, expected)
+    result = Evaluation()
+    summaries: dict[str, list[ScoreSummary]] = {split: [] for split in splits}
+    for site, message in opened.items():
+        size = payload_bytes(message)
+        try:
+            report = read_report(message, site, expected)
+            if report.error is not None:
+                outcomes.append(SiteOutcome(site, "failed", report.error, bytes_up=size, report=report))
+                continue
+            received = {split: _summary(message, site, split) for split in splits}
+        except UpdateError as error:
+            outcomes.append(SiteOutcome(site, "quarantined", str(error), bytes_up=size))
+            continue
+        for split, summary in received.items():
+            summaries[split].append(summary)
+        result.sites[site] = {split: _figures(report, split) for split in splits}
+        outcomes.append(SiteOutcome(site, "ok", bytes_up=size, report=report))
+    result.pooled = {split: pool_summaries(items) for split, items in summaries.items() if items}
+    return result, sorted(outcomes, key=lambda item: item.site)
+
+
+def evaluate_external(
+    model: nn.Module, state: Mapping[str, Tensor], folder: str, *, image_size: int
+) -> dict[str, float]:
+    """Return the figures of ``state`` on a labelled set that no site trains on."""
+    data = load_site("external", folder, image_size=image_size, phantom_images=0, seed=0).external
+    load_exchanged(model, dict(state))
+    return classification_metrics(predict(model, data.images), data.targets)
+
+
+def _summary(message: Message, site: str, split: str) -> ScoreSummary:
+    record = message.content.array_records.get(SCORES_PREFIX + split)
+    if record is None:
+        raise UpdateError(f"site {site}: no scores of split {split}. Check that the site runs the same POPMI version.")
+    try:
+        arrays = {name: np.array(array.numpy()) for name, array in record.items()}
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise UpdateError(f"site {site}: the scores of split {split} cannot be decoded. The payload is damaged.") from error
+    return ScoreSummary.from_arrays(arrays)
+
+
+def _figures(report: Report, split: str) -> dict[str, float | None]:
+    prefix = f"{split}."
+    return {
+        name.removeprefix(prefix): value for name, value in sorted(report.metrics.items()) if name.startswith(prefix)
+    }

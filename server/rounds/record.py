@@ -1,0 +1,242 @@
+"""Write down every round: figures into the record, the global model with its card beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from popmi_core.checkpoints import load_state, save_state
+from popmi_core.errors import RunError
+from popmi_core.fusion import Fused
+from popmi_core.protocol import Progress, RunPlan
+from server.card import model_card, write_card
+from server.environment import describe_environment
+from server.replies import SiteOutcome
+from server.roster import Roster
+from server.rounds.evaluate import Evaluation
+from server.rounds.match import MatchedUpdate
+from server.store import RunWriter
+from server.store.schema import RECORD_NAME
+
+log = logging.getLogger("popmi.round")
+Figure = float | tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """All that happened in one round. Seconds are wall time at the server; ``fused`` is None for a void round."""
+
+    server_round: int
+    seconds: float
+    seconds_combine: float
+    train: list[SiteOutcome]
+    evaluate: list[SiteOutcome]
+    matched: list[MatchedUpdate]
+    fused: Fused | None
+    note: str
+    evaluation: Evaluation
+    bytes_down: int = 0
+
+
+class RunRecorder:
+    """The record of one run: open it, write rounds, close it with an honest status."""
+
+    def __init__(self, plan: RunPlan, writer: RunWriter, last_round: int) -> None:
+        self.plan, self.writer, self.last_round = plan, writer, last_round
+        self.folder = Path(plan.folder)
+        self.roster = Roster()
+
+    @classmethod
+    def open(cls, plan: RunPlan, writer: RunWriter) -> RunRecorder:
+        """Begin a new record, or go on with the one in the folder at its last finished round."""
+        if plan.resume:
+            return cls(plan, writer, writer.resume_run())
+        writer.start_run(
+            plan.run,
+            config=plan.config.model_dump(mode="json"),
+            environment=describe_environment(),
+            strategy=plan.config.strategy,
+            seed=plan.config.seed,
+            rounds_planned=plan.config.rounds,
+            data_name=plan.data_name,
+            phantom=plan.phantom,
+            classes=list(plan.classes),
+            sites=[item.site for item in plan.lineup],
+        )
+        return cls(plan, writer, 0)
+
+    def last_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the global model and the carried state of the last finished round.
+
+        Raises:
+            ModelError: If a file is missing or damaged.
+        """
+        carried = self._carried_path(self.last_round)
+        return load_state(self._model_path(self.last_round))[0], load_state(carried)[0] if carried.exists() else {}
+
+    def joined(self, roster: Roster) -> None:
+        """Note who takes part and who was refused, with the reason."""
+        self.roster = roster
+        for site, reason in sorted(roster.refused.items()):
+            self.writer.event(f"{site} could not join: {reason}", level="error")
+        for site, report in sorted(roster.reports.items()):
+            if report.skipped_rows:
+                self.writer.event(f"{site}: {report.skipped_rows} unusable row(s) skipped", level="warning")
+        told = Progress(kind="joined", rounds=self.plan.config.rounds, notes=tuple(roster.evaluators))
+        log.info("%d sites joined: %s", len(told.notes), ", ".join(told.notes), extra={"progress": told})
+
+    def begin_round(self, server_round: int) -> None:
+        """Open a round."""
+        self.writer.start_round(server_round)
+        for site, reason in sorted(self.roster.refused.items()):
+            self.writer.record_site(server_round, site, phase="train", outcome="failed", reason=reason)
+
+    def end_round(self, done: RoundResult, global_model: Mapping[str, Tensor], carried: Mapping[str, Tensor]) -> None:
+        """Write the model first and close the round last: what the record calls finished can be resumed."""
+        self._record_sites(done)
+        self._record_figures(done)
+        for update in done.matched:
+            self.writer.record_match(
+                done.server_round, update.site, gains=update.gains, identity=update.identity, note=update.note or None
+            )
+        card = model_card(self.plan, done)
+        digest = save_state(self._model_path(done.server_round), global_model, {"card": json.dumps(card)})
+        write_card(self._model_path(done.server_round).with_suffix(".md"), card, digest)
+        if carried:
+            save_state(self._carried_path(done.server_round), carried)
+            self._carried_path(done.server_round - 2).unlink(missing_ok=True)
+        self.writer.finish_round(
+            done.server_round,
+            outcome="ok" if done.fused is not None else "void",
+            seconds_total=done.seconds,
+            seconds_train=_busy(done.train),
+            seconds_fuse=done.seconds_combine,
+            seconds_evaluate=_busy(done.evaluate),
+            notes=_notes(done),
+            model_sha256=digest,
+        )
+        self.last_round = done.server_round
+        self._tell(done)
+
+    def _record_sites(self, done: RoundResult) -> None:
+        for phase, outcomes in (("train", done.train), ("evaluate", done.evaluate)):
+            for item in outcomes:
+                report = item.report
+                self.writer.record_site(
+                    done.server_round,
+                    item.site,
+                    phase=phase,
+                    outcome=item.outcome,
+                    reason=item.reason or None,
+                    num_examples=report.num_examples if report else None,
+                    seconds=report.seconds if report else None,
+                    bytes_up=item.bytes_up,
+                    bytes_down=done.bytes_down,
+                    epsilon=report.epsilon if report else None,
+                    train_loss=report.metrics.get("train.loss") if report else None,
+                )
+
+    def _record_figures(self, done: RoundResult) -> None:
+        for item in done.train:
+            if item.report is not None and (loss := item.report.metrics.get("train.loss")) is not None:
+                self.writer.record_metrics(done.server_round, item.site, "train", {"nll": loss})
+        for site, splits in done.evaluation.sites.items():
+            for split, figures in splits.items():
+                self.writer.record_metrics(done.server_round, site, split, _nan(figures))
+        for split, figures in pooled_figures(done.evaluation).items():
+            self.writer.record_metrics(done.server_round, "global", split, figures)
+        if done.evaluation.external:
+            self.writer.record_metrics(done.server_round, "external", "external", done.evaluation.external)
+
+    def _tell(self, done: RoundResult) -> None:
+        figures = {name: _value(item) for name, item in pooled_figures(done.evaluation).get("val", {}).items()}
+        troubles = tuple(f"{item.site}: {item.outcome}: {item.reason}" for item in done.train if item.outcome != "ok")
+        notes = (*troubles, *((done.note,) if done.note else ()))
+        told = Progress(
+            kind="round",
+            server_round=done.server_round,
+            rounds=self.plan.config.rounds,
+            seconds=done.seconds,
+            figures=figures,
+            notes=notes,
+        )
+        log.info(
+            "round %d/%d: AUROC %s, balanced accuracy %s (validation), %.1f s%s",
+            done.server_round, told.rounds, _short(figures.get("auroc")), _short(figures.get("balanced_accuracy")),
+            done.seconds, "".join(f"\n  {note}" for note in notes), extra={"progress": told},
+        )  # fmt: skip
+
+    def _model_path(self, server_round: int) -> Path:
+        return self.folder / "models" / f"round-{server_round:03d}.safetensors"
+
+    def _carried_path(self, server_round: int) -> Path:
+        return self.folder / "state" / f"round-{server_round:03d}.safetensors"
+
+
+def open_writer(plan: RunPlan) -> RunWriter:
+    """Return the writer of the run folder's record.
+
+    Raises:
+        RunError: If the folder cannot be made.
+    """
+    folder = Path(plan.folder)
+    try:
+        for part in (folder / "models", folder / "state"):
+            part.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make run folder {folder}: {error.strerror}. Choose another --out.") from error
+    return RunWriter(folder / RECORD_NAME)
+
+
+def pooled_figures(evaluation: Evaluation) -> dict[str, dict[str, Figure]]:
+    """Return figures pooled over the sites, by split: value and bounds, and means weighted by images where no pool is.
+
+    The rotation consistency of all images is exactly the mean of the sites' weighted by their images; so is the loss.
+    """
+    result: dict[str, dict[str, Figure]] = {}
+    for split, pooled in evaluation.pooled.items():
+        result[split] = {name: (item.value, item.lower, item.upper) for name, item in pooled.figures.items()}
+        weights = {site: figures[split].get("num_examples") or 0.0 for site, figures in evaluation.sites.items()}
+        for name in ("nll", "rotation_consistency", "rotation_variation"):
+            result[split][name] = _weighted(
+                [(evaluation.sites[site][split].get(name), weight) for site, weight in weights.items()]
+            )
+    return result
+
+
+def _weighted(pairs: Sequence[tuple[float | None, float]]) -> float:
+    known = [(value, weight) for value, weight in pairs if value is not None and weight > 0]
+    total = math.fsum(weight for _, weight in known)
+    return math.fsum(value * weight for value, weight in known) / total if total else math.nan
+
+
+def _notes(done: RoundResult) -> dict[str, object]:
+    fused = done.fused
+    return {
+        "weights": dict(fused.weights) if fused is not None else {},
+        "rules": dict(fused.notes) if fused is not None else {},
+        **({"void": done.note} if done.note else {}),
+    }
+
+
+def _busy(outcomes: Sequence[SiteOutcome]) -> float:
+    return math.fsum(item.report.seconds for item in outcomes if item.report is not None)
+
+
+def _nan(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in figures.items()}
+
+
+def _value(figure: Figure) -> float | None:
+    value = figure[0] if isinstance(figure, tuple) else figure
+    return value if math.isfinite(value) else None
+
+
+def _short(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
