@@ -57,19 +57,19 @@ class Device:
 DEVICES: Mapping[str, Device] = MappingProxyType(
     {
         "phantom_video": Device(
-            (1.06, 0.86, 0.86), 1.15, 0.80, 0.020, 0.10, 0.08, 0.02, 0.00, 0.02, 0.15, 0.012, 6.0, 1.0
+            (1.05, 0.90, 0.90), 1.15, 0.80, 0.018, 0.10, 0.08, 0.00, 0.00, 0.02, 0.15, 0.012, 6.0, 1.0
         ),
         "phantom_polarised": Device(
-            (0.93, 0.92, 1.00), 0.95, 1.00, 0.006, 0.22, 0.10, 0.05, 0.03, 0.00, 0.35, 0.008, 3.0, 1.9
+            (0.93, 0.94, 1.03), 0.95, 1.00, 0.006, 0.22, 0.10, 0.05, 0.03, 0.00, 0.35, 0.008, 3.0, 1.9
         ),
         "phantom_contact": Device(
             (1.08, 1.04, 1.02), 1.10, 1.12, 0.009, 0.32, 0.16, 0.08, 0.05, 0.22, 0.30, 0.010, 5.0, 1.5
         ),
         "phantom_slide": Device(
-            (0.99, 0.88, 0.72), 0.90, 0.95, 0.015, 0.06, 0.06, 0.00, 0.00, 0.10, 0.20, 0.028, 2.0, 1.6
+            (0.99, 0.90, 0.77), 0.95, 0.95, 0.014, 0.06, 0.06, 0.00, 0.00, 0.10, 0.20, 0.018, 2.0, 1.6
         ),
         "phantom_ruler": Device(
-            (0.88, 0.90, 0.94), 0.80, 0.90, 0.010, 0.15, 0.20, 0.35, 0.40, 0.15, 0.30, 0.012, 11.0, 1.0
+            (0.88, 0.90, 0.94), 0.85, 0.90, 0.010, 0.15, 0.20, 0.35, 0.40, 0.15, 0.30, 0.012, 7.0, 1.0
         ),
     }
 )
@@ -147,7 +147,7 @@ def _light(rng: np.random.Generator, count: int, size: int, device: Device) -> F
     light = 1.0 + each(uniform(rng, 0, device.tilt, (count,))) * slope
     light *= 1.0 - each(uniform(rng, 0.4, 1.4, (count,))) * device.vignette * 0.5 * square
     closed = rng.random(count) < device.corners
-    aperture = each(np.where(closed, uniform(rng, 1.0, 1.2, (count,)), 9.0).astype(np.float32))
+    aperture = each(np.where(closed, uniform(rng, 1.05, 1.3, (count,)), 9.0).astype(np.float32))
     light *= sigmoid((25.0 * (aperture - np.sqrt(square))).astype(np.float32))
     return np.asarray(light, dtype=np.float32)
 

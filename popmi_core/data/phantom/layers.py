@@ -15,7 +15,7 @@ import numpy.typing as npt
 from popmi_core.data.phantom.canvas import Floats
 
 _MELANIN = np.array([0.62, 1.02, 1.22], dtype=np.float32)  # absorbance per unit, red green blue
-_BLOOD = np.array([0.20, 1.05, 0.72], dtype=np.float32)
+_BLOOD = np.array([0.20, 1.00, 0.67], dtype=np.float32)
 _BLUE_GREY = np.array([0.40, 0.43, 0.55], dtype=np.float32)
 _WHITE = np.array([0.97, 0.92, 0.90], dtype=np.float32)
 _KERATIN = np.array([0.86, 0.66, 0.38], dtype=np.float32)
@@ -61,5 +61,7 @@ class Stack:
         seen = skin[:, None, None, :] * np.exp(-absorbed)
         for name, tint in (("deep", _BLUE_GREY), ("keratin", _KERATIN), ("white", _WHITE)):
             cover = np.clip(sums[name], 0.0, 0.92)[..., None]
-            seen += cover * (tint - seen)
+            # Half of the brightness below shines through: a cover is no paint.
+            shade = 0.5 + 0.5 * seen.mean(axis=-1, keepdims=True) / 0.6
+            seen += cover * (tint * np.minimum(shade, 1.1) - seen)
         return np.asarray(seen, dtype=np.float32)

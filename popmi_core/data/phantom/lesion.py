@@ -113,7 +113,7 @@ def draw_lesion(
     y = grid[None, :, None] - outline.centre[:, 1, None, None]
     angle = np.arctan2(y, x).astype(np.float32)
     depth = 1.0 - np.hypot(x, y) / outline.radius_at(angle)
-    depth += irregularity[:, None, None] * smooth_noise(rng, count, size, 1.5, 9.0)
+    depth += irregularity[:, None, None] * smooth_noise(rng, count, size, 1.0, 6.0)
     rays = np.maximum(np.cos(uniform(rng, 14, 24, (count, 1, 1)).round() * angle), 0.0) ** 2
     side = np.maximum(np.cos(angle - uniform(rng, -np.pi, np.pi, (count, 1, 1))) + 0.2, 0.0)
     depth += 0.3 * streaks[:, None, None] * rays * side

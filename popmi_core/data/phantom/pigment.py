@@ -23,16 +23,16 @@ def each(values: Floats) -> Floats:
 
 def network(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
     """Typical pigment network: thin brown lines around pale holes, fading at the edge."""
-    lines = 1.0 - 2.2 * np.abs(smooth_noise(rng, len(lesion), lesion.size, 9.0, 13.0))
+    lines = np.maximum(1.0 - 1.8 * np.abs(smooth_noise(rng, len(lesion), lesion.size, 13.0, 18.0)), -0.35)
     fade = sigmoid((6.0 * (0.75 - lesion.depth)).astype(np.float32))
-    return Layers(melanin=(0.75 * each(amount) * lesion.inside * fade * lines).astype(np.float32))
+    return Layers(melanin=(0.5 * each(amount) * lesion.inside * fade * lines).astype(np.float32))
 
 
 def atypical_network(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
     """Atypical network: wide, dark, uneven meshes in a part of the lesion that ends abruptly."""
-    lines = np.maximum(1.0 - 1.5 * np.abs(smooth_noise(rng, len(lesion), lesion.size, 4.0, 8.0)), 0.0)
+    lines = np.maximum(1.0 - 1.4 * np.abs(smooth_noise(rng, len(lesion), lesion.size, 6.0, 11.0)), 0.0)
     part = sigmoid(5.0 * smooth_noise(rng, len(lesion), lesion.size, 0.5, 2.0))
-    return Layers(melanin=(1.7 * each(amount) * lesion.inside * part * lines).astype(np.float32))
+    return Layers(melanin=(1.1 * each(amount) * lesion.inside * part * lines).astype(np.float32))
 
 
 def globules(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
@@ -50,8 +50,8 @@ def blotch(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
     where = lesion.outline.scatter(rng, 2, 0.75)
     sigma = lesion.outline.radius[:, None] * uniform(rng, 0.18, 0.4, (len(lesion), 2))
     area = splat(where, sigma, np.ones_like(sigma), lesion.size)
-    edge = sigmoid(9.0 * (area - 0.5 + 0.18 * smooth_noise(rng, len(lesion), lesion.size, 2.0, 8.0)))
-    return Layers(melanin=1.8 * each(amount) * lesion.inside * edge)
+    edge = sigmoid(6.0 * (area - 0.5 + 0.18 * smooth_noise(rng, len(lesion), lesion.size, 2.0, 8.0)))
+    return Layers(melanin=1.5 * each(amount) * lesion.inside * edge)
 
 
 def veil(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
@@ -59,9 +59,9 @@ def veil(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
     where = lesion.outline.scatter(rng, 1, 0.6)
     sigma = lesion.outline.radius[:, None] * uniform(rng, 0.3, 0.65, (len(lesion), 1))
     area = splat(where, sigma, np.ones_like(sigma), lesion.size)
-    area = sigmoid(7.0 * (area - 0.45 + 0.2 * smooth_noise(rng, len(lesion), lesion.size, 1.0, 5.0)))
+    area = sigmoid(5.0 * (area - 0.5 + 0.25 * smooth_noise(rng, len(lesion), lesion.size, 1.0, 5.0)))
     cover = each(amount) * lesion.inside * area
-    return Layers(melanin=0.35 * cover, deep=0.85 * cover, white=0.16 * cover)
+    return Layers(melanin=0.1 * cover, deep=1.0 * cover, white=0.18 * cover)
 
 
 def regression(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
@@ -71,13 +71,13 @@ def regression(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Laye
     sigma = uniform(rng, 0.012, 0.022, (len(lesion), 60))
     pepper = splat(where, sigma, np.full_like(sigma, 0.8) * amount[:, None], lesion.size) * area
     cover = each(amount) * area
-    return Layers(melanin=-0.9 * cover, blood=0.12 * cover, white=0.5 * cover, deep=pepper)
+    return Layers(melanin=-0.9 * cover, blood=0.12 * cover, white=0.3 * cover, deep=pepper)
 
 
 def ridges(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
     """Fissures and ridges: a cerebriform pattern of wide folds over a stuck-on plaque."""
     folds = np.tanh(2.5 * smooth_noise(rng, len(lesion), lesion.size, 3.5, 6.0))
-    return Layers(melanin=0.5 * each(amount) * lesion.inside * folds)
+    return Layers(melanin=0.35 * each(amount) * lesion.inside * folds)
 
 
 def leaves(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
@@ -104,15 +104,15 @@ def nests(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
     sigma = np.repeat(uniform(rng, 0.03, 0.085, (n, count)), 3, axis=1)
     height = np.repeat(0.6 * present * amount[:, None], 3, axis=1).astype(np.float32)
     ovals = np.minimum(splat(paths.reshape(n, -1, 2), sigma, height, lesion.size), 1.0)
-    return Layers(melanin=0.5 * ovals, deep=0.9 * ovals)
+    return Layers(melanin=0.45 * ovals, deep=0.7 * ovals)
 
 
 def freckles(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
     """Sun-damaged skin around any lesion: blotchy brown and red."""
     noise = smooth_noise(rng, len(lesion), lesion.size, 1.5, 9.0)
     red = smooth_noise(rng, len(lesion), lesion.size, 1.0, 6.0)
-    spots = np.maximum(noise - 0.3, 0.0) * each(amount)
-    return Layers(melanin=0.28 * spots, blood=0.16 * each(amount) * red)
+    spots = np.maximum(noise, -0.8) * each(amount)
+    return Layers(melanin=0.1 * spots, blood=0.08 * each(amount) * red)
 
 
 def hair(rng: np.random.Generator, amount: Floats, size: int) -> Floats:
@@ -122,6 +122,6 @@ def hair(rng: np.random.Generator, amount: Floats, size: int) -> Floats:
     main = uniform(rng, -np.pi, np.pi, (n, 1)) + 0.45 * rng.standard_normal((n, count))
     length = uniform(rng, 0.5, 2.4, (n, count))
     paths = bend(start, main.astype(np.float32), length, uniform(rng, -1.3, 1.3, (n, count)), steps)
-    sigma = np.repeat(uniform(rng, 0.006, 0.013, (n, count, 1)), steps, axis=2)
+    sigma = np.repeat(uniform(rng, 0.004, 0.009, (n, count, 1)), steps, axis=2)
     shown = uniform(rng, 0.0, 1.0, (n, count)) < amount[:, None]
     return np.minimum(stroke(paths, sigma, shown.astype(np.float32), size), 1.0)

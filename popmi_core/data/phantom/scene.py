@@ -11,7 +11,7 @@ from popmi_core.data.phantom.layers import Layers, Stack
 from popmi_core.data.phantom.lesion import Lesion, draw_lesion, draw_outline
 from popmi_core.data.phantom.pigment import each, freckles
 
-_SKIN = np.array([0.95, 0.76, 0.70], dtype=np.float32)
+_SKIN = np.array([0.96, 0.80, 0.76], dtype=np.float32)
 
 
 def draw_scene(rng: np.random.Generator, targets: npt.NDArray[np.int64], *, zoom: float, image_size: int) -> Floats:
@@ -35,10 +35,11 @@ def _ground(rng: np.random.Generator, lesion: Lesion, traits: Traits) -> Layers:
     """Pigment and blood of the lesion before any structure: uneven, darker towards the middle or the rim."""
     uneven = 1.0 + each(traits.variegation) * smooth_noise(rng, len(lesion), lesion.size, 0.7, 6.0)
     slope = each(uniform(rng, -0.35, 0.5, (len(lesion),))) * np.maximum(lesion.depth, 0.0)
-    body = lesion.inside * np.maximum(uneven + slope, 0.15)
-    texture = 0.03 * smooth_noise(rng, len(lesion), lesion.size, 10.0, 20.0)
+    grain = smooth_noise(rng, len(lesion), lesion.size, 6.0, 22.0)
+    body = lesion.inside * np.maximum(uneven + slope + 0.14 * grain, 0.15)
+    texture = 0.028 * grain + 0.05 * smooth_noise(rng, len(lesion), lesion.size, 0.7, 3.0)
     return Layers(
-        melanin=(each(traits.melanin) * body + texture).astype(np.float32),
+        melanin=(each(traits.melanin) * body + 0.03 + texture).astype(np.float32),
         blood=(each(traits.blood) * lesion.inside * (2.0 - uneven)).astype(np.float32),
     )
 
@@ -46,6 +47,6 @@ def _ground(rng: np.random.Generator, lesion: Lesion, traits: Traits) -> Layers:
 def _skin(rng: np.random.Generator, count: int) -> Floats:
     """Skin of each picture, ``[n, 3]``: mostly light skin types, as in the public sets this stands in for."""
     melanin = np.abs(rng.standard_normal((count, 1))) * 0.12
-    blood = np.abs(rng.standard_normal((count, 1))) * 0.14
-    tone = _SKIN * np.exp(-melanin * np.array([0.62, 1.02, 1.22]) - blood * np.array([0.20, 1.05, 0.72]))
+    blood = np.abs(rng.standard_normal((count, 1))) * 0.10
+    tone = _SKIN * np.exp(-melanin * np.array([0.62, 1.02, 1.22]) - blood * np.array([0.20, 1.00, 0.67]))
     return tone.astype(np.float32)

@@ -77,10 +77,10 @@ def ulcer(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
 
 def lacunae(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
     """Lacunae: sharply bounded round clods, red to maroon, blue-black where clotted, parted by pale septa."""
-    n, count = len(lesion), 16
+    n, count = len(lesion), 24
     points = lesion.outline.scatter(rng, count, 0.85)
-    sigma = lesion.outline.radius[:, None] * uniform(rng, 0.12, 0.3, (n, count))
-    clods = sigmoid(9.0 * (splat(points, sigma, np.ones_like(sigma), lesion.size) - 0.75))
+    sigma = lesion.outline.radius[:, None] * uniform(rng, 0.08, 0.2, (n, count))
+    clods = sigmoid(9.0 * (splat(points, sigma, np.ones_like(sigma), lesion.size) - 0.6))
     clotted = np.where(uniform(rng, 0, 1, (n,)) < 0.3, uniform(rng, 0.5, 1.6, (n,)), 0.1).astype(np.float32)
     blue = np.where(uniform(rng, 0, 1, (n,)) < 0.35, uniform(rng, 0.2, 0.6, (n,)), 0.0).astype(np.float32)
     cover = each(amount) * np.maximum(lesion.inside, 0.6 * clods)
