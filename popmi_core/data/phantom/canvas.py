@@ -20,7 +20,8 @@ _PERIOD = 1.5  # fields; noise repeats only outside the picture
 
 def axis(size: int) -> Floats:
     """Return the pixel centres of one axis, ``[size]``, in half-fields."""
-    return ((np.arange(size, dtype=np.float32) + 0.5) * (2.0 / size) - 1.0).astype(np.float32)
+    centres: Floats = ((np.arange(size, dtype=np.float32) + 0.5) * (2.0 / size) - 1.0).astype(np.float32)
+    return centres
 
 
 def uniform(rng: np.random.Generator, low: float, high: float, shape: tuple[int, ...]) -> Floats:
@@ -30,7 +31,8 @@ def uniform(rng: np.random.Generator, low: float, high: float, shape: tuple[int,
 
 def sigmoid(values: Floats) -> Floats:
     """Return ``1 / (1 + exp(-values))`` without overflow, same shape."""
-    return np.float32(0.5) * (np.tanh(np.float32(0.5) * values) + np.float32(1.0))
+    risen: Floats = np.float32(0.5) * (np.tanh(np.float32(0.5) * values) + np.float32(1.0))
+    return risen
 
 
 @lru_cache(maxsize=64)
@@ -62,7 +64,7 @@ def _spectrum(low: float, high: float) -> tuple[int, Floats]:
 def smooth_noise(rng: np.random.Generator, count: int, size: int, low: float, high: float) -> Floats:
     """Return isotropic Gaussian noise of variance one, ``[count, size, size]``.
 
-    Random Fourier synthesis (Shinozuka and Deodatis 1996, doi:10.1115/1.3101883) between ``low`` and ``high``
+    Random Fourier synthesis (Shinozuka and Deodatis 1996, Appl. Mech. Rev. 49:29) between ``low`` and ``high``
     cycles per field; waves finer than two pixels are left out, so small images lose detail as a camera does.
     """
     orders, amplitude = _spectrum(low, high)
@@ -121,4 +123,5 @@ def bend(start: Floats, heading: Floats, length: Floats, curl: Floats, steps: in
     step = (length / (steps - 1))[..., None, None]
     moves = np.stack([np.cos(angle), np.sin(angle)], axis=-1) * step
     path = np.cumsum(moves, axis=2) - moves[:, :, :1]
-    return (start[:, :, None, :] + path).astype(np.float32)
+    arcs: Floats = (start[:, :, None, :] + path).astype(np.float32)
+    return arcs

@@ -1,8 +1,8 @@
 """How a device turns skin into a photograph: colour, light, lens, marks, noise and compression.
 
-The five devices differ as the sources of public dermoscopy sets do (colour and light between devices: Barata et al. 2015,
-doi:10.1109/JBHI.2014.2336473; hair, ruler marks, gel bubbles, dark corners as confounders: Bissoto et al. 2020,
-doi:10.1109/CVPRW50498.2020.00378). None copies a real device.
+The devices differ as the sources of public dermoscopy sets do: in colour and light (Barata et al. 2015, Improving
+dermoscopy image classification using color constancy, IEEE JBHI 19:1146) and in hair, ruler marks, gel bubbles and
+dark corners (Bissoto et al. 2020, Debiasing skin lesion datasets and models? Not so fast). None copies a real device.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def _rows(site: str, drawn: Drawn, seed: int) -> list[tuple[str, ...]]:
     rng = np.random.default_rng([seed, 2])
     count = int(drawn.lesions.max()) + 1
     ages, sexes, places = (rng.integers(0, most, count) for most in (15, 10, len(_PLACES)))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for index, (target, lesion, split) in enumerate(zip(drawn.targets, drawn.lesions, drawn.splits, strict=True)):
         age = "" if ages[lesion] == 0 else str(15 + 5 * int(ages[lesion]))
         sex = ("", "female", "male")[min(1 + int(sexes[lesion]) % 2, 2) if sexes[lesion] else 0]

@@ -59,11 +59,9 @@ def make_phantom_site(site: str, *, num_images: int, image_size: int, seed: int)
         DataError: If the site is not in PHANTOM_SITES, or there are fewer than 10 images or 8 pixels a side.
     """
     drawn = draw_site(site, num_images=num_images, image_size=image_size, seed=seed)
-    parts = [
-        ImageSet(drawn.images[drawn.splits == split], drawn.targets[drawn.splits == split])
-        for split in range(len(SPLITS))
-    ]
-    return SiteData(site, DERMOSCOPY_CLASSES, *parts, external=ImageSet.empty(image_size), phantom=True)
+    whole = ImageSet(drawn.images, drawn.targets)
+    train, val, test = (whole.subset(drawn.splits == split) for split in range(len(SPLITS)))
+    return SiteData(site, DERMOSCOPY_CLASSES, train, val, test, ImageSet.empty(image_size), phantom=True)
 
 
 def draw_site(site: str, *, num_images: int, image_size: int, seed: int) -> Drawn:
@@ -94,7 +92,7 @@ def draw_site(site: str, *, num_images: int, image_size: int, seed: int) -> Draw
 def count_classes(site: str, num_images: int) -> npt.NDArray[np.int64]:
     """Return images per class of ``site``, ``[7]``: its shares rounded by largest remainder."""
     exact = np.asarray(SHARES[site], dtype=np.float64) * num_images / 1000
-    counts = np.floor(exact).astype(np.int64)
+    counts: npt.NDArray[np.int64] = np.floor(exact).astype(np.int64)
     counts[np.argsort(counts - exact, kind="stable")[: num_images - counts.sum()]] += 1
     return counts
 
@@ -112,7 +110,8 @@ def _plan(
         targets.append(np.full(lesions, target))
         splits.append(rng.permutation(_divide(lesions)))
     order = rng.permutation(sum(map(len, targets)))
-    return tuple(np.concatenate(part).astype(np.int64)[order] for part in (targets, photographs, splits))  # type: ignore[return-value]
+    whole = (np.concatenate(part).astype(np.int64)[order] for part in (targets, photographs, splits))
+    return next(whole), next(whole), next(whole)
 
 
 def _divide(lesions: int) -> npt.NDArray[np.int64]:

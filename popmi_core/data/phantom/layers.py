@@ -1,7 +1,7 @@
 """What lies in the skin, and the colour it gives: a two-pigment absorption model with scattering on top.
 
 Skin colour as Beer-Lambert absorption by melanin and haemoglobin follows Tsumura et al. 1999
-(doi:10.1364/JOSAA.16.002169) and Claridge et al. 2003 (doi:10.1016/S1361-8415(03)00033-1): melanin near the surface is
+(doi:10.1364/JOSAA.16.002169) and Claridge et al. 2003 (Med. Image Anal. 7:489): melanin near the surface is
 brown to black; the same melanin deep in the dermis looks blue-grey (Tyndall effect). Constants are chosen by eye.
 """
 

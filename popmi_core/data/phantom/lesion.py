@@ -1,6 +1,6 @@
 """The outline of a lesion: size, elongation, asymmetry and an irregular, sharp or fading border.
 
-Asymmetry and border are the A and B of the ABCD rule (Nachbar et al. 1994, doi:10.1016/S0190-9622(94)70061-3);
+Asymmetry and border are the A and B of the ABCD rule (Nachbar et al. 1994, J. Am. Acad. Dermatol. 30:551);
 streaks and pseudopods at the edge follow the consensus definitions (Argenziano et al. 2003,
 doi:10.1067/mjd.2003.281).
 """
@@ -47,7 +47,8 @@ class Outline:
         """Return points ``[n, k, 2]``; ``depth [n, k]`` is 1 at the centre, 0 at the contour, negative outside."""
         distance = (1.0 - depth) * self.radius_at(angle)
         offset = np.stack([np.cos(angle), np.sin(angle)], axis=-1) * distance[..., None]
-        return (self.centre[:, None, :] + offset).astype(np.float32)
+        points: Floats = (self.centre[:, None, :] + offset).astype(np.float32)
+        return points
 
     def scatter(self, rng: np.random.Generator, count: int, reach: float = 0.9) -> Floats:
         """Return ``[n, count, 2]`` points spread evenly over the part of the lesion inside ``reach``."""

@@ -2,7 +2,7 @@
 
 Definitions: Argenziano et al. 2003 (doi:10.1067/mjd.2003.281) and the standardised terms of Kittler et al. 2016
 (doi:10.1016/j.jaad.2015.12.038); blue-grey ovoid nests and leaf-like areas: Menzies et al. 2000
-(doi:10.1001/archderm.136.8.1012); ridges and fissures: Braun et al. 2002 (doi:10.1001/archderm.138.12.1556).
+(Arch. Dermatol. 136:1012); ridges and fissures: Braun et al. 2002 (doi:10.1001/archderm.138.12.1556).
 
 Every function takes ``(rng, lesion, amount [n])``, amount 0 to 1, and returns what it adds to the skin.
 """

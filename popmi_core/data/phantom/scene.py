@@ -49,4 +49,5 @@ def _skin(rng: np.random.Generator, count: int) -> Floats:
     melanin = np.abs(rng.standard_normal((count, 1))) * 0.12
     blood = np.abs(rng.standard_normal((count, 1))) * 0.10
     tone = _SKIN * np.exp(-melanin * np.array([0.62, 1.02, 1.22]) - blood * np.array([0.20, 1.00, 0.67]))
-    return tone.astype(np.float32)
+    skin: Floats = tone.astype(np.float32)
+    return skin

@@ -1,8 +1,9 @@
 """Keratin, cysts, scars and scale on or near the surface.
 
-Milia-like cysts and comedo-like openings of seborrhoeic keratosis: Braun et al. 2002 (doi:10.1001/archderm.138.12.1556);
-central white scar-like patch with a delicate ring of network in dermatofibroma: Zaballos et al. 2008
-(doi:10.1001/archdermatol.2007.8); scale of keratinising tumours: Zalaudek et al. 2012 (doi:10.1016/j.jaad.2011.02.011).
+Milia-like cysts and comedo-like openings of seborrhoeic keratosis: Braun et al. 2002
+(doi:10.1001/archderm.138.12.1556). Central white patch with a delicate ring of network in dermatofibroma: Zaballos et
+al. 2008 (doi:10.1001/archdermatol.2007.8). White to yellow scale of actinic keratosis: Zalaudek et al. 2006
+(doi:10.1111/j.1365-2133.2006.07426.x).
 
 Every function takes ``(rng, lesion, amount [n])``, amount 0 to 1, and returns what it adds to the skin.
 """

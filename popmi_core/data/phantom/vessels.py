@@ -1,9 +1,9 @@
 """Blood in the lesion: vessels, lacunae, ulcers and the strawberry pattern.
 
-Vessel types: Argenziano et al. 2004 (doi:10.1001/archderm.140.12.1485); arborising vessels and ulceration of basal cell
-carcinoma: Menzies et al. 2000 (doi:10.1001/archderm.136.8.1012); strawberry pattern of facial actinic keratosis:
-Zalaudek et al. 2006 (doi:10.1111/j.1365-2133.2006.07328.x); red, blue and black lacunae of haemangioma and
-angiokeratoma: Wolf 2002 (doi:10.1159/000049829), Zaballos et al. 2007 (doi:10.1001/archderm.143.3.318).
+Vessel types: Argenziano et al. 2004 (Arch. Dermatol. 140:1485). Arborising vessels and ulceration of basal cell
+carcinoma: Menzies et al. 2000 (Arch. Dermatol. 136:1012). Strawberry pattern of facial actinic keratosis: Zalaudek et
+al. 2006 (doi:10.1111/j.1365-2133.2006.07426.x). Red, blue and black lacunae of haemangioma and angiokeratoma: Wolf 2002
+(Clin. Dermatol. 20:273), Zaballos et al. 2007 (Arch. Dermatol. 143:318).
 
 Every function takes ``(rng, lesion, amount [n])``, amount 0 to 1, and returns what it adds to the skin.
 """
