@@ -18,9 +18,8 @@ PHANTOM_LIMIT = "Trained on a phantom (computer-drawn images): its figures say n
 
 
 def model_card(plan: RunPlan, done: RoundResult) -> dict[str, Any]:
-    """Return the card of a round's global model as plain JSON values; no time stamp, so that equal runs agree."""
+    """Return the card of a round's global model as plain JSON values; no name or time, so that equal runs agree."""
     return {
-        "run": plan.run,
         "round": done.server_round,
         "rounds": plan.config.rounds,
         "strategy": plan.config.strategy,
@@ -44,9 +43,9 @@ def model_card(plan: RunPlan, done: RoundResult) -> dict[str, Any]:
     }
 
 
-def write_card(path: Path, card: dict[str, Any], sha256: str) -> None:
+def write_card(path: Path, run: str, card: dict[str, Any], sha256: str) -> None:
     """Write the card for a person to read, beside the model it belongs to."""
-    lines = [f"# {card['run']}, round {card['round']} of {card['rounds']}", ""]
+    lines = [f"# {run}, round {card['round']} of {card['rounds']}", ""]
     lines += [f"- {limit}" for limit in card["limits"]]
     lines += [
         f"- Data: {card['data']}{' (phantom)' if card['phantom'] else ''}; classes: {', '.join(card['classes'])}",

@@ -107,7 +107,7 @@ class RunRecorder:
             )
         card = model_card(self.plan, done)
         digest = save_state(self._model_path(done.server_round), global_model, {"card": json.dumps(card)})
-        write_card(self._model_path(done.server_round).with_suffix(".md"), card, digest)
+        write_card(self._model_path(done.server_round).with_suffix(".md"), self.plan.run, card, digest)
         if carried:
             save_state(self._carried_path(done.server_round), carried)
             self._carried_path(done.server_round - 2).unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""From a run's description to its plan: which sites there are, where their images lie, where the run is kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import tomli_w
+
+from popmi_core.config import RunConfig
+from popmi_core.data import Federation, locate
+from popmi_core.errors import ConfigError, RunError
+from popmi_core.protocol import POOLED_SITE, Assignment, RunPlan
+
+PLAN_FILE = "plan.json"
+CONFIG_FILE = "config.toml"
+
+
+def plan_run(config: RunConfig, out: Path | None) -> RunPlan:
+    """Return the plan of a new run and write its description into the run folder.
+
+    Raises:
+        ConfigError: If a named site does not exist.
+        RunError: If the folder already holds a run or cannot be written.
+    """
+    federation = locate(config.data.source, image_size=config.model.image_size)
+    sites = choose_sites(config.sites, federation)
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.strategy}-seed{config.seed}"
+    folder = (out or Path("runs") / name).resolve()
+    plan = RunPlan(
+        run=folder.name,
+        config=config,
+        folder=str(folder),
+        data_name=federation.name,
+        phantom=federation.phantom,
+        classes=federation.classes,
+        lineup=_lineup(config, federation, sites, folder),
+        external=federation.external,
+    )
+    _write_plan(plan, folder)
+    return plan
+
+
+def reopen_run(folder: Path) -> RunPlan:
+    """Return the plan of a run that stopped, to go on with it.
+
+    Raises:
+        RunError: If the folder holds no run.
+    """
+    path = folder / PLAN_FILE
+    try:
+        plan = RunPlan.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} holds no run to resume: {PLAN_FILE} is missing or unreadable. Check --resume.") from error
+    # The folder may have been moved since; where it is now counts.
+    return plan.model_copy(update={"resume": True, "folder": str(folder.resolve())})
+
+
+def choose_sites(wanted: tuple[str, ...] | None, federation: Federation) -> list[str]:
+    """Return the sites of the run: all, the first so many, or those named.
+
+    Raises:
+        ConfigError: If a site does not exist or none is left.
+    """
+    known = list(federation.sites)
+    if wanted is None:
+        return known
+    if len(wanted) == 1 and wanted[0].isdigit():
+        count = int(wanted[0])
+        if not 1 <= count <= len(known):
+            raise ConfigError(f"--sites {count}: expected 1 to {len(known)} or names out of {', '.join(known)}.")
+        return known[:count]
+    unknown = [site for site in wanted if site not in known]
+    if unknown or len(set(wanted)) != len(wanted):
+        raise ConfigError(
+            f"sites {', '.join(wanted)}: unknown or repeated: {', '.join(unknown) or 'a name twice'}. "
+            f"{federation.name} has {', '.join(known)}."
+        )
+    return list(wanted)
+
+
+def _lineup(config: RunConfig, federation: Federation, sites: list[str], folder: Path) -> tuple[Assignment, ...]:
+    lineup = [
+        Assignment(site=site, data=(federation.sites[site],), state=str(folder / "sites" / site)) for site in sites
+    ]
+    if config.strategy == "pooled":
+        everything = tuple(federation.sites[site] for site in sites)
+        lineup.append(Assignment(site=POOLED_SITE, data=everything, state=str(folder / "sites" / POOLED_SITE)))
+    return tuple(lineup)
+
+
+def _write_plan(plan: RunPlan, folder: Path) -> None:
+    if (folder / PLAN_FILE).exists():
+        raise RunError(f"{folder} already holds a run. Choose another --out, or go on with it: --resume {folder}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        described = plan.config.model_dump(mode="json", exclude_none=True)
+        (folder / CONFIG_FILE).write_text(tomli_w.dumps(described), encoding="utf-8")
+        (folder / PLAN_FILE).write_text(json.dumps(plan.model_dump(mode="json"), indent=1), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write run folder {folder}: {error.strerror}. Choose another --out.") from error

@@ -1,0 +1,49 @@
+"""The `popmi` command: its sub-commands, and how errors end it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Before anything imports Flower: no call home, no update check, no install at run time.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+
+import typer
+
+from popmi_core import __version__
+from popmi_core.cli import data
+from popmi_core.cli.serve import serve
+from popmi_core.cli.simulate import simulate
+from popmi_core.errors import PopmiError
+
+commands = typer.Typer(
+    name="popmi",
+    help="Federated, rotation-equivariant image classifiers for hospitals that cannot share images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+commands.add_typer(data.app, name="data")
+commands.command()(simulate)
+commands.command()(serve)
+
+
+@commands.callback(invoke_without_command=True)
+def about(version: bool = typer.Option(False, "--version", help="Show the version and end.")) -> None:
+    """Federated, rotation-equivariant image classifiers for hospitals that cannot share images."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def app() -> None:
+    """Run the command line; a POPMI error ends it with its message and its own exit code."""
+    try:
+        commands()
+    except PopmiError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("Stopped.", err=True)
+        sys.exit(130)

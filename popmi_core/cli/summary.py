@@ -1,0 +1,122 @@
+"""What a run came to: one table, or the same as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from popmi_core.cli import apps
+
+RECORD = "record.sqlite"
+COLUMNS = {
+    "auroc": "AUROC",
+    "balanced_accuracy": "balanced acc.",
+    "macro_f1": "macro F1",
+    "ece": "ECE",
+    "rotation_consistency": "same at 90°",
+}
+POOLED_ROW = "all sites together"
+EXTERNAL_ROW = "external test set"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of a run. ``figures`` go by row (a site, all together, external) and name; None is undefined."""
+
+    run: str
+    status: str
+    reason: str | None
+    strategy: str
+    seed: int
+    data: str
+    phantom: bool
+    rounds: int
+    rounds_planned: int
+    seconds: float
+    overhead: float | None
+    split: str
+    figures: dict[str, dict[str, float | None]]
+    epsilon: dict[str, float]
+    folder: str
+    model: str | None
+    report: str
+
+    def to_json(self) -> str:
+        """Return the summary as JSON, sorted by key."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
+
+
+def summarise(folder: Path) -> Summary:
+    """Return the summary of the run in ``folder``, on the test split where it was reached, else on validation.
+
+    ``overhead`` is the share of the rounds' wall time that was neither training nor evaluation.
+    """
+    with apps.load(apps.RUN_READER)(folder / RECORD) as reader:
+        run = reader.run()
+        done = [row for row in reader.rounds(run.id) if row.finished is not None and row.server_round > 0]
+        last = done[-1].server_round if done else 0
+        metrics = [row for row in reader.metrics(run.id) if row.server_round == last]
+        sites = reader.sites(run.id)
+    split = "test" if any(row.split == "test" for row in metrics) else "val"
+    figures: dict[str, dict[str, float | None]] = {}
+    for row in metrics:
+        if row.split in (split, "external"):
+            label = {"global": POOLED_ROW, "external": EXTERNAL_ROW}.get(row.scope, row.scope)
+            figures.setdefault(label, {})[row.name] = row.value
+    total = sum(row.seconds_total or 0.0 for row in done)
+    busy = sum((row.seconds_train or 0.0) + (row.seconds_evaluate or 0.0) for row in done)
+    model = folder / "models" / f"round-{last:03d}.safetensors"
+    return Summary(
+        run=run.name,
+        status=run.status,
+        reason=run.reason,
+        strategy=run.strategy,
+        seed=run.seed,
+        data=run.data_name,
+        phantom=run.phantom,
+        rounds=last,
+        rounds_planned=run.rounds_planned,
+        seconds=round(total, 3),
+        overhead=round((total - busy) / total, 4) if total else None,
+        split=split,
+        figures=figures,
+        epsilon={row.site: row.epsilon for row in sites if row.epsilon is not None},
+        folder=str(folder),
+        model=str(model) if model.exists() else None,
+        report=str(folder / "report.html"),
+    )
+
+
+def print_summary(summary: Summary) -> None:
+    """Print the table and where everything lies."""
+    console = Console()
+    kind = f"{summary.data}, a phantom: not patients" if summary.phantom else summary.data
+    title = f"{summary.strategy}, seed {summary.seed}, {summary.rounds} rounds on {kind}; {summary.split} images"
+    table = Table(title=title, title_justify="left")
+    table.add_column("site")
+    for heading in COLUMNS.values():
+        table.add_column(heading, justify="right")
+    names = sorted(name for name in summary.figures if name not in (POOLED_ROW, EXTERNAL_ROW))
+    for name in [*names, POOLED_ROW, EXTERNAL_ROW]:
+        if name in summary.figures:
+            row = summary.figures[name]
+            table.add_row(name, *(_cell(row, column) for column in COLUMNS))
+    console.print(table)
+    console.print(f"{summary.status}{f': {summary.reason}' if summary.reason else ''}", markup=False, highlight=False)
+    for site, epsilon in sorted(summary.epsilon.items()):
+        console.print(f"epsilon spent at {site}: {epsilon:.3f}", markup=False, highlight=False)
+    where = [("model", summary.model), ("report", summary.report), ("run folder", summary.folder)]
+    for what, path in where:
+        if path is not None:
+            console.print(f"{what:>10}: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _cell(row: dict[str, float | None], column: str) -> str:
+    if column not in row:
+        return "-"
+    value = row[column]
+    return "undefined" if value is None else f"{value:.3f}"
