@@ -20,8 +20,8 @@ _PERIOD = 1.5  # fields; noise repeats only outside the picture
 
 def axis(size: int) -> Floats:
     """Return the pixel centres of one axis, ``[size]``, in half-fields."""
-    centres: Floats = ((np.arange(size, dtype=np.float32) + 0.5) * (2.0 / size) - 1.0).astype(np.float32)
-    return centres
+    centres = (np.arange(size) + 0.5) * (2.0 / size) - 1.0
+    return centres.astype(np.float32)
 
 
 def uniform(rng: np.random.Generator, low: float, high: float, shape: tuple[int, ...]) -> Floats:
@@ -39,7 +39,7 @@ def sigmoid(values: Floats) -> Floats:
 def _basis(size: int, orders: int) -> Floats:
     """Return cosines and sines of 0..orders waves per period at the pixel centres, ``[size, 2 * orders + 1]``."""
     phase = math.pi / _PERIOD * np.outer(axis(size), np.arange(orders + 1))
-    waves = np.concatenate([np.cos(phase), np.sin(phase[:, 1:])], axis=1).astype(np.float32)
+    waves: Floats = np.concatenate([np.cos(phase), np.sin(phase[:, 1:])], axis=1).astype(np.float32)
     waves.setflags(write=False)
     return waves
 

@@ -132,8 +132,8 @@ def _ruler(rng: np.random.Generator, picture: Floats, share: float) -> None:
 
 def _balance(rng: np.random.Generator, picture: Floats, device: Device) -> Floats:
     n = len(picture)
-    gains = np.asarray(device.gains, np.float32) * np.exp(0.035 * rng.standard_normal((n, 3))).astype(np.float32)
-    exposure = np.exp(0.06 * rng.standard_normal((n, 1))).astype(np.float32)
+    gains = np.asarray(device.gains, np.float32) * np.exp(0.045 * rng.standard_normal((n, 3))).astype(np.float32)
+    exposure = 1.04 * np.exp(0.07 * rng.standard_normal((n, 1))).astype(np.float32)
     picture = picture * (gains * exposure)[:, None, None, :]
     grey = picture.mean(axis=-1, keepdims=True)
     return np.asarray(grey + np.float32(device.saturation) * (picture - grey), dtype=np.float32)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from popmi_core.data.phantom.canvas import Floats
 
-_MELANIN = np.array([0.62, 1.02, 1.22], dtype=np.float32)  # absorbance per unit, red green blue
+_MELANIN = np.array([0.52, 1.00, 1.28], dtype=np.float32)  # absorbance per unit, red green blue
 _BLOOD = np.array([0.20, 1.00, 0.67], dtype=np.float32)
 _BLUE_GREY = np.array([0.40, 0.43, 0.55], dtype=np.float32)
 _WHITE = np.array([0.97, 0.92, 0.90], dtype=np.float32)

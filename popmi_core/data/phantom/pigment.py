@@ -23,7 +23,7 @@ def each(values: Floats) -> Floats:
 
 def network(rng: np.random.Generator, lesion: Lesion, amount: Floats) -> Layers:
     """Typical pigment network: thin brown lines around pale holes, fading at the edge."""
-    lines = np.maximum(1.0 - 1.8 * np.abs(smooth_noise(rng, len(lesion), lesion.size, 13.0, 18.0)), -0.35)
+    lines = np.maximum(1.0 - 1.8 * np.abs(smooth_noise(rng, len(lesion), lesion.size, 13.0, 18.0)), -0.35) + 0.25
     fade = sigmoid((6.0 * (0.75 - lesion.depth)).astype(np.float32))
     return Layers(melanin=(0.5 * each(amount) * lesion.inside * fade * lines).astype(np.float32))
 

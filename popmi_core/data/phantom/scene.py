@@ -11,7 +11,7 @@ from popmi_core.data.phantom.layers import Layers, Stack
 from popmi_core.data.phantom.lesion import Lesion, draw_lesion, draw_outline
 from popmi_core.data.phantom.pigment import each, freckles
 
-_SKIN = np.array([0.96, 0.80, 0.76], dtype=np.float32)
+_SKIN = np.array([1.00, 0.83, 0.79], dtype=np.float32)
 
 
 def draw_scene(rng: np.random.Generator, targets: npt.NDArray[np.int64], *, zoom: float, image_size: int) -> Floats:
@@ -46,8 +46,8 @@ def _ground(rng: np.random.Generator, lesion: Lesion, traits: Traits) -> Layers:
 
 def _skin(rng: np.random.Generator, count: int) -> Floats:
     """Skin of each picture, ``[n, 3]``: mostly light skin types, as in the public sets this stands in for."""
-    melanin = np.abs(rng.standard_normal((count, 1))) * 0.12
+    melanin = np.abs(rng.standard_normal((count, 1))) * 0.08
     blood = np.abs(rng.standard_normal((count, 1))) * 0.10
-    tone = _SKIN * np.exp(-melanin * np.array([0.62, 1.02, 1.22]) - blood * np.array([0.20, 1.00, 0.67]))
+    tone = _SKIN * np.exp(-melanin * np.array([0.52, 1.00, 1.28]) - blood * np.array([0.20, 1.00, 0.67]))
     skin: Floats = tone.astype(np.float32)
     return skin
