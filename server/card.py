@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from popmi_core.protocol import RunPlan
-
-if TYPE_CHECKING:
-    from server.rounds.record import RoundResult
+from server.results import RoundResult
 
 LIMITS = (
     "Research software: not a medical device, not for diagnosis.",

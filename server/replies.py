@@ -11,6 +11,7 @@ from torch import Tensor
 
 from popmi_core.errors import UpdateError
 from popmi_core.protocol import JSON_KEY, REPORT, Report, parse_report
+from server.results import SiteOutcome
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -24,18 +25,6 @@ class Expected:
     layout: Layout
     asked: Mapping[str, str]
     control: bool = False
-
-
-@dataclass(frozen=True)
-class SiteOutcome:
-    """How one site fared in one phase of a round."""
-
-    site: str
-    outcome: str
-    reason: str = ""
-    bytes_up: int = 0
-    bytes_down: int = 0
-    report: Report | None = None
 
 
 def layout_of(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -21,13 +21,14 @@ from popmi_core.fusion import Fused, ServerOptimizer, Update
 from popmi_core.matching import describe_model
 from popmi_core.models import build_model, exchanged_state
 from popmi_core.protocol import CONTROL, MODEL, Instruction, RunPlan, Split
-from server.replies import Expected, SiteOutcome, layout_of
+from server.replies import Expected, layout_of
+from server.results import Evaluation, MatchedUpdate, RoundResult, SiteOutcome, TrainedUpdate, Validated
 from server.roster import Roster
-from server.rounds.evaluate import Evaluation, collect
+from server.rounds.evaluate import collect
 from server.rounds.fuse import fuse_updates, move_control
-from server.rounds.match import MatchedUpdate, match_update
-from server.rounds.record import RoundResult, RunRecorder
-from server.rounds.validate import TrainedUpdate, Validated, validate
+from server.rounds.match import match_update
+from server.rounds.record import RunRecorder
+from server.rounds.validate import validate
 from server.wire import ask, tensor_record
 
 log = logging.getLogger("popmi.round")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Message
@@ -11,19 +10,11 @@ from torch import Tensor, nn
 
 from popmi_core.data import load_site
 from popmi_core.errors import UpdateError
-from popmi_core.metrics import PooledMetrics, ScoreSummary, classification_metrics, pool_summaries
+from popmi_core.metrics import ScoreSummary, classification_metrics, pool_summaries
 from popmi_core.models import load_exchanged, predict
 from popmi_core.protocol import SCORES_PREFIX, Report, Split
-from server.replies import Expected, SiteOutcome, open_replies, payload_bytes, read_report
-
-
-@dataclass
-class Evaluation:
-    """Figures by site and split, pooled by split, and the site reports they came with."""
-
-    sites: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
-    pooled: dict[str, PooledMetrics] = field(default_factory=dict)
-    external: dict[str, float] = field(default_factory=dict)
+from server.replies import Expected, open_replies, payload_bytes, read_report
+from server.results import Evaluation, SiteOutcome
 
 
 def collect(

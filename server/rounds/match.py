@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from popmi_core.config import MatchConfig
 from popmi_core.matching import ViTSymmetry, match
-
-
-@dataclass(frozen=True)
-class MatchedUpdate:
-    """A site's model in the reference's basis; gains are relative decreases of squared distance by layer."""
-
-    site: str
-    state: Mapping[str, Tensor]
-    num_examples: int
-    gains: dict[str, float] = field(default_factory=dict)
-    identity: dict[str, bool] = field(default_factory=dict)
-    note: str = ""
+from server.results import MatchedUpdate
 
 
 def match_update(

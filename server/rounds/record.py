@@ -6,42 +6,22 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from popmi_core.checkpoints import load_state, save_state
 from popmi_core.errors import RunError
-from popmi_core.fusion import Fused
 from popmi_core.protocol import Progress, RunPlan
 from server.card import model_card, write_card
 from server.environment import describe_environment
-from server.replies import SiteOutcome
+from server.results import Evaluation, RoundResult, SiteOutcome
 from server.roster import Roster
-from server.rounds.evaluate import Evaluation
-from server.rounds.match import MatchedUpdate
 from server.store import RunWriter
 from server.store.schema import RECORD_NAME
 
 log = logging.getLogger("popmi.round")
 Figure = float | tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """All that happened in one round. Seconds are wall time at the server; ``fused`` is None for a void round."""
-
-    server_round: int
-    seconds: float
-    seconds_combine: float
-    train: list[SiteOutcome]
-    evaluate: list[SiteOutcome]
-    matched: list[MatchedUpdate]
-    fused: Fused | None
-    note: str
-    evaluation: Evaluation
-    bytes_down: int = 0
 
 
 class RunRecorder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,27 +11,10 @@ from torch import Tensor
 
 from popmi_core.errors import UpdateError
 from popmi_core.protocol import CONTROL_CHANGE, MODEL, Report
-from server.replies import Expected, Layout, SiteOutcome, open_replies, payload_bytes, read_report
+from server.replies import Expected, Layout, open_replies, payload_bytes, read_report
+from server.results import SiteOutcome, TrainedUpdate, Validated
 
 MAX_EXAMPLES = 10_000_000
-
-
-@dataclass(frozen=True)
-class TrainedUpdate:
-    """A site's model that passed every check."""
-
-    site: str
-    state: dict[str, Tensor]
-    num_examples: int
-    control_change: dict[str, Tensor] | None = None
-
-
-@dataclass
-class Validated:
-    """Updates by site name in alphabetical order, and one outcome for every site that was asked."""
-
-    updates: list[TrainedUpdate] = field(default_factory=list)
-    outcomes: list[SiteOutcome] = field(default_factory=list)
 
 
 def validate(replies: Iterable[Message], expected: Expected) -> Validated:

@@ -1,0 +1,51 @@
+# Everything a newcomer needs: `make demo`, `make test`. Each sets up .venv once, then runs.
+PYTHON ?= python3
+# For people with a package index of CPU-only torch builds: make demo INSTALL_FLAGS="--index ..."
+INSTALL_FLAGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+RUNS ?= runs
+DEMO_FLAGS ?=
+
+.PHONY: demo test check lint browser lock clean setup
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "POPMI needs Python 3.11 or newer; $(PYTHON) is older. Use: make PYTHON=python3.11 ..."; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv || { echo "no venv module: on Debian, apt-get install python3-venv"; rm -rf .venv; exit 1; }
+	@echo "setting up .venv (about a minute; torch is large)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(INSTALL_FLAGS) -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP)
+	@folder=$(RUNS)/demo-$$(date +%Y%m%d-%H%M%S) && \
+	$(BIN)/popmi simulate deploy/demo.toml --out "$$folder" $(DEMO_FLAGS) && \
+	echo && echo "Look at it: open $$folder/report.html, or run" && \
+	echo "    $(BIN)/popmi serve $(RUNS)" && echo "and open http://127.0.0.1:8080"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy popmi_core server client
+	$(BIN)/lint-imports
+
+check: lint test
+
+browser: $(STAMP)
+	$(BIN)/python -m pytest -m browser
+
+# The lock holds versions only: no addresses, and without py3nj, a Fortran build that planar groups do not need.
+lock: $(STAMP)
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header \
+	  --no-annotate --no-emit-index-url --no-emit-find-links --upgrade --quiet -o requirements.lock
+	sed -i '/^py3nj==/d' requirements.lock
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,79 @@
+"""What the steps of a round hand to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from popmi_core.fusion import Fused
+from popmi_core.metrics import PooledMetrics
+from popmi_core.protocol import Report
+
+
+@dataclass(frozen=True)
+class SiteOutcome:
+    """How one site fared in one phase of a round."""
+
+    site: str
+    outcome: str
+    reason: str = ""
+    bytes_up: int = 0
+    bytes_down: int = 0
+    report: Report | None = None
+
+
+@dataclass(frozen=True)
+class TrainedUpdate:
+    """A site's model that passed every check."""
+
+    site: str
+    state: dict[str, Tensor]
+    num_examples: int
+    control_change: dict[str, Tensor] | None = None
+
+
+@dataclass
+class Validated:
+    """Updates by site name in alphabetical order, and one outcome for every site that was asked."""
+
+    updates: list[TrainedUpdate] = field(default_factory=list)
+    outcomes: list[SiteOutcome] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MatchedUpdate:
+    """A site's model in the reference's basis; gains are relative decreases of squared distance by layer."""
+
+    site: str
+    state: Mapping[str, Tensor]
+    num_examples: int
+    gains: dict[str, float] = field(default_factory=dict)
+    identity: dict[str, bool] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass
+class Evaluation:
+    """Figures by site and split, pooled by split, and the site reports they came with."""
+
+    sites: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
+    pooled: dict[str, PooledMetrics] = field(default_factory=dict)
+    external: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """All that happened in one round. Seconds are wall time at the server; ``fused`` is None for a void round."""
+
+    server_round: int
+    seconds: float
+    seconds_combine: float
+    train: list[SiteOutcome]
+    evaluate: list[SiteOutcome]
+    matched: list[MatchedUpdate]
+    fused: Fused | None
+    note: str
+    evaluation: Evaluation
+    bytes_down: int = 0
