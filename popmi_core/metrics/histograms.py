@@ -1,13 +1,13 @@
-"""Score histograms in which every cell that is told holds at least ``min_cell`` patients.
+"""Score histograms in which everything told is about at least ``min_cell`` patients.
 
-Scores lie on one fixed grid, the same at every site, so that histograms add up. A site merges neighbouring cells
-into *runs* and tells each run's extent and count, nothing inside it.
+Scores lie on one fixed grid, the same at every site. A site merges neighbouring cells into *runs* and tells of each
+run its extent, its count, and the mean and spread of its patients in whole cells; nothing about one patient.
 
 Merging until a run is full, left to right, would give single patients away: whoever knows the rule knows that the
 last cell of each run holds the patient who filled it. Runs are therefore cut only at the middle of a dyadic block
 of cells (halves, quarters, eighths, ... of the grid) whose two halves each hold ``min_cell`` patients. Even knowing
-the rule, no reader can then conclude that some stretch of scores holds one to ``min_cell - 1`` patients
-(tests/properties proves it by enumeration on a small grid).
+the rule, no reader of extents and counts can then conclude that a stretch of scores holds one to ``min_cell - 1``
+patients (tests/properties/test_metric_laws.py proves it by enumeration on a small grid).
 """
 
 from __future__ import annotations
@@ -37,25 +37,38 @@ def count_cells(scores: FloatArray) -> IntArray:
 
 @dataclass(frozen=True)
 class Runs:
-    """Counts of patients over runs of neighbouring cells.
+    """Patients over runs of neighbouring cells, all int64 [runs].
 
     Attributes:
-        first: First cell of each run, int64 [runs].
-        last: Last cell of each run, inclusive, int64 [runs].
-        count: Patients in each run, int64 [runs].
+        first: First cell of each run.
+        last: Last cell of each run, inclusive.
+        count: Patients in each run.
+        mean: Their mean cell, rounded down.
+        spread: Standard deviation of their cells, rounded up.
     """
 
     first: IntArray
     last: IntArray
     count: IntArray
+    mean: IntArray
+    spread: IntArray
 
     @property
     def total(self) -> int:
         """Patients in all runs."""
         return int(self.count.sum())
 
+    def table(self) -> IntArray:
+        """The five columns side by side, shape [runs, 5]."""
+        return np.stack([self.first, self.last, self.count, self.mean, self.spread], axis=1)
 
-EMPTY_RUNS = Runs(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
+    @classmethod
+    def from_table(cls, table: IntArray) -> Runs:
+        """The inverse of `table`."""
+        return cls(*(table[:, column].copy() for column in range(5)))
+
+
+EMPTY_RUNS = Runs.from_table(np.zeros((0, 5), dtype=np.int64))
 
 
 def merge_small_cells(counts: IntArray, *, min_cell: int) -> Runs:
@@ -63,16 +76,22 @@ def merge_small_cells(counts: IntArray, *, min_cell: int) -> Runs:
 
     Args:
         counts: Patients per cell, shape [cells], cells a power of two.
-        min_cell: Smallest count that may be told.
+        min_cell: Smallest number of patients that may be told of.
 
     Returns:
         The runs from low to high scores; none at all if there are fewer than ``min_cell`` patients.
     """
+    cells = np.arange(len(counts), dtype=np.int64)
     running = np.append(0, np.cumsum(counts))
     if running[-1] < min_cell:
         return EMPTY_RUNS
     bounds = np.array([0, *_cuts(running, 0, len(counts), min_cell), len(counts)], dtype=np.int64)
-    return Runs(first=bounds[:-1], last=bounds[1:] - 1, count=np.diff(running[bounds]).astype(np.int64))
+    count = np.diff(running[bounds])
+    total = np.diff(np.append(0, np.cumsum(counts * cells))[bounds])
+    squares = np.diff(np.append(0, np.cumsum(counts * cells**2))[bounds])
+    # Integers under the root: sites with equal counts tell equal numbers on any machine.
+    spread = np.ceil(np.sqrt(count * squares - total**2) / count).astype(np.int64)
+    return Runs(first=bounds[:-1], last=bounds[1:] - 1, count=count, mean=total // count, spread=spread)
 
 
 def _cuts(running: IntArray, start: int, stop: int, min_cell: int) -> list[int]:
@@ -89,11 +108,6 @@ def _cuts(running: IntArray, start: int, stop: int, min_cell: int) -> list[int]:
 
 
 def join_runs(parts: list[Runs]) -> Runs:
-    """Put the runs of several sites together; equal extents add up and the order of ``parts`` leaves no trace."""
-    first = np.concatenate([EMPTY_RUNS.first, *(part.first for part in parts)])
-    last = np.concatenate([EMPTY_RUNS.last, *(part.last for part in parts)])
-    count = np.concatenate([EMPTY_RUNS.count, *(part.count for part in parts)])
-    extents, where = np.unique(first * NUM_CELLS + last, return_inverse=True)
-    totals = np.zeros(len(extents), dtype=np.int64)
-    np.add.at(totals, where, count)
-    return Runs(first=extents // NUM_CELLS, last=extents % NUM_CELLS, count=totals)
+    """Put the runs of several sites into one list, sorted, so that the order of ``parts`` leaves no trace."""
+    table = np.concatenate([EMPTY_RUNS.table(), *(part.table() for part in parts)])
+    return Runs.from_table(table[np.lexsort(table.T[::-1])])

@@ -1,0 +1,123 @@
+"""Figures over all sites from their summaries, each with bounds that hold for the same patients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from popmi_core.errors import UpdateError
+from popmi_core.metrics.bounds import (
+    UNKNOWN,
+    Bounded,
+    auroc_from_runs,
+    average_precision_from_runs,
+    bounded,
+    mean_bounded,
+)
+from popmi_core.metrics.checks import IntArray
+from popmi_core.metrics.histograms import Runs, join_runs
+from popmi_core.metrics.reliability import ece_from_runs
+from popmi_core.metrics.summary import ScoreSummary
+
+
+@dataclass(frozen=True)
+class PooledMetrics:
+    """Figures over all sites; every one is a `Bounded` with value, lower, upper and resolution.
+
+    Accuracy and ECE are about all patients of the sites that tell anything. The other four are means over
+    ``classes``; the figure of a class is about all patients of the sites that tell of this class. The exact figure
+    over just these patients lies inside the bounds. A figure about nobody has a NaN value and bounds 0..1.
+
+    Attributes:
+        num_examples: Patients of the sites that tell anything.
+        classes: Classes that at least one site tells of.
+        auroc_per_class: One-vs-rest AUROC of each of ``classes``.
+    """
+
+    num_examples: int
+    classes: tuple[int, ...]
+    auroc: Bounded
+    auprc: Bounded
+    macro_f1: Bounded
+    balanced_accuracy: Bounded
+    accuracy: Bounded
+    ece: Bounded
+    auroc_per_class: tuple[Bounded, ...]
+
+    def as_dict(self) -> dict[str, float]:
+        """Return ``auroc``, ``auroc_lower``, ``auroc_upper`` and so on for the six figures."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        figures = {name: figure for name, figure in named.items() if isinstance(figure, Bounded)}
+        return {
+            f"{name}{suffix}": number
+            for name, figure in figures.items()
+            for suffix, number in (("", figure.value), ("_lower", figure.lower), ("_upper", figure.upper))
+        }
+
+
+def pool_summaries(summaries: Sequence[ScoreSummary]) -> PooledMetrics:
+    """Pool the sites' summaries; their order does not change a bit of the result.
+
+    Raises:
+        UpdateError: If there is no summary or they differ in the number of classes.
+    """
+    widths = sorted({summary.num_classes for summary in summaries})
+    if len(widths) != 1:
+        raise UpdateError(
+            f"{len(summaries)} score summaries have class counts {widths}, expected one or more summaries with the "
+            "same classes. Check that at least one site answered and that all use the federation's labels."
+        )
+    told = np.stack([summary.told for summary in summaries])
+    classes = tuple(np.flatnonzero(told.any(axis=0)).tolist())
+    runs = [_runs_of(summaries, c) for c in classes]
+    auroc = tuple(auroc_from_runs(*pair) for pair in runs)
+    hits, false_alarms = _sum([s.hits for s in summaries]), _sum([s.false_alarms for s in summaries])
+    support = np.array([sum(s.positive[c].total for s in summaries) for c in range(widths[0])], dtype=np.int64)
+    return PooledMetrics(
+        num_examples=sum(summary.num_examples for summary in summaries),
+        classes=classes,
+        auroc=mean_bounded(list(auroc)),
+        auprc=mean_bounded([average_precision_from_runs(*pair) for pair in runs]),
+        macro_f1=mean_bounded([_f1(hits[c], false_alarms[c], int(support[c])) for c in classes]),
+        balanced_accuracy=mean_bounded([_share(hits[c], int(support[c])) for c in classes]),
+        accuracy=_accuracy(summaries),
+        ece=_ece(summaries),
+        auroc_per_class=auroc,
+    )
+
+
+def _runs_of(summaries: Sequence[ScoreSummary], column: int) -> tuple[Runs, Runs]:
+    return join_runs([s.positive[column] for s in summaries]), join_runs([s.negative[column] for s in summaries])
+
+
+def _sum(tables: list[IntArray]) -> IntArray:
+    return np.sum(np.stack(tables), axis=0, dtype=np.int64)
+
+
+def _share(counts: IntArray, group: int) -> Bounded:
+    low, high = counts.tolist()
+    return bounded((low + high) / 2 / group, low / group, high / group)
+
+
+def _f1(hits: IntArray, false_alarms: IntArray, support: int) -> Bounded:
+    def score(true: float, false: float) -> float:
+        return 2 * true / (support + true + false)
+
+    middle = score(float(hits.mean()), float(false_alarms.mean()))
+    return bounded(middle, score(hits[0], false_alarms[1]), score(hits[1], false_alarms[0]))
+
+
+def _accuracy(summaries: Sequence[ScoreSummary]) -> Bounded:
+    total = sum(summary.num_examples for summary in summaries)
+    return _share(_sum([np.array(summary.correct) for summary in summaries]), total) if total else UNKNOWN
+
+
+def _ece(summaries: Sequence[ScoreSummary]) -> Bounded:
+    return ece_from_runs(
+        join_runs([summary.wrong for summary in summaries]),
+        join_runs([summary.right for summary in summaries]),
+        few_wrong=sum(s.num_examples - s.correct[0] for s in summaries if not s.wrong.total),
+        few_correct=sum(s.correct[1] for s in summaries if not s.right.total),
+    )
