@@ -1,0 +1,20 @@
+"""Putting models into one basis: what may move, and the move that brings a model closest to another."""
+
+from popmi_core.matching.canonical import canonicalise
+from popmi_core.matching.check import describe_model, verify_symmetry
+from popmi_core.matching.elements import Element, random_element
+from popmi_core.matching.opm import Matched, Matcher, match
+from popmi_core.matching.symmetry import ViTSymmetry, describe
+
+__all__ = [
+    "Element",
+    "Matched",
+    "Matcher",
+    "ViTSymmetry",
+    "canonicalise",
+    "describe",
+    "describe_model",
+    "match",
+    "random_element",
+    "verify_symmetry",
+]
