@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from popmi_core.data.card import FILE_NAME, read_card
+from popmi_core.data.imagefolder import read_imagefolder
 from popmi_core.data.images import SiteData
+from popmi_core.data.medmnist import read_medmnist
 from popmi_core.data.phantom import make_phantom_site
-from popmi_core.data.reader import read_site
+from popmi_core.data.reader import read_folder
+from popmi_core.data.shape import shape_of
 from popmi_core.data.spec import SiteSpec
 from popmi_core.errors import DataError
 
@@ -28,11 +33,21 @@ def load_site(site: str, spec: str, *, image_size: int, phantom_images: int, see
     if parsed.phantom is not None:
         return make_phantom_site(parsed.phantom, num_images=phantom_images, image_size=image_size, seed=seed)
     path = parsed.path
-    if path is None or not path.exists():
-        raise DataError(f"site {site}: its data {spec} do not exist. Name a folder with labels.csv and images/.")
-    if (path / "labels.csv").is_file():
-        classes = parsed.classes
-        if classes is None and (path.parent / FILE_NAME).is_file():
-            classes = read_card(path.parent).classes
-        return read_site(path, image_size=image_size, classes=classes, site=site)
-    raise DataError(f"site {site}: not yet")
+    shape = None if path is None else shape_of(path)
+    if path is None or shape not in ("site", "imagefolder", "npz"):
+        raise DataError(
+            f"site {site}: there are no images at {spec}. Name a folder with labels.csv and images/, class folders "
+            "of pictures, or a MedMNIST npz file."
+        )
+    if shape == "npz":
+        pool = read_medmnist(path, image_size=image_size, part=parsed.part, site=site)
+    elif shape == "imagefolder":
+        pool = read_imagefolder(path, image_size=image_size, classes=parsed.classes, site=site)
+    else:
+        pool = read_folder(path, image_size=image_size, classes=parsed.classes or _card_classes(path), site=site)
+    return pool.to_site(site, image_size=image_size)
+
+
+def _card_classes(folder: Path) -> tuple[str, ...] | None:
+    """Return the study's classes from the dataset.json above a prepared site's folder, if there is one."""
+    return read_card(folder.parent).classes if (folder.parent / FILE_NAME).is_file() else None

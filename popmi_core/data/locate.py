@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from popmi_core.data.card import FILE_NAME, DatasetCard, read_card
-from popmi_core.data.labelmap import infer_classes
+from popmi_core.data.imagefolder import list_classes
 from popmi_core.data.labels import DERMOSCOPY_CLASSES
-from popmi_core.data.manifest import read_manifest
+from popmi_core.data.medmnist import list_parts, peek_classes
 from popmi_core.data.phantom import PHANTOM_SITES
 from popmi_core.data.prepare.dermoscopy import INDEX, RECIPE, SHA256, prepare_dermoscopy
+from popmi_core.data.reader import classes_of_folder
+from popmi_core.data.shape import Shape, nested_sets, shape_of, site_folders
 from popmi_core.data.spec import SiteSpec
 from popmi_core.errors import DataError
 
@@ -68,7 +70,7 @@ def locate(source: str, *, image_size: int, progress: Progress | None = None) ->
     if named:
         return _open(Path(named).expanduser(), image_size, progress, said=f"POPMI_DATA={named}")
     beside = Path("data")
-    if _kind(beside) in ("prepared", "raw", "sites") or _nested(beside):
+    if shape_of(beside) in ("prepared", "raw", "sites") or nested_sets(beside):
         return _open(beside, image_size, progress, said="the folder data/")
     return _phantom()
 
@@ -91,47 +93,29 @@ def _open(path: Path, image_size: int, progress: Progress | None, *, said: str) 
     path = path.absolute()
     if not path.exists():
         raise DataError(f"{said} does not exist (looked at {path}). Name a folder of images, or use 'phantom'.")
-    kind = _kind(path)
-    if kind is None:
-        nested = _nested(path)
-        if len(nested) > 1:
-            names = ", ".join(child.name for child in nested)
-            raise DataError(f"{said} holds several data sets: {names}. Name one of them, e.g. {nested[0]}.")
-        if nested:
-            return _open(nested[0], image_size, progress, said=f"{said}/{nested[0].name}")
-        raise DataError(
-            f"{said} holds no data set: neither {FILE_NAME}, {INDEX}, labels.csv, site folders with a labels.csv, "
-            "class folders of images, nor an npz file. See docs/data.md for these shapes."
-        )
-    if kind == "raw":
+    shape = shape_of(path)
+    if shape is None:
+        return _open_nested(path, image_size, progress, said)
+    if shape == "raw":
         path = _prepare_once(path, image_size, progress)
-    if kind in ("raw", "prepared"):
+    if shape in ("raw", "prepared"):
         return _from_card(path, read_card(path), image_size)
-    if kind == "sites":
+    if shape == "sites":
         return _from_sites(path)
-    return _from_single(path)
+    return _from_single(path, shape)
 
 
-def _kind(path: Path) -> str | None:
-    """Say what lies at a path: prepared, raw, site, sites, imagefolder, npz, or None."""
-    if path.is_file():
-        return "npz" if path.suffix == ".npz" else None
-    for name, kind in ((FILE_NAME, "prepared"), (INDEX, "raw"), ("labels.csv", "site")):
-        if (path / name).is_file():
-            return kind
-    if any((child / "labels.csv").is_file() for child in _children(path)):
-        return "sites"
-    return None
-
-
-def _children(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return []
-    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
-
-
-def _nested(path: Path) -> list[Path]:
-    return [child for child in _children(path) if _kind(child) in ("prepared", "raw")]
+def _open_nested(path: Path, image_size: int, progress: Progress | None, said: str) -> Federation:
+    nested = nested_sets(path)
+    if len(nested) == 1:
+        return _open(nested[0], image_size, progress, said=f"{said}/{nested[0].name}")
+    if nested:
+        names = ", ".join(child.name for child in nested)
+        raise DataError(f"{said} holds several data sets: {names}. Name one of them, e.g. {nested[0]}.")
+    raise DataError(
+        f"{said} holds no data set: neither {FILE_NAME}, {INDEX}, labels.csv, site folders with a labels.csv, "
+        "class folders of pictures, nor an npz file. See docs/data.md for these shapes."
+    )
 
 
 def _prepare_once(raw: Path, image_size: int, progress: Progress | None) -> Path:
@@ -155,12 +139,19 @@ def _from_card(root: Path, card: DatasetCard, image_size: int) -> Federation:
 
 
 def _from_sites(root: Path) -> Federation:
-    folders = [child for child in _children(root) if (child / "labels.csv").is_file()]
-    words = {row.diagnosis for site in folders for row in read_manifest(site / "labels.csv", site=site.name).rows}
-    classes = infer_classes(words, {})
+    folders = site_folders(root)
+    found = [classes_of_folder(folder) for folder in folders]
+    dermoscopy = all(classes == DERMOSCOPY_CLASSES for classes in found)
+    classes = DERMOSCOPY_CLASSES if dermoscopy else tuple(sorted({name for names in found for name in names}))
     sites = {folder.name: str(SiteSpec(folder, classes=classes)) for folder in folders}
     return Federation(root.name, classes, sites, None, False)
 
 
-def _from_single(path: Path) -> Federation:
-    raise DataError(f"{path}: not yet")
+def _from_single(path: Path, shape: Shape) -> Federation:
+    """Return a study of one file or folder; an npz file that names its sites is a study of these."""
+    if shape == "npz":
+        parts = list_parts(path)
+        sites = {part: str(SiteSpec(path, part=part)) for part in parts} or {path.stem: str(SiteSpec(path))}
+        return Federation(path.stem, peek_classes(path), sites, None, False)
+    classes = list_classes(path) if shape == "imagefolder" else classes_of_folder(path)
+    return Federation(path.name, classes, {path.name: str(SiteSpec(path, classes=classes))}, None, False)

@@ -26,7 +26,7 @@ _OTHER_NAMES = {
     "diagnosis": ("dx", "label", "class"),
     "split": ("lesion_split",),
 }
-_SPLITS: Mapping[str, Split] = {
+SPLIT_NAMES: Mapping[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -158,7 +158,7 @@ def _parse_row(number: int, cells: Sequence[str], columns: Mapping[str, int], wi
             return SkippedRow(number, f"{name} is empty")
     split: Split | None = None
     if "split" in columns:
-        split = _SPLITS.get(values["split"].lower())
+        split = SPLIT_NAMES.get(values["split"].lower())
         if split is None:
             return SkippedRow(number, "split is none of train, val, test, external")
     patient, lesion = values.get("patient_id"), values.get("lesion_id")

@@ -6,17 +6,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from popmi_core.data.decode import SUFFIXES, Pixels, UnusableImage, read_image
-from popmi_core.data.holdout import FRACTIONS, split_groups
-from popmi_core.data.images import ImageSet, SiteData, SkippedRow
+from popmi_core.data.images import SiteData, SkippedRow
 from popmi_core.data.labelmap import FILE_NAMES, LabelMap, infer_classes, read_label_map
-from popmi_core.data.manifest import SPLITS, Manifest, Row, Split, name_rows, read_manifest
+from popmi_core.data.manifest import Row, name_rows, read_manifest
+from popmi_core.data.pool import Pool, complete_splits, explain_skipped
 from popmi_core.errors import DataError
 
-_SPLIT_SEED = 0
 _DECODERS = 2
 
 
@@ -45,39 +41,67 @@ def read_site(
         DataError: If labels.csv cannot be used, a label has no class, an image is named twice, a lesion lies in two
             splits, or no image is left to train or to test on.
     """
+    pool = read_folder(folder, image_size=image_size, classes=classes, label_map=label_map, site=site)
+    return pool.to_site(pool.name, image_size=image_size)
+
+
+def read_folder(
+    folder: Path,
+    *,
+    image_size: int,
+    classes: tuple[str, ...] | None = None,
+    label_map: Mapping[str, str] | Path | None = None,
+    site: str | None = None,
+) -> Pool:
+    """Read a folder as ``read_site`` does, keeping every column of ``labels.csv``.
+
+    Raises:
+        DataError: As ``read_site``, except that a split may be empty.
+    """
     name = site or folder.resolve().name
     manifest = read_manifest(folder / "labels.csv", site=name)
-    labels = _labels(manifest.rows, folder, classes, label_map, name)
+    labels = _labels(manifest.rows, classes, _words(folder, label_map, name), name)
     kept, skipped = _drop_excluded(manifest.rows, labels)
     pictures = _read_pictures(kept, folder, image_size)
-    usable: list[Row] = []
-    pixels: list[Pixels] = []
-    for row, picture in zip(kept, pictures, strict=True):
-        if isinstance(picture, SkippedRow):
-            skipped.append(picture)
-        else:
-            usable.append(row)
-            pixels.append(picture)
+    usable = [
+        (row, picture) for row, picture in zip(kept, pictures, strict=True) if not isinstance(picture, SkippedRow)
+    ]
+    skipped += [picture for picture in pictures if isinstance(picture, SkippedRow)]
     skipped = sorted([*manifest.skipped, *skipped], key=lambda entry: entry.row)
     if not usable:
-        raise DataError(f"site {name}: no usable image in {len(skipped)} row(s). {_explain(skipped)}")
-    splits = _splits(manifest, usable, name)
-    targets = np.array([labels.target(row.diagnosis) for row in usable], dtype=np.int64)
-    sets = {split: _select(pixels, targets, splits, split, image_size) for split in SPLITS}
-    _refuse_empty(sets, name, skipped)
-    return SiteData(name, labels.classes, sets["train"], sets["val"], sets["test"], sets["external"], tuple(skipped))
+        raise DataError(f"site {name}: no usable image in {len(skipped)} row(s). {explain_skipped(skipped)}")
+    rows = [row for row, _ in usable]
+    groups = [row.group for row in rows]
+    return Pool(
+        name,
+        labels.classes,
+        [picture for _, picture in usable],
+        [labels.target(row.diagnosis) or 0 for row in rows],
+        groups,
+        complete_splits([row.split for row in rows], groups, [row.diagnosis.casefold() for row in rows], site=name),
+        {column: [row.extra[column] for row in rows] for column in manifest.columns},
+        tuple(skipped),
+    )
 
 
-def _labels(
-    rows: Sequence[Row],
-    folder: Path,
-    classes: tuple[str, ...] | None,
-    label_map: Mapping[str, str] | Path | None,
-    site: str,
-) -> LabelMap:
+def classes_of_folder(folder: Path) -> tuple[str, ...]:
+    """Return the classes a site's labels (after its label map) stand for, without reading a picture.
+
+    Raises:
+        DataError: If labels.csv or the label map cannot be used.
+    """
+    site = folder.resolve().name
+    rows = read_manifest(folder / "labels.csv", site=site).rows
+    return infer_classes((row.diagnosis for row in rows), _words(folder, None, site))
+
+
+def _words(folder: Path, label_map: Mapping[str, str] | Path | None, site: str) -> Mapping[str, str]:
     if label_map is None:
         label_map = next((folder / file for file in FILE_NAMES if (folder / file).is_file()), {})
-    words = read_label_map(label_map, site=site) if isinstance(label_map, Path) else label_map
+    return read_label_map(label_map, site=site) if isinstance(label_map, Path) else label_map
+
+
+def _labels(rows: Sequence[Row], classes: tuple[str, ...] | None, words: Mapping[str, str], site: str) -> LabelMap:
     labels = LabelMap(classes or infer_classes((row.diagnosis for row in rows), words), words, site=site)
     unmapped = [row.number for row in rows if not labels.knows(row.diagnosis)]
     if unmapped:
@@ -122,51 +146,3 @@ def _find(image: str, roots: Sequence[Path]) -> Path:
             if found:
                 return path
     raise UnusableImage("image file is missing")
-
-
-def _splits(manifest: Manifest, rows: Sequence[Row], site: str) -> list[Split]:
-    groups, words = [row.group for row in rows], [row.diagnosis.casefold() for row in rows]
-    rng = np.random.default_rng(_SPLIT_SEED)
-    if not manifest.has_split:
-        return split_groups(groups, words, rng=rng, site=site)
-    given = [row.split or "train" for row in rows]
-    if "val" in given or "train" not in given:
-        return given
-    training = [index for index, split in enumerate(given) if split == "train"]
-    cut = split_groups(
-        [groups[index] for index in training],
-        [words[index] for index in training],
-        rng=rng,
-        site=site,
-        fractions={"train": 0.875, "val": 0.125},
-    )
-    for index, split in zip(training, cut, strict=True):
-        given[index] = split
-    return given
-
-
-def _select(
-    pixels: Sequence[Pixels], targets: npt.NDArray[np.int64], splits: Sequence[Split], split: Split, image_size: int
-) -> ImageSet:
-    index = np.flatnonzero(np.array(splits) == split)
-    if not len(index):
-        return ImageSet.empty(image_size)
-    return ImageSet(np.stack([pixels[position] for position in index]), targets[index])
-
-
-def _refuse_empty(sets: Mapping[Split, ImageSet], site: str, skipped: Sequence[SkippedRow]) -> None:
-    lacking = [split for split in FRACTIONS if split != "val" and not len(sets[split])]
-    external_only = len(sets["external"]) and not any(len(sets[split]) for split in FRACTIONS)
-    if lacking and not external_only:
-        raise DataError(
-            f"site {site}: no usable image in split {' and '.join(lacking)}. {_explain(skipped)} "
-            "Fill these splits, or leave the column 'split' out and POPMI splits by lesion."
-        )
-
-
-def _explain(skipped: Sequence[SkippedRow]) -> str:
-    reasons: dict[str, list[int]] = {}
-    for entry in skipped:
-        reasons.setdefault(entry.reason, []).append(entry.row)
-    told = "; ".join(f"{reason} ({name_rows(numbers, most=4)})" for reason, numbers in sorted(reasons.items()))
-    return f"Skipped: {told}." if told else "Add rows to labels.csv."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 _PHANTOM = "phantom:"
 _CLASSES = "#classes="
@@ -38,10 +39,14 @@ class SiteSpec:
             return cls(phantom=text.removeprefix(_PHANTOM))
         text, _, classes = text.partition(_CLASSES)
         text, _, part = text.partition(_PART)
-        return cls(Path(text).expanduser(), None, part or None, tuple(classes.split(",")) if classes else None)
+        return cls(
+            Path(text).expanduser(), None, part or None, tuple(map(unquote, classes.split(","))) if classes else None
+        )
 
     def __str__(self) -> str:
         if self.phantom is not None:
             return f"{_PHANTOM}{self.phantom}"
         part = f"{_PART}{self.part}" if self.part else ""
-        return f"{self.path}{part}" + (f"{_CLASSES}{','.join(self.classes)}" if self.classes else "")
+        # A class name may hold a comma.
+        classes = ",".join(quote(name, safe=" ") for name in self.classes or ())
+        return f"{self.path}{part}" + (f"{_CLASSES}{classes}" if classes else "")

@@ -1,0 +1,86 @@
+"""Pictures sorted into one folder per class, with or without folders for the splits above."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from popmi_core.data.decode import SUFFIXES, Pixels, UnusableImage, read_image
+from popmi_core.data.images import SkippedRow
+from popmi_core.data.manifest import SPLIT_NAMES, Split
+from popmi_core.data.pool import Pool, complete_splits, explain_skipped
+from popmi_core.errors import DataError
+
+_LOOK = 200
+
+
+def is_imagefolder(path: Path) -> bool:
+    """Say whether at least two class folders (directly, or below ``train``) hold pictures."""
+    root = next((child for child in _folders(path) if SPLIT_NAMES.get(child.name.lower()) == "train"), path)
+    return sum(any(_is_picture(file) for file in islice(child.iterdir(), _LOOK)) for child in _folders(root)) >= 2
+
+
+def list_classes(path: Path) -> tuple[str, ...]:
+    """Return the class folders' names, sorted."""
+    return tuple(sorted({label.name for _, label in _class_folders(path)}))
+
+
+def read_imagefolder(
+    path: Path, *, image_size: int, classes: tuple[str, ...] | None = None, site: str | None = None
+) -> Pool:
+    """Read ``<class>/<picture>`` or ``<split>/<class>/<picture>``.
+
+    Nothing says which pictures show the same lesion, so a split made here is by picture. A picture that cannot be
+    used is reported with its position in the sorted listing, counted from 1.
+
+    Raises:
+        DataError: If a class folder is not among ``classes``, or no picture can be used.
+    """
+    name = site or path.resolve().name
+    classes = classes or list_classes(path)
+    images: list[Pixels] = []
+    targets: list[int] = []
+    given: list[Split | None] = []
+    skipped: list[SkippedRow] = []
+    for position, (split, label, file) in enumerate(_pictures(path), start=1):
+        if label not in classes:
+            raise DataError(
+                f"site {name}: a class folder (the one of picture {position}) is none of the study's classes "
+                f"{', '.join(classes)}. Rename it, or use labels.csv with a label map."
+            )
+        try:
+            images.append(read_image(file, image_size=image_size))
+        except UnusableImage as error:
+            skipped.append(SkippedRow(position, str(error)))
+            continue
+        targets.append(classes.index(label))
+        given.append(split)
+    if not images:
+        raise DataError(f"site {name}: no usable picture in the class folders. {explain_skipped(skipped)}")
+    groups = [f"picture {position}" for position in range(len(images))]
+    splits = complete_splits(given, groups, [classes[target] for target in targets], site=name)
+    return Pool(name, classes, images, targets, groups, splits, {}, tuple(skipped))
+
+
+def _pictures(path: Path) -> Iterator[tuple[Split | None, str, Path]]:
+    for split, folder in _class_folders(path):
+        for file in sorted(folder.iterdir()):
+            if _is_picture(file):
+                yield split, folder.name, file
+
+
+def _class_folders(path: Path) -> list[tuple[Split | None, Path]]:
+    tops = _folders(path)
+    splits = {child: SPLIT_NAMES.get(child.name.lower()) for child in tops}
+    if any(split == "train" for split in splits.values()):
+        return [(split, label) for top, split in splits.items() if split for label in _folders(top)]
+    return [(None, label) for label in tops]
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")

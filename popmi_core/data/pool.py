@@ -1,0 +1,117 @@
+"""Images in memory before they become a site's data: what every reader makes, and what ``split`` cuts up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from popmi_core.data.decode import Pixels
+from popmi_core.data.holdout import FRACTIONS, split_groups
+from popmi_core.data.images import ImageSet, SiteData, SkippedRow
+from popmi_core.data.manifest import SPLITS, Split, name_rows
+from popmi_core.errors import DataError
+
+_SPLIT_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Usable images of one origin; entry ``i`` of every sequence belongs to one picture.
+
+    Attributes:
+        name: The origin, for messages.
+        classes: Class names; ``targets`` index into them.
+        images: ``uint8 [size, size, 3]`` each.
+        targets: Class index of each.
+        groups: Patient, lesion or (where unknown) the picture itself; never torn between splits or sites.
+        splits: Each picture's split.
+        columns: What else is known of each, by column name.
+        skipped: What could not be used.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    images: Sequence[Pixels]
+    targets: Sequence[int]
+    groups: Sequence[str]
+    splits: Sequence[Split]
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    skipped: tuple[SkippedRow, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, index: Sequence[int]) -> Pool:
+        """Return the pool of the pictures at these positions."""
+        return replace(
+            self,
+            images=[self.images[position] for position in index],
+            targets=[self.targets[position] for position in index],
+            groups=[self.groups[position] for position in index],
+            splits=[self.splits[position] for position in index],
+            columns={name: [values[position] for position in index] for name, values in self.columns.items()},
+        )
+
+    def to_site(self, site: str, *, image_size: int) -> SiteData:
+        """Return the pool as one site's data.
+
+        Raises:
+            DataError: If there is nothing to train or to test on, unless every image is external.
+        """
+        splits = np.array(self.splits, dtype=object)
+        targets = np.array(self.targets, dtype=np.int64)
+        sets: dict[Split, ImageSet] = {}
+        for split in SPLITS:
+            index = np.flatnonzero(splits == split)
+            chosen = [self.images[position] for position in index]
+            sets[split] = ImageSet(np.stack(chosen), targets[index]) if chosen else ImageSet.empty(image_size)
+        self._refuse_empty(sets, site)
+        return SiteData(
+            site, self.classes, sets["train"], sets["val"], sets["test"], sets["external"], skipped=self.skipped
+        )
+
+    def _refuse_empty(self, sets: Mapping[Split, ImageSet], site: str) -> None:
+        lacking = [split for split in FRACTIONS if split != "val" and not len(sets[split])]
+        external_only = len(sets["external"]) and not any(len(sets[split]) for split in FRACTIONS)
+        if lacking and not external_only:
+            raise DataError(
+                f"site {site}: no usable image in split {' and '.join(lacking)}. {explain_skipped(self.skipped)} "
+                "Fill these splits, or give no split at all and POPMI splits by lesion."
+            )
+
+
+def complete_splits(
+    given: Sequence[Split | None], groups: Sequence[str], labels: Sequence[str], *, site: str
+) -> list[Split]:
+    """Return every image's split: the given one, or one made by patient or lesion, always in the same way.
+
+    Where no split is given, 70/10/20; where train and test are but no validation images, an eighth of training.
+    """
+    rng = np.random.default_rng(_SPLIT_SEED)
+    if None in given:
+        return split_groups(groups, labels, rng=rng, site=site)
+    splits = [split for split in given if split is not None]
+    if "val" in splits or "train" not in splits:
+        return splits
+    training = [index for index, split in enumerate(splits) if split == "train"]
+    cut = split_groups(
+        [groups[index] for index in training],
+        [labels[index] for index in training],
+        rng=rng,
+        site=site,
+        fractions={"train": 0.875, "val": 0.125},
+    )
+    for index, split in zip(training, cut, strict=True):
+        splits[index] = split
+    return splits
+
+
+def explain_skipped(skipped: Sequence[SkippedRow]) -> str:
+    """Return why rows were left out, one clause per reason."""
+    reasons: dict[str, list[int]] = {}
+    for entry in skipped:
+        reasons.setdefault(entry.reason, []).append(entry.row)
+    told = "; ".join(f"{reason} ({name_rows(numbers, most=4)})" for reason, numbers in sorted(reasons.items()))
+    return f"Skipped: {told}." if told else "No row was skipped."
