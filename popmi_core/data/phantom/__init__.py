@@ -5,6 +5,6 @@ See docs/phantom.md.
 """
 
 from popmi_core.data.phantom.folder import write_phantom_site
-from popmi_core.data.phantom.generate import PHANTOM_SITES, make_phantom_site
+from popmi_core.data.phantom.generate import PHANTOM_SITES, draw_examples, make_phantom_site
 
-__all__ = ["PHANTOM_SITES", "make_phantom_site", "write_phantom_site"]
+__all__ = ["PHANTOM_SITES", "draw_examples", "make_phantom_site", "write_phantom_site"]

@@ -101,8 +101,10 @@ def stroke(points: Floats, sigma: Floats, weight: Floats, size: int) -> Floats:
     their spacing over their width, so that the height along the line is ``weight`` whatever the sampling.
     """
     n, lines, steps, _ = points.shape
-    spacing = np.linalg.norm(np.diff(points, axis=2), axis=-1)
-    spacing = np.concatenate([spacing, spacing[:, :, -1:]], axis=2)
+    step = 0.5 * np.linalg.norm(np.diff(points, axis=2), axis=-1)
+    spacing = np.zeros((n, lines, steps), np.float32)
+    spacing[:, :, 1:] += step
+    spacing[:, :, :-1] += step  # each spot stands for half of either neighbour's gap
     heights = weight[:, :, None] * spacing / (math.sqrt(2 * math.pi) * np.maximum(sigma, 1e-4))
     flat = lines * steps
     return splat(

@@ -109,7 +109,9 @@ def _bubbles(rng: np.random.Generator, picture: Floats, share: float) -> None:
     shown = (uniform(rng, 0, 1, shape) < 0.6).astype(np.float32)
     size = picture.shape[1]
     ring = splat(points, sigma, shown, size) - splat(points, 0.75 * sigma, shown, size)
-    glint = splat(points + 0.4 * sigma[..., None], 0.3 * sigma, shown, size)
+    lamp = uniform(rng, -np.pi, np.pi, (len(rows), 1))
+    offset = np.stack([np.cos(lamp), np.sin(lamp)], axis=-1) * 0.55 * sigma[..., None]
+    glint = splat((points + offset).astype(np.float32), 0.3 * sigma, shown, size)
     picture[rows] += (0.5 * glint - 0.5 * ring)[..., None]
 
 
@@ -171,7 +173,9 @@ def compress(picture: Floats, step: float) -> Floats:
     """
     n, size = len(picture), picture.shape[1]
     pad = -size % 8
-    padded = np.pad(picture, ((0, 0), (0, pad), (0, pad), (0, 0)), mode="edge")
+    first = pad // 2
+    border = (first, pad - first)
+    padded = np.pad(picture, ((0, 0), border, border, (0, 0)), mode="edge")
     side = (size + pad) // 8
     blocks = padded.reshape(n, side, 8, side, 8, 3).transpose(0, 1, 3, 5, 2, 4)
     order = np.arange(8)
@@ -182,4 +186,4 @@ def compress(picture: Floats, step: float) -> Floats:
     kept = np.rint(np.matmul(np.matmul(cosine, blocks), cosine.T) / table) * table
     plain = np.matmul(np.matmul(cosine.T, kept), cosine)
     whole = plain.transpose(0, 1, 4, 2, 5, 3).reshape(n, size + pad, size + pad, 3)
-    return np.asarray(whole[:, :size, :size], dtype=np.float32)
+    return np.asarray(whole[:, first : first + size, first : first + size], dtype=np.float32)

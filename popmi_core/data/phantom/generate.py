@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from popmi_core.data.images import ImageSet, SiteData
 from popmi_core.data.labels import DERMOSCOPY_CLASSES
-from popmi_core.data.phantom.devices import DEVICES, photograph
+from popmi_core.data.phantom.devices import DEVICES, Device, photograph
 from popmi_core.data.phantom.scene import draw_scene
 from popmi_core.errors import DataError
 
@@ -64,16 +64,27 @@ def make_phantom_site(site: str, *, num_images: int, image_size: int, seed: int)
     return SiteData(site, DERMOSCOPY_CLASSES, train, val, test, ImageSet.empty(image_size), phantom=True)
 
 
+def draw_examples(site: str, targets: npt.NDArray[np.int64], *, image_size: int, seed: int) -> npt.NDArray[np.uint8]:
+    """Return one picture per class asked for in ``targets [n]``, ``uint8 [n, size, size, 3]``.
+
+    For looking at the phantom: any class at any site, whether or not the site has it.
+
+    Raises:
+        DataError: If the site is not in PHANTOM_SITES.
+    """
+    device = find_device(site)
+    stream, camera = np.random.default_rng([seed, zlib.crc32(site.encode()), 2]).spawn(2)
+    return _expose(camera, draw_scene(stream, targets, zoom=device.zoom, image_size=image_size), device)
+
+
 def draw_site(site: str, *, num_images: int, image_size: int, seed: int) -> Drawn:
     """Return all photographs of one phantom site with lesion and split; raises as make_phantom_site."""
-    if site not in DEVICES:
-        raise DataError(f"there is no phantom site {site!r}. Choose from: {', '.join(PHANTOM_SITES)}.")
+    device = find_device(site)
     if num_images < 10 or image_size < 8:
         raise DataError(
             f"site {site}: the phantom needs at least 10 images of at least 8 pixels a side, got {num_images} of "
             f"{image_size}. Raise phantom_images or image_size."
         )
-    device = DEVICES[site]
     # crc32, not the position in the table: a new site must not change the others.
     key = [seed, zlib.crc32(site.encode())]
     rng = np.random.default_rng([*key, 0])
@@ -84,7 +95,7 @@ def draw_site(site: str, *, num_images: int, image_size: int, seed: int) -> Draw
         stream, camera = np.random.default_rng([*key, 1, batch]).spawn(2)
         scenes = draw_scene(stream, targets[rows], zoom=device.zoom, image_size=image_size)
         scenes = _turn(camera, np.repeat(scenes, photographs[rows], axis=0))
-        images.append(np.rint(255 * np.clip(photograph(camera, scenes, device), 0, 1)).astype(np.uint8))
+        images.append(_expose(camera, scenes, device))
     lesions = np.repeat(np.arange(len(targets)), photographs)
     return Drawn(np.concatenate(images), targets[lesions], lesions, splits[lesions])
 
@@ -97,21 +108,39 @@ def count_classes(site: str, num_images: int) -> npt.NDArray[np.int64]:
     return counts
 
 
+def find_device(site: str) -> Device:
+    """Return the device of a phantom site.
+
+    Raises:
+        DataError: If the site is not in PHANTOM_SITES.
+    """
+    if site not in DEVICES:
+        raise DataError(f"there is no phantom site {site!r}. Choose from: {', '.join(PHANTOM_SITES)}.")
+    return DEVICES[site]
+
+
+def _expose(rng: np.random.Generator, scenes: npt.NDArray[np.float32], device: Device) -> npt.NDArray[np.uint8]:
+    """Return the photographs as bytes."""
+    bright = 255 * np.clip(photograph(rng, scenes, device), 0.0, 1.0)
+    exposed: npt.NDArray[np.uint8] = np.rint(bright).astype(np.uint8)
+    return exposed
+
+
 def _plan(
     rng: np.random.Generator, site: str, num_images: int, mean: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return class, number of photographs and split of every lesion, in random order, each ``[lesions]``."""
-    targets, photographs, splits = [], [], []
+    columns: tuple[list[npt.NDArray[np.int64]], ...] = ([], [], [])
     for target, total in enumerate(count_classes(site, num_images)):
         lesions = max(round(total / mean), min(total, 3))
         times = np.full(lesions, total // max(lesions, 1))
         times[: total - times.sum()] += 1
-        photographs.append(rng.permutation(times))
-        targets.append(np.full(lesions, target))
-        splits.append(rng.permutation(_divide(lesions)))
-    order = rng.permutation(sum(map(len, targets)))
-    whole = (np.concatenate(part).astype(np.int64)[order] for part in (targets, photographs, splits))
-    return next(whole), next(whole), next(whole)
+        parts = np.full(lesions, target), rng.permutation(times), rng.permutation(_divide(lesions))
+        for column, part in zip(columns, parts, strict=True):
+            column.append(part)
+    targets, photographs, splits = (np.concatenate(column).astype(np.int64) for column in columns)
+    order = rng.permutation(len(targets))
+    return targets[order], photographs[order], splits[order]
 
 
 def _divide(lesions: int) -> npt.NDArray[np.int64]:

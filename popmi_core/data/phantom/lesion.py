@@ -115,7 +115,8 @@ def draw_lesion(
     angle = np.arctan2(y, x).astype(np.float32)
     depth = 1.0 - np.hypot(x, y) / outline.radius_at(angle)
     depth += irregularity[:, None, None] * smooth_noise(rng, count, size, 1.0, 6.0)
-    rays = np.maximum(np.cos(uniform(rng, 14, 24, (count, 1, 1)).round() * angle), 0.0) ** 2
+    number, phase = uniform(rng, 14, 24, (count, 1, 1)).round(), uniform(rng, -np.pi, np.pi, (count, 1, 1))
+    rays = np.maximum(np.cos(number * angle + phase), 0.0) ** 2
     side = np.maximum(np.cos(angle - uniform(rng, -np.pi, np.pi, (count, 1, 1))) + 0.2, 0.0)
     depth += 0.3 * streaks[:, None, None] * rays * side
     inside = sigmoid((depth / (0.25 * softness[:, None, None])).astype(np.float32))
