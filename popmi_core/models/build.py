@@ -14,29 +14,67 @@ import torch
 from torch import nn
 
 import popmi_core.models.presets  # noqa: F401  (registers the presets with timm)
+from popmi_core.adapters import Prea, attach, require_exact
+from popmi_core.checkpoints import load_state
 from popmi_core.config import ModelConfig
 from popmi_core.errors import ModelError
 from popmi_core.models.weights import fetch_published, load_local
+
+# Exactness follows from the architecture, not from the weights: once per process and description is enough.
+_PROVEN: set[ModelConfig] = set()
 
 
 def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
     """Return the model ``config`` describes, in evaluation mode: normalised images -> logits.
 
+    Without an adapter that is the plain timm model; with one it is ``Prea`` around it.
+
     The same config and seed give bit-identical weights; the global generator is left as it was.
 
     Raises:
         ModelError: If the backbone is unknown, does not take the image or patch size, cannot run at
-            that size, or the weights do not fit.
+            that size, the weights do not fit, or PREA cannot make it exact.
     """
     name = _known(config.backbone)
     if num_classes < 1:
         raise ModelError(f"{name}: num_classes is {num_classes}, expected at least 1. Check the label list.")
     with _seeded(seed):
         model = _create(name, config, num_classes)
-    if config.weights != "random":
-        load_local(model, fetch_published(name) if config.weights == "pretrained" else Path(config.weights))
+    path = _weights_file(name, config.weights)
+    state = {} if path is None else load_state(path)[0]
+    # A file of a model that already has PREA is loaded after PREA is attached, any other before.
+    adapted = any(tensor.startswith("prea.") for tensor in state)
+    if path is not None and not adapted:
+        load_local(model, state, source=path)
     _probe(model, name, config.image_size)
+    if config.adapter.group != "none":
+        model = _attach(model, name, config, seed)
+    if path is not None and adapted:
+        load_local(model, state, source=path)
     return model.eval()
+
+
+def _attach(model: nn.Module, name: str, config: ModelConfig, seed: int) -> Prea:
+    wanted = config.adapter
+    adapted = attach(
+        model,
+        group=wanted.group,
+        merge_block=wanted.merge_block,
+        weights=wanted.weights,
+        rank=wanted.rank,
+        train=wanted.train,
+        seed=seed,
+    )
+    if config not in _PROVEN:
+        require_exact(adapted.eval(), config.image_size, adapted.group, name=name)
+        _PROVEN.add(config)
+    return adapted
+
+
+def _weights_file(name: str, weights: str) -> Path | None:
+    if weights == "random":
+        return None
+    return fetch_published(name) if weights == "pretrained" else Path(weights)
 
 
 def _known(backbone: str) -> str:

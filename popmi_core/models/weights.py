@@ -6,29 +6,27 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import timm
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 
-from popmi_core.checkpoints import load_state
 from popmi_core.errors import ModelError
 
 _LOG = logging.getLogger(__name__)
 
 
-def load_local(model: nn.Module, path: Path) -> tuple[str, ...]:
-    """Load ``path`` into ``model`` and return the names of head tensors that kept their fresh start.
+def load_local(model: nn.Module, state: Mapping[str, Tensor], *, source: Path) -> tuple[str, ...]:
+    """Load ``state``, read from ``source``, and return the names of head tensors that kept their fresh start.
 
     A head of another number of classes is left as initialised (and logged); everything else must fit.
     Position tables and patch kernels of another image or patch size are resampled as timm does.
 
     Raises:
-        ModelError: If the file is unusable, or tensors outside the head are missing, unknown or misshapen.
+        ModelError: If tensors outside the head are missing, unknown or misshapen.
     """
-    loaded = _adapted(model, load_state(path)[0])
+    loaded = _adapted(model, state)
     own = model.state_dict()
     head = tuple(f"{prefix}." for prefix in _classifiers(model))
     fresh = tuple(
@@ -40,10 +38,10 @@ def load_local(model: nn.Module, path: Path) -> tuple[str, ...]:
     )
     candidate = {name: tensor for name, tensor in loaded.items() if not name.startswith(head) or name in own}
     candidate = {name: tensor for name, tensor in candidate.items() if name not in fresh}
-    _check(path, candidate, {name: tensor for name, tensor in own.items() if name not in fresh})
+    _check(source, candidate, {name: tensor for name, tensor in own.items() if name not in fresh})
     model.load_state_dict(candidate, strict=False)
     if fresh:
-        _LOG.info("%s: the head (%s) was re-initialised: other number of classes", path.name, ", ".join(fresh))
+        _LOG.info("%s: the head (%s) was re-initialised: other number of classes", source.name, ", ".join(fresh))
     return fresh
 
 
@@ -89,11 +87,8 @@ def _classifiers(model: nn.Module) -> tuple[str, ...]:
     return tuple(prefix + name for name in ((names,) if isinstance(names, str) else names))
 
 
-def _adapted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _adapted(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # timm keeps beside each architecture the function that translates foreign names and resamples sizes.
-    adapt: Callable[[dict[str, Tensor], nn.Module], Any] | None
+    adapt: Callable[[dict[str, Tensor], nn.Module], Mapping[str, Tensor]] | None
     adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if adapt is None:
-        return state
-    adapted = adapt(dict(state), model)
-    return dict(adapted) if isinstance(adapted, Mapping) else state
+    return dict(state) if adapt is None else dict(adapt(dict(state), model))

@@ -1,0 +1,68 @@
+"""The adapter itself: merge the copies of an orbit, then one small trainable step per token."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from popmi_core.groups import PointGroup, act
+
+
+class OrbitMerge(nn.Module):
+    """Average rotated copies in one frame, then add a rank-``rank`` bottleneck to every token.
+
+    Exact whatever the weights: the average runs over the whole orbit, the weights of the average are
+    normalised over the same orbit, and the bottleneck sees one token at a time. The bottleneck's last
+    layer and the scores start at zero, so attaching changes nothing beyond the merge.
+
+    Parameters: ``down`` [rank, dim], ``up`` [dim, rank] and, for lambda weights (Basu et al. 2023,
+    arXiv:2305.09900), ``score`` [1, dim].
+    """
+
+    def __init__(self, group: PointGroup, dim: int, rank: int, *, weighted: bool, generator: torch.Generator) -> None:
+        super().__init__()
+        self.group = group
+        self.score = nn.Linear(dim, 1, bias=False) if weighted else None
+        self.down = nn.Linear(dim, rank)
+        self.up = nn.Linear(rank, dim)
+        with torch.no_grad():
+            if self.score is not None:
+                self.score.weight.zero_()
+            self.down.weight.copy_(torch.randn(rank, dim, generator=generator) / math.sqrt(dim))
+            for tensor in (self.down.bias, self.up.weight, self.up.bias):
+                tensor.zero_()
+
+    def rotate(self, images: Float[Tensor, "n c side side"]) -> Float[Tensor, "copies c side side"]:
+        """Return all copies of the orbit, one group element after the other along the batch."""
+        return torch.cat([act(element, images) for element in self.group.elements])
+
+    def merge(
+        self, grid: Float[Tensor, "copies side side dim"], prefix: Float[Tensor, "copies extra dim"] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Turn every copy back and average; class and register tokens have no place and are only averaged."""
+        order = len(self.group)
+        copies = grid.reshape(order, len(grid) // order, *grid.shape[1:])
+        shares = self._shares(copies)
+        turned = [
+            share * act(element.inverse(), one, dims=(1, 2))
+            for element, share, one in zip(self.group.elements, shares[..., None], copies, strict=True)
+        ]
+        merged = torch.stack(turned).sum(dim=0)
+        if prefix is None:
+            return merged, None
+        return merged, (shares * prefix.reshape(order, len(prefix) // order, *prefix.shape[1:])).sum(dim=0)
+
+    def refine(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Return the tokens plus the bottleneck's output."""
+        step: Tensor = self.up(functional.gelu(self.down(tokens)))
+        return tokens + step
+
+    def _shares(self, copies: Float[Tensor, "order n side side dim"]) -> Float[Tensor, "order n 1 1"]:
+        if self.score is None:
+            return copies.new_full((copies.shape[0], 1, 1, 1), 1 / copies.shape[0])
+        scores: Tensor = self.score(copies.mean(dim=(2, 3)))
+        return scores.softmax(dim=0)[..., None]
