@@ -35,8 +35,8 @@ class RunReader:
     def runs(self) -> tuple[RunSummary, ...]:
         """Return every run in the record, oldest first."""
         done = (
-            select(Round.run_id, func.count().label("done"))
-            .where(Round.finished.is_not(None), Round.server_round > 0)
+            select(Round.run_id, func.max(Round.server_round).label("done"))
+            .where(Round.finished.is_not(None))
             .group_by(Round.run_id)
             .subquery()
         )
@@ -61,13 +61,14 @@ class RunReader:
             rows = session.execute(select(Run.id, Run.revision, Run.status, Run.heartbeat).order_by(Run.id))
             return {run_id: Pulse(revision, status, heartbeat) for run_id, revision, status, heartbeat in rows}
 
-    def rounds(self, run_id: int) -> tuple[RoundRow, ...]:
-        """Return the rounds in order, the open one too."""
-        return self._rows(RoundRow, select(Round).where(Round.run_id == run_id).order_by(Round.server_round))
+    def rounds(self, run_id: int, *, since: int = 0) -> tuple[RoundRow, ...]:
+        """Return the rounds from ``since`` on in order, the open one too."""
+        query = select(Round).where(Round.run_id == run_id, Round.server_round >= since)
+        return self._rows(RoundRow, query.order_by(Round.server_round))
 
-    def sites(self, run_id: int) -> tuple[SiteRow, ...]:
-        """Return what every site did, by round, site and phase."""
-        query = select(SiteRound).where(SiteRound.run_id == run_id)
+    def sites(self, run_id: int, *, since: int = 0) -> tuple[SiteRow, ...]:
+        """Return what every site did from round ``since`` on, by round, site and phase."""
+        query = select(SiteRound).where(SiteRound.run_id == run_id, SiteRound.server_round >= since)
         order = (SiteRound.server_round, SiteRound.site, SiteRound.phase.desc())
         return self._rows(SiteRow, query.order_by(*order))
 

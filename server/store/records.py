@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run's head. ``rounds_done`` counts finished rounds; times are seconds since 1970 UTC."""
+    """A run's head. ``rounds_done`` is the last finished round; times are seconds since 1970 UTC."""
 
     id: int
     name: str

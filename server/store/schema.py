@@ -15,11 +15,11 @@ from typing import Any
 from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, String, Text, create_engine, event
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 RECORD_NAME = "record.sqlite"
 RUN_STATUSES = ("waiting", "running", "finished", "failed", "stopped")
-SITE_OUTCOMES = ("ok", "failed", "late", "quarantined", "unreachable")
+SITE_OUTCOMES = ("ok", "failed", "late", "quarantined", "unreachable", "stopped")
 SITE_PHASES = ("train", "evaluate")
 
 
@@ -139,13 +139,15 @@ class Event(Base):
 def connect(database: str | Path, *, read_only: bool = False) -> Engine:
     """Return an engine for a path of an SQLite file or an SQLAlchemy URL.
 
-    On SQLite every use opens its own connection, so that threads and forks never share one.
+    On SQLite a reader opens a connection for each use and holds no lock between. A writer keeps one open, for its
+    threads to take turns: closing the last connection would fold the WAL into the file after every write.
     """
     text = str(database)
     if "://" in text and not text.startswith("sqlite:"):
         return create_engine(text, pool_pre_ping=True)
     path = Path(make_url(text).database or "" if "://" in text else text).resolve()
-    engine = create_engine("sqlite://", poolclass=NullPool, creator=partial(_open_sqlite, path, read_only))
+    pool = NullPool if read_only else StaticPool
+    engine = create_engine("sqlite://", poolclass=pool, creator=partial(_open_sqlite, path, read_only))
     if not read_only:
         event.listen(engine, "connect", _prepare_sqlite)
     return engine
@@ -157,7 +159,8 @@ def _open_sqlite(path: Path, read_only: bool) -> sqlite3.Connection:
         # WAL needs a place for its index; a whole record on a read-only disk is read without one.
         mode = "ro&immutable=1"
     # A reader gives up early: the page says "locked" rather than hang; the writer waits out a slow disk.
-    return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=2.0 if read_only else 30.0)
+    patience = 2.0 if read_only else 30.0
+    return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=patience, check_same_thread=False)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -280,6 +280,8 @@ class RunWriter:
         self._closed.set()
         if self._pulse is not None:
             self._pulse.join()
+        if self._engine.dialect.name == "sqlite":
+            self._fold_wal()
         self._engine.dispose()
 
     def __enter__(self) -> Self:
@@ -294,8 +296,14 @@ class RunWriter:
         finally:
             self.close()
 
+    def _fold_wal(self) -> None:
+        # One plain file at rest: it can be copied, and read from a read-only disk. A reader may be in the way.
+        with contextlib.suppress(SQLAlchemyError), self._engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA busy_timeout=200")
+            connection.exec_driver_sql("PRAGMA journal_mode=DELETE")
+
     def _still_open(self) -> bool:
-        with self._guard(), Session(self._engine) as session:
+        with self._lock, self._guard(), Session(self._engine) as session:
             status = session.scalar(select(Run.status).where(Run.id == self.run_id))
         return status in ("waiting", "running")
 
@@ -334,7 +342,7 @@ class RunWriter:
             except SQLAlchemyError:
                 continue  # The next real write reports the trouble; a missed beat alone must not end a run.
 
-    @contextmanager
+    @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
         try:
             yield
