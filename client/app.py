@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from client.control import load_control, save_control
 from client.evaluate import evaluate_images
 from client.load import assignment_of, read_data
-from client.objectives import Broadcast
-from client.privacy import SitePrivacy
+from client.ledger import Ledger
+from client.privacy import PrivateRound
 from client.reply import array_record, finite_or_none, guarded, read_instruction, reply, tensor_record
 from client.train import train_locally
 from popmi_core.config import ModelConfig
@@ -61,12 +61,10 @@ def train(message: Message, context: Context) -> Message:
         num_classes=len(instruction.classes),
         normalise=partial(normalise, model=model),
         seed=derive_seed("train", instruction.seed, assignment.site, instruction.server_round),
-        broadcast=Broadcast(
-            reference=received,
-            server_control=_tensors(message, CONTROL),
-            control=load_control(state_folder, instruction.run),
-        ),
-        privacy=SitePrivacy.of(instruction, state_folder),
+        reference=received,
+        control=load_control(state_folder, instruction.run),
+        server_control=_tensors(message, CONTROL),
+        privacy=private_round(instruction, assignment.site, state_folder),
     )
     arrays: dict[str, ArrayRecord] = {MODEL: tensor_record(exchanged_state(model))}
     if trained.control is not None:
@@ -110,6 +108,15 @@ def evaluate(message: Message, context: Context) -> Message:
         phantom=data.phantom,
     )
     return reply(message, report, arrays)
+
+
+def private_round(instruction: Instruction, site: str, folder: Path) -> PrivateRound | None:
+    """Return the round as the site's privacy ledger sees it, or None for a run without a privacy budget."""
+    if instruction.privacy is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(folder / "privacy-ledger.json", site=site)
+    return PrivateRound(instruction.privacy, ledger, instruction.run, instruction.server_round, instruction.rounds)
 
 
 def receive_model(message: Message, instruction: Instruction) -> tuple[nn.Module, dict[str, Tensor]]:

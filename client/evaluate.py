@@ -7,6 +7,7 @@ from torch import nn
 
 from popmi_core.data import ImageSet
 from popmi_core.metrics import ScoreSummary, classification_metrics, rotation_consistency, summarise_scores
+from popmi_core.metrics.rotation import rotation_total_variation
 from popmi_core.models import predict
 
 
@@ -18,7 +19,10 @@ def evaluate_images(model: nn.Module, data: ImageSet) -> tuple[dict[str, float],
     """
     scores = predict(model, data.images)
     turned = np.stack([scores, *(predict(model, data.images, quarter_turns=turns) for turns in (1, 2, 3))])
-    consistency, variation = rotation_consistency(turned)
     figures = classification_metrics(scores, data.targets)
-    figures |= {"rotation_consistency": consistency, "rotation_variation": variation, "num_examples": len(data)}
+    figures |= {
+        "rotation_consistency": rotation_consistency(turned),
+        "rotation_variation": rotation_total_variation(turned),
+        "num_examples": float(len(data)),
+    }
     return figures, summarise_scores(scores, data.targets)

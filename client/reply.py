@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Mapping
 
@@ -11,9 +12,11 @@ import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import Tensor
 
-from popmi_core.errors import PopmiError
+from client.load import assignment_of
+from popmi_core.errors import PopmiError, PrivacyError
 from popmi_core.protocol import INSTRUCTION, JSON_KEY, REPORT, Instruction, Report
 
+log = logging.getLogger("popmi.site")
 Handler = Callable[[Message, Context], Message]
 
 
@@ -52,19 +55,34 @@ def guarded(handler: Handler) -> Handler:
 
     @functools.wraps(handler)
     def answer(message: Message, context: Context) -> Message:
+        stopped = False
         try:
             return handler(message, context)
         except PopmiError as error:
             told = f"{type(error).__name__}: {error}"
+            # A promise that cannot be kept now cannot be kept later: the site fails closed.
+            stopped = isinstance(error, PrivacyError)
         except Exception as error:
             told = f"{type(error).__name__} at {_place(error)}. The full text is in this site's own log only."
+            log.exception("a handler failed")
         instruction = read_instruction(message)
-        site = str(context.node_config.get("site", f"node {context.node_config.get('partition-id', '?')}"))
-        return reply(
-            message, Report(run=instruction.run, server_round=instruction.server_round, site=site, error=told)
+        report = Report(
+            run=instruction.run,
+            server_round=instruction.server_round,
+            site=_site(context, instruction),
+            error=told,
+            stopped=stopped,
         )
+        return reply(message, report)
 
     return answer
+
+
+def _site(context: Context, instruction: Instruction) -> str:
+    try:
+        return assignment_of(context, instruction).site
+    except PopmiError:
+        return f"node {context.node_id}"
 
 
 def _place(error: Exception) -> str:

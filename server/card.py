@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from popmi_core.protocol import RunPlan
-from server.results import RoundResult
+from server.results import RoundResult, bounded_figures
 
 LIMITS = (
     "Research software: not a medical device, not for diagnosis.",
@@ -32,7 +32,7 @@ def model_card(plan: RunPlan, done: RoundResult) -> dict[str, Any]:
         "left_out": {item.site: f"{item.outcome}: {item.reason}" for item in done.train if item.outcome != "ok"},
         "rules": dict(done.fused.notes) if done.fused is not None else {"void": done.note},
         "metrics": {
-            split: {name: _rounded(item.value) for name, item in pooled.figures.items()}
+            split: {name: _rounded(item.value) for name, item in bounded_figures(pooled).items()}
             for split, pooled in done.evaluation.pooled.items()
         },
         "external": {name: _rounded(value) for name, value in done.evaluation.external.items()},

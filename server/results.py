@@ -8,8 +8,15 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from popmi_core.fusion import Fused
-from popmi_core.metrics import PooledMetrics
+from popmi_core.metrics import Bounded, PooledMetrics
 from popmi_core.protocol import Report
+
+POOLED_FIGURES = ("auroc", "auprc", "macro_f1", "balanced_accuracy", "accuracy", "ece")
+
+
+def bounded_figures(pooled: PooledMetrics) -> dict[str, Bounded]:
+    """Return the pooled figures by name, each with its bounds."""
+    return {name: getattr(pooled, name) for name in POOLED_FIGURES}
 
 
 @dataclass(frozen=True)

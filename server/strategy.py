@@ -22,7 +22,15 @@ from popmi_core.matching import describe_model
 from popmi_core.models import build_model, exchanged_state
 from popmi_core.protocol import CONTROL, MODEL, Instruction, RunPlan, Split
 from server.replies import Expected, layout_of
-from server.results import Evaluation, MatchedUpdate, RoundResult, SiteOutcome, TrainedUpdate, Validated
+from server.results import (
+    Evaluation,
+    MatchedUpdate,
+    RoundResult,
+    SiteOutcome,
+    TrainedUpdate,
+    Validated,
+    bounded_figures,
+)
 from server.roster import Roster
 from server.rounds.evaluate import collect
 from server.rounds.fuse import fuse_updates, move_control
@@ -49,6 +57,7 @@ class OpmStrategy(Strategy):
         self.optimizer = ServerOptimizer(self.config.server_optimizer)
         self.roster = Roster()
         self.asked: dict[str, str] = {}
+        self.last_outcomes: list[SiteOutcome] = []
 
     def start(
         self,
@@ -76,8 +85,11 @@ class OpmStrategy(Strategy):
             done = self.run_round(grid, server_round, arrays, timeout, evaluate_fn)
             arrays = tensor_record(self.global_model)
             empty = 0 if done.fused is not None else empty + 1
-            if empty >= EMPTY_ROUNDS_TO_FAIL or (empty and empty == num_rounds):
+            self.last_outcomes = done.train
+            if empty >= EMPTY_ROUNDS_TO_FAIL:
                 raise RunError(_no_update(empty, done.train))
+        if not self.recorder.has_model:
+            raise RunError(_no_update(self.recorder.last_round, self.last_outcomes))
         result.arrays = arrays
         return result
 
@@ -176,7 +188,7 @@ class OpmStrategy(Strategy):
         """Let every site evaluate; the test split is looked at in the last round only."""
         splits: tuple[Split, ...] = ("val", "test") if final else ("val",)
         replies = self.exchange(grid, self.questions(MessageType.EVALUATE, server_round, arrays, splits), timeout)
-        return collect(replies, self.expected(server_round), splits)
+        return collect(replies, self.expected(server_round), splits, num_classes=len(self.plan.classes))
 
     # Flower's hooks: each is one step of the round above.
 
@@ -201,9 +213,11 @@ class OpmStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the figures pooled over the sites' validation images."""
-        evaluation, _ = collect(replies, self.expected(server_round), ("val",))
+        evaluation, _ = collect(
+            replies, self.expected(server_round), ("val",), num_classes=len(self.plan.classes)
+        )
         pooled = evaluation.pooled.get("val")
-        return None if pooled is None else MetricRecord({name: item.value for name, item in pooled.figures.items()})
+        return None if pooled is None else MetricRecord({name: item.value for name, item in bounded_figures(pooled).items()})
 
     def summary(self) -> None:
         """Log which four parts this run is made of."""

@@ -17,6 +17,11 @@ LOG_FILE = "log.txt"
 PHASES = {"query": "joining", "train": "training", "evaluate": "evaluating"}
 
 
+def _for_people(record: logging.LogRecord) -> bool:
+    # A site's own log stays at the site; here it is the run folder's file.
+    return record.name != "popmi.site"
+
+
 class _Lines(logging.Handler):
     """Plain lines for pipes and files: one a round, and whatever warns."""
 
@@ -83,6 +88,8 @@ def shown(folder: Path, *, quiet: bool) -> Iterator[None]:
             handlers.append(_Terminal(bars))
         else:
             handlers.append(_Lines(console))
+    for handler in handlers[1:]:
+        handler.addFilter(_for_people)
     for handler in handlers:
         logger.addHandler(handler)
     try:

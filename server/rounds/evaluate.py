@@ -18,7 +18,7 @@ from server.results import Evaluation, SiteOutcome
 
 
 def collect(
-    replies: Iterable[Message], expected: Expected, splits: tuple[Split, ...]
+    replies: Iterable[Message], expected: Expected, splits: tuple[Split, ...], *, num_classes: int
 ) -> tuple[Evaluation, list[SiteOutcome]]:
     """Return the evaluation of a round and one outcome for every site that was asked."""
     opened, outcomes = open_replies(replies, expected)
@@ -31,7 +31,7 @@ def collect(
             if report.error is not None:
                 outcomes.append(SiteOutcome(site, "failed", report.error, bytes_up=size, report=report))
                 continue
-            received = {split: _summary(message, site, split) for split in splits}
+            received = {split: _summary(message, site, split, num_classes) for split in splits}
         except UpdateError as error:
             outcomes.append(SiteOutcome(site, "quarantined", str(error), bytes_up=size))
             continue
@@ -52,7 +52,7 @@ def evaluate_external(
     return classification_metrics(predict(model, data.images), data.targets)
 
 
-def _summary(message: Message, site: str, split: str) -> ScoreSummary:
+def _summary(message: Message, site: str, split: str, num_classes: int) -> ScoreSummary:
     record = message.content.array_records.get(SCORES_PREFIX + split)
     if record is None:
         raise UpdateError(f"site {site}: no scores of split {split}. Check that the site runs the same POPMI version.")
@@ -60,7 +60,7 @@ def _summary(message: Message, site: str, split: str) -> ScoreSummary:
         arrays = {name: np.array(array.numpy()) for name, array in record.items()}
     except (ValueError, TypeError, EOFError, OSError) as error:
         raise UpdateError(f"site {site}: the scores of split {split} cannot be decoded. The payload is damaged.") from error
-    return ScoreSummary.from_arrays(arrays)
+    return ScoreSummary.from_arrays(arrays, site=site, num_classes=num_classes)
 
 
 def _figures(report: Report, split: str) -> dict[str, float | None]:

@@ -15,7 +15,7 @@ from popmi_core.errors import RunError
 from popmi_core.protocol import Progress, RunPlan
 from server.card import model_card, write_card
 from server.environment import describe_environment
-from server.results import Evaluation, RoundResult, SiteOutcome
+from server.results import Evaluation, RoundResult, SiteOutcome, bounded_figures
 from server.roster import Roster
 from server.store import RunWriter
 from server.store.schema import RECORD_NAME
@@ -31,6 +31,7 @@ class RunRecorder:
         self.plan, self.writer, self.last_round = plan, writer, last_round
         self.folder = Path(plan.folder)
         self.roster = Roster()
+        self.has_model = last_round > 0
 
     @classmethod
     def open(cls, plan: RunPlan, writer: RunWriter) -> RunRecorder:
@@ -102,6 +103,7 @@ class RunRecorder:
             model_sha256=digest,
         )
         self.last_round = done.server_round
+        self.has_model = self.has_model or done.fused is not None
         self._tell(done)
 
     def _record_sites(self, done: RoundResult) -> None:
@@ -136,7 +138,12 @@ class RunRecorder:
 
     def _tell(self, done: RoundResult) -> None:
         figures = {name: _value(item) for name, item in pooled_figures(done.evaluation).get("val", {}).items()}
-        troubles = tuple(f"{item.site}: {item.outcome}: {item.reason}" for item in done.train if item.outcome != "ok")
+        troubles = tuple(
+            f"{item.site}: {phase} {item.outcome}: {item.reason}"
+            for phase, outcomes in (("train", done.train), ("evaluate", done.evaluate))
+            for item in outcomes
+            if item.outcome != "ok"
+        )
         notes = (*troubles, *((done.note,) if done.note else ()))
         told = Progress(
             kind="round",
@@ -181,7 +188,7 @@ def pooled_figures(evaluation: Evaluation) -> dict[str, dict[str, Figure]]:
     """
     result: dict[str, dict[str, Figure]] = {}
     for split, pooled in evaluation.pooled.items():
-        result[split] = {name: (item.value, item.lower, item.upper) for name, item in pooled.figures.items()}
+        result[split] = {name: (item.value, item.lower, item.upper) for name, item in bounded_figures(pooled).items()}
         weights = {site: figures[split].get("num_examples") or 0.0 for site, figures in evaluation.sites.items()}
         for name in ("nll", "rotation_consistency", "rotation_variation"):
             result[split][name] = _weighted(
