@@ -81,15 +81,16 @@ def _keep_what_holds(model: nn.Module, symmetry: ViTSymmetry) -> ViTSymmetry | N
 
 def _find_vit(model: nn.Module) -> tuple[int, str] | None:
     """Return heads and pooling of the one module that has ViT blocks; None if there is no such, or heads differ."""
-    hosts = [module for module in model.modules() if isinstance(getattr(module, "blocks", None), nn.Sequential)]
+    hosts = [(m, blocks) for m in model.modules() if isinstance(blocks := getattr(m, "blocks", None), nn.Sequential)]
     if len(hosts) != 1:
         return None
-    attentions = [getattr(block, "attn", None) for block in hosts[0].blocks.children()]
+    host, blocks = hosts[0]
+    attentions = [getattr(block, "attn", None) for block in blocks.children()]
     heads = {getattr(attention, "num_heads", None) for attention in attentions}
     count = heads.pop() if len(heads) == 1 else None
     if not isinstance(count, int):
         return None
-    return count, str(getattr(hosts[0], "global_pool", "token"))
+    return count, str(getattr(host, "global_pool", "token"))
 
 
 def _input_shape(model: nn.Module) -> tuple[int, int, int, int]:

@@ -17,7 +17,7 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class HeadMove:
-    """New head i is old head ``perm[i]`` in new bases: q by ``query_key``, k by its inverse transpose, v by ``value``."""
+    """New head i is old head ``perm[i]``: q times ``query_key``, k times its inverse transpose, v times ``value``."""
 
     perm: Int[Tensor, " heads"]
     query_key: Float[Tensor, "heads head_dim head_dim"]

@@ -130,15 +130,16 @@ def rebase(factors: HeadFactors, basis: HeadBasis, dim: int) -> HeadFactors:
 
 
 def _balancer(left: Float[Tensor, "h k m"], right: Float[Tensor, "h k n"]) -> Float[Tensor, "h k k"]:
-    """Return symmetric T with ``Gram(T left) = Gram(T^-T right)``; the identity if they are balanced already.
+    """Return T with ``Gram(T left) = Gram(T^-T right)``.
 
-    ``T^2`` is the geometric mean ``G^-1/2 (G^1/2 H G^1/2)^1/2 G^-1/2`` of the right Gram matrix H and the inverse
-    of the left one G (Bhatia 2007, Positive Definite Matrices, ch. 4).
+    With the Gram matrices ``G = L L^T`` and H, and ``L^T H L = V D V^T``: ``T = D^1/4 V^T L^-1`` makes both ``D^1/2``.
     """
-    first, second = _gram(left), _gram(right)
-    root, inverse_root = _power(first, 0.5), _power(first, -0.5)
-    middle = _power(root @ second @ root, 0.5)
-    return _power(inverse_root @ middle @ inverse_root, 0.5)
+    lower = torch.linalg.cholesky(_gram(left))
+    values, vectors = torch.linalg.eigh(lower.mT @ _gram(right) @ lower)
+    values = values.clamp_min(values.amax(-1, keepdim=True) * _RIDGE)
+    # T^T = L^-T V D^1/4
+    turned = torch.linalg.solve_triangular(lower.mT, vectors * values[..., None, :] ** 0.25, upper=True)
+    return turned.mT
 
 
 def _gram(rows: Tensor) -> Tensor:
@@ -147,9 +148,3 @@ def _gram(rows: Tensor) -> Tensor:
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype)
     # A head of zeros (fresh projection) gets the identity: there is nothing to balance against.
     return torch.where(trace > 0, gram + _RIDGE * trace * identity, identity)
-
-
-def _power(matrix: Tensor, exponent: float) -> Tensor:
-    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    floor = values.amax(-1, keepdim=True) * _RIDGE
-    return (vectors * values.clamp_min(floor)[..., None, :] ** exponent) @ vectors.mT

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from popmi_core.matching.descent import Position, Target, aligned_heads, is_identity, pick_heads, worth_turning
+from popmi_core.matching.descent import Pairing, Position, Target, is_identity, pick_heads, worth_turning
 from popmi_core.matching.elements import Element, HeadMove
 from popmi_core.matching.factors import Factors, HeadBasis, rebase
 from popmi_core.matching.procrustes import turn
@@ -41,8 +41,8 @@ def settle(
     heads: dict[int, HeadMove] = {}
     hidden: dict[int, Tensor] = {}
     gains: dict[str, float] = {}
-    for index, order in position.heads.items():
-        move, gain = _settle_heads(index, order, position.stream, target, own_bases[index], candidate)
+    for index, pairing in position.heads.items():
+        move, gain = _settle_heads(index, pairing, position.stream, target, own_bases[index], candidate)
         gains[f"blocks.{index}.heads"] = gain
         if move is not None:
             heads[index] = move
@@ -61,22 +61,23 @@ def gain_of(before: float, after: float) -> float:
 
 def _settle_heads(
     index: int,
-    order: Int[Tensor, " heads"],
+    pairing: Pairing,
     stream: Tensor | None,
     target: Target,
     own_basis: HeadBasis,
     candidate: Candidate,
 ) -> tuple[HeadMove | None, float]:
-    own, basis = target.factors.heads[index], candidate.bases[index]
+    own, basis, order = target.factors.heads[index], candidate.bases[index], pairing.order
     moved = pick_heads(candidate.balanced.heads[index], order, stream)
     # Both distances in the reference's balanced bases; unmoved heads only follow those.
     still = pick_heads(candidate.raw.heads[index], torch.arange(len(order)), stream)
     still = rebase(still, own_basis, candidate.raw.dim)
-    maps = aligned_heads(own, moved, linear=target.linear(index))
     kept = order == torch.arange(len(order))
     sides = [
-        _settle_side(own.query_key, moved.query_key, still.query_key, maps[0], kept, free=target.linear(index)),
-        _settle_side(own.value, moved.value, still.value, maps[1], kept, free=True),
+        _settle_side(
+            own.query_key, moved.query_key, still.query_key, pairing.query_key, kept, free=target.linear(index)
+        ),
+        _settle_side(own.value, moved.value, still.value, pairing.value, kept, free=True),
     ]
     before, after = (sum(getattr(side, when) for side in sides) for when in ("before", "after"))
     if all(bool(side.leave.all()) for side in sides) or after >= before:
@@ -89,8 +90,8 @@ def _settle_side(own: Tensor, moved: Tensor, still: Tensor, maps: Tensor, kept: 
     near = (own - maps @ moved).square().sum((-2, -1))
     far = (own - still).square().sum((-2, -1))
     turns, numbers = own.shape[-2] ** 2, own[0].numel()
-    worth = [free and worth_turning(float(f), float(n), turns=turns, numbers=numbers) for f, n in zip(far, near)]
-    leave = kept & ~torch.tensor(worth)
+    worth = worth_turning(far, near, turns=turns, numbers=numbers)
+    leave = kept & ~worth if free else kept
     return _Side(maps, leave, float(far.sum()), float(torch.where(leave, far, near).sum()))
 
 

@@ -83,13 +83,13 @@ class ViTSymmetry:
         """Return every tensor matching reads or moves (full names); a state without all of them is not matched."""
         layers = [name for slots in self.heads.values() for name in (slots.qkv, slots.proj)]
         layers += [name for slots in self.hidden.values() for name in (slots.fc1, slots.fc2)]
-        slotted = (*self.heads.values(), *self.hidden.values())
+        scales = [slots.scale for slots in self.heads.values()] + [slots.scale for slots in self.hidden.values()]
         layers += [fold.norm for fold in self.folds]
         tokens: tuple[str, ...] = ()
         if self.stream == "orthogonal":
             layers += [*self.writers, *self.readers]
             tokens = self.tokens
-        return {*tokens, *(f"{layer}.weight" for layer in layers), *(s.scale for s in slotted if s.scale)}
+        return {*tokens, *(f"{layer}.weight" for layer in layers), *(scale for scale in scales if scale)}
 
     def heads_only(self) -> ViTSymmetry:
         """Return the part about attention: bases inside heads, and the norms that can be folded into them."""
@@ -175,7 +175,7 @@ def _assemble(
         known |= _block_names(block, attention, mlp)
     edges = _Edges(prefix, dim, shapes)
     known |= edges.known
-    readers = edges.readers
+    readers: tuple[str, ...] = edges.readers
     for attention in heads.values():
         readers += (attention.qkv,)
     for mlp in hidden.values():
@@ -206,8 +206,8 @@ class _Edges:
             return f"{prefix}{layer}.weight" in shapes
 
         self.tokens = tuple(f"{prefix}{t}" for t in ("cls_token", "reg_token", "pos_embed") if f"{prefix}{t}" in shapes)
-        self.writers = (f"{prefix}patch_embed.proj",) if have("patch_embed.proj") else ()
-        self.readers = (f"{prefix}head",) if have("head") else ()
+        self.writers: tuple[str, ...] = (f"{prefix}patch_embed.proj",) if have("patch_embed.proj") else ()
+        self.readers: tuple[str, ...] = (f"{prefix}head",) if have("head") else ()
         norms = [f"{prefix}{norm}" for norm in ("norm", "fc_norm") if have(norm)]
         self.folds = tuple(Fold(norm, self.readers) for norm in norms)
         self.unfit = ""
@@ -288,6 +288,6 @@ def _unfit(heads: Mapping[int, HeadSlots], hidden: Mapping[int, HiddenSlots], un
         return f"{len(strangers)} tensors with unknown part in it, such as '{strangers[0]}'"
     if pool not in ("token", "avg"):
         return f"'{pool}' pooling does not commute with a rotation"
-    if not all(slots.bias for slots in (*heads.values(), *hidden.values())):
+    if not (all(slots.bias for slots in heads.values()) and all(slots.bias for slots in hidden.values())):
         return "a layer without bias cannot take up its norm's beta"
     return ""
