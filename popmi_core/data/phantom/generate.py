@@ -73,7 +73,7 @@ def draw_examples(site: str, targets: npt.NDArray[np.int64], *, image_size: int,
         DataError: If the site is not in PHANTOM_SITES.
     """
     device = find_device(site)
-    stream, camera = np.random.default_rng([seed, zlib.crc32(site.encode()), 2]).spawn(2)
+    stream, camera = _stream(seed, site, 2).spawn(2)
     return _expose(camera, draw_scene(stream, targets, zoom=device.zoom, image_size=image_size), device)
 
 
@@ -85,14 +85,11 @@ def draw_site(site: str, *, num_images: int, image_size: int, seed: int) -> Draw
             f"site {site}: the phantom needs at least 10 images of at least 8 pixels a side, got {num_images} of "
             f"{image_size}. Raise phantom_images or image_size."
         )
-    # crc32, not the position in the table: a new site must not change the others.
-    key = [seed, zlib.crc32(site.encode())]
-    rng = np.random.default_rng([*key, 0])
-    targets, photographs, splits = _plan(rng, site, num_images, device.photographs)
+    targets, photographs, splits = _plan(_stream(seed, site, 0), site, num_images, device.photographs)
     images = []
     for batch, start in enumerate(range(0, len(targets), _BATCH)):
         rows = slice(start, start + _BATCH)
-        stream, camera = np.random.default_rng([*key, 1, batch]).spawn(2)
+        stream, camera = _stream(seed, site, 1, batch).spawn(2)
         scenes = draw_scene(stream, targets[rows], zoom=device.zoom, image_size=image_size)
         scenes = _turn(camera, np.repeat(scenes, photographs[rows], axis=0))
         images.append(_expose(camera, scenes, device))
@@ -117,6 +114,11 @@ def find_device(site: str) -> Device:
     if site not in DEVICES:
         raise DataError(f"there is no phantom site {site!r}. Choose from: {', '.join(PHANTOM_SITES)}.")
     return DEVICES[site]
+
+
+def _stream(seed: int, site: str, *purpose: int) -> np.random.Generator:
+    """Return the random numbers of one site for one purpose; crc32, since a new site must not change the others."""
+    return np.random.default_rng([seed, zlib.crc32(site.encode()), *purpose])
 
 
 def _expose(rng: np.random.Generator, scenes: npt.NDArray[np.float32], device: Device) -> npt.NDArray[np.uint8]:
