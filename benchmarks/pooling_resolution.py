@@ -103,9 +103,8 @@ def main() -> None:
     for federation, rows in results.items():
         for name in FIGURES:
             row = rows[name]
-            print(
-                f"| {federation} | {name} | {row['mean_error']:.4f} | {row['max_error']:.4f} | {row['resolution']:.4f} |"
-            )
+            cells = " | ".join(f"{row[key]:.4f}" for key in ("mean_error", "max_error", "resolution"))
+            print(f"| {federation} | {name} | {cells} |")
     for federation, rows in results.items():
         total = rows["all"]
         print(

@@ -16,8 +16,8 @@ from popmi_core.metrics.bounds import (
     bounded,
     mean_bounded,
 )
-from popmi_core.metrics.checks import IntArray
 from popmi_core.metrics.histograms import Runs, join_runs
+from popmi_core.metrics.hits import recall_and_f1
 from popmi_core.metrics.reliability import ece_from_runs
 from popmi_core.metrics.summary import ScoreSummary
 
@@ -73,15 +73,14 @@ def pool_summaries(summaries: Sequence[ScoreSummary]) -> PooledMetrics:
     classes = tuple(np.flatnonzero(told.any(axis=0)).tolist())
     runs = [_runs_of(summaries, c) for c in classes]
     auroc = tuple(auroc_from_runs(*pair) for pair in runs)
-    hits, false_alarms = _sum([s.hits for s in summaries]), _sum([s.false_alarms for s in summaries])
-    support = np.array([sum(s.positive[c].total for s in summaries) for c in range(widths[0])], dtype=np.int64)
+    top_one = [recall_and_f1(summaries, c) for c in classes]
     return PooledMetrics(
         num_examples=sum(summary.num_examples for summary in summaries),
         classes=classes,
         auroc=mean_bounded(list(auroc)),
         auprc=mean_bounded([average_precision_from_runs(*pair) for pair in runs]),
-        macro_f1=mean_bounded([_f1(hits[c], false_alarms[c], int(support[c])) for c in classes]),
-        balanced_accuracy=mean_bounded([_share(hits[c], int(support[c])) for c in classes]),
+        macro_f1=mean_bounded([f1 for _, f1 in top_one]),
+        balanced_accuracy=mean_bounded([recall for recall, _ in top_one]),
         accuracy=_accuracy(summaries),
         ece=_ece(summaries),
         auroc_per_class=auroc,
@@ -92,26 +91,10 @@ def _runs_of(summaries: Sequence[ScoreSummary], column: int) -> tuple[Runs, Runs
     return join_runs([s.positive[column] for s in summaries]), join_runs([s.negative[column] for s in summaries])
 
 
-def _sum(tables: list[IntArray]) -> IntArray:
-    return np.sum(np.stack(tables), axis=0, dtype=np.int64)
-
-
-def _share(counts: IntArray, group: int) -> Bounded:
-    low, high = counts.tolist()
-    return bounded((low + high) / 2 / group, low / group, high / group)
-
-
-def _f1(hits: IntArray, false_alarms: IntArray, support: int) -> Bounded:
-    def score(true: float, false: float) -> float:
-        return 2 * true / (support + true + false)
-
-    middle = score(float(hits.mean()), float(false_alarms.mean()))
-    return bounded(middle, score(hits[0], false_alarms[1]), score(hits[1], false_alarms[0]))
-
-
 def _accuracy(summaries: Sequence[ScoreSummary]) -> Bounded:
     total = sum(summary.num_examples for summary in summaries)
-    return _share(_sum([np.array(summary.correct) for summary in summaries]), total) if total else UNKNOWN
+    least, most = (sum(summary.correct[side] for summary in summaries) for side in (0, 1))
+    return bounded((least + most) / 2 / total, least / total, most / total) if total else UNKNOWN
 
 
 def _ece(summaries: Sequence[ScoreSummary]) -> Bounded:
