@@ -42,8 +42,9 @@ def alike(one: np.ndarray, two: np.ndarray) -> float:
 
 def test_two_sites_of_one_seed_share_no_lesion() -> None:
     one, two = (draw_examples(site, np.full(40, NV), image_size=24, seed=0) for site in PHANTOM_SITES[1:3])
-    # All lesions are darker than skin and near the middle, which alone gives about a half; the same ones give 0.9.
-    assert np.mean([alike(*pair) for pair in zip(one, two, strict=True)]) < 0.7
+    # All lesions are darker than skin and near the middle, which alone gives 0.64; the same ones through two
+    # devices give 0.85.
+    assert np.mean([alike(*pair) for pair in zip(one, two, strict=True)]) < 0.75
 
 
 def test_a_site_says_that_it_is_a_phantom() -> None:
