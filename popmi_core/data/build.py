@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,3 +62,8 @@ def write_labels(folder: Path, rows: Iterable[Mapping[str, str]], columns: Seque
         writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def safe_name(text: str) -> str:
+    """Return the text as a folder name: lower case, and only letters, digits, dot, dash and underscore."""
+    return re.sub(r"[^a-z0-9_.-]+", "_", text.lower()).strip("._") or "unknown"

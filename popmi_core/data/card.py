@@ -60,6 +60,11 @@ def read_card(root: Path) -> DatasetCard:
     return card
 
 
+def classes_above(folder: Path) -> tuple[str, ...] | None:
+    """Return the study's classes where ``folder`` is a site of a prepared data set, else None."""
+    return read_card(folder.parent).classes if (folder.parent / FILE_NAME).is_file() else None
+
+
 def write_card(root: Path, card: DatasetCard) -> None:
     """Write ``root/dataset.json``."""
     (root / FILE_NAME).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from popmi_core.data.card import FILE_NAME, read_card
+from popmi_core.data.card import classes_above
 from popmi_core.data.imagefolder import read_imagefolder
 from popmi_core.data.images import SiteData
 from popmi_core.data.medmnist import read_medmnist
 from popmi_core.data.phantom import make_phantom_site
+from popmi_core.data.pool import Pool
 from popmi_core.data.reader import read_folder
 from popmi_core.data.shape import shape_of
 from popmi_core.data.spec import SiteSpec
@@ -32,6 +31,21 @@ def load_site(site: str, spec: str, *, image_size: int, phantom_images: int, see
     parsed = SiteSpec.parse(spec)
     if parsed.phantom is not None:
         return make_phantom_site(parsed.phantom, num_images=phantom_images, image_size=image_size, seed=seed)
+    return load_pool(site, spec, image_size=image_size).to_site(site, image_size=image_size)
+
+
+def load_pool(site: str, spec: str, *, image_size: int | None) -> Pool:
+    """Read one site's real images with everything known of them.
+
+    Args:
+        site: The site's name.
+        spec: As for ``load_site``, but not the phantom.
+        image_size: Pixels per side; None keeps an npz file's own and means 64 for anything else.
+
+    Raises:
+        DataError: If the images cannot be used; see the reader of that shape.
+    """
+    parsed = SiteSpec.parse(spec)
     path = parsed.path
     shape = None if path is None else shape_of(path)
     if path is None or shape not in ("site", "imagefolder", "npz"):
@@ -40,14 +54,7 @@ def load_site(site: str, spec: str, *, image_size: int, phantom_images: int, see
             "of pictures, or a MedMNIST npz file."
         )
     if shape == "npz":
-        pool = read_medmnist(path, image_size=image_size, part=parsed.part, site=site)
-    elif shape == "imagefolder":
-        pool = read_imagefolder(path, image_size=image_size, classes=parsed.classes, site=site)
-    else:
-        pool = read_folder(path, image_size=image_size, classes=parsed.classes or _card_classes(path), site=site)
-    return pool.to_site(site, image_size=image_size)
-
-
-def _card_classes(folder: Path) -> tuple[str, ...] | None:
-    """Return the study's classes from the dataset.json above a prepared site's folder, if there is one."""
-    return read_card(folder.parent).classes if (folder.parent / FILE_NAME).is_file() else None
+        return read_medmnist(path, image_size=image_size, part=parsed.part, site=site)
+    if shape == "imagefolder":
+        return read_imagefolder(path, image_size=image_size or 64, classes=parsed.classes, site=site)
+    return read_folder(path, image_size=image_size or 64, classes=parsed.classes or classes_above(path), site=site)

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from popmi_core.data.card import FILE_NAME, DatasetCard, read_card
+from popmi_core.data.card import FILE_NAME, DatasetCard, classes_above, read_card
 from popmi_core.data.imagefolder import list_classes
 from popmi_core.data.labels import DERMOSCOPY_CLASSES
 from popmi_core.data.medmnist import list_parts, peek_classes
+from popmi_core.data.medmnist_index import find_set
 from popmi_core.data.phantom import PHANTOM_SITES
 from popmi_core.data.prepare.dermoscopy import INDEX, RECIPE, SHA256, prepare_dermoscopy
 from popmi_core.data.reader import classes_of_folder
@@ -152,6 +153,7 @@ def _from_single(path: Path, shape: Shape) -> Federation:
     if shape == "npz":
         parts = list_parts(path)
         sites = {part: str(SiteSpec(path, part=part)) for part in parts} or {path.stem: str(SiteSpec(path))}
-        return Federation(path.stem, peek_classes(path), sites, None, False)
-    classes = list_classes(path) if shape == "imagefolder" else classes_of_folder(path)
+        known = find_set(path.stem)
+        return Federation(path.stem, peek_classes(path), sites, None, False, known.licence if known else "")
+    classes = list_classes(path) if shape == "imagefolder" else classes_above(path) or classes_of_folder(path)
     return Federation(path.name, classes, {path.name: str(SiteSpec(path, classes=classes))}, None, False)

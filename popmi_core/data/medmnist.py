@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from popmi_core.data.decode import Pixels, resize_stack
 from popmi_core.data.manifest import Split
-from popmi_core.data.medmnist_index import class_names
+from popmi_core.data.medmnist_index import find_set
 from popmi_core.data.pool import Pool
 from popmi_core.errors import DataError
 
@@ -124,7 +124,8 @@ def _targets(labels: npt.NDArray[Any], split: str, expected: int, site: str) -> 
 def _classes(arrays: Mapping[str, npt.NDArray[Any]], path: Path, targets: list[int], site: str) -> tuple[str, ...]:
     needed = max(targets, default=0) + 1
     named = arrays.get("class_names")
-    classes = class_names(path.stem) if named is None else tuple(str(name) for name in named.ravel())
+    known = find_set(path.stem)
+    classes = (known.classes if known else ()) if named is None else tuple(str(name) for name in named.ravel())
     classes = classes or tuple(str(index) for index in range(needed))
     if len(classes) < needed:
         raise DataError(

@@ -184,7 +184,6 @@ def file_name(name: str, size: int) -> str:
     return f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
 
 
-def class_names(stem: str) -> tuple[str, ...]:
-    """Return the classes of a file named like an official one, else an empty tuple."""
-    known = MEDMNIST.get(re.sub(r"(_rebuilt)?(_\d+)?$", "", stem.lower()))
-    return known.classes if known else ()
+def find_set(stem: str) -> MedMnistSet | None:
+    """Return the set a file is named after (``dermamnist_64``, ``bloodmnist_rebuilt_28``), or None."""
+    return MEDMNIST.get(re.sub(r"(_rebuilt)?(_\d+)?$", "", stem.lower()))

@@ -29,6 +29,7 @@ class Pool:
         splits: Each picture's split.
         columns: What else is known of each, by column name.
         skipped: What could not be used.
+        licence: Licence of the pictures, empty where unknown.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Pool:
     splits: Sequence[Split]
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     skipped: tuple[SkippedRow, ...] = ()
+    licence: str = ""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -80,6 +82,34 @@ class Pool:
                 f"site {site}: no usable image in split {' and '.join(lacking)}. {explain_skipped(self.skipped)} "
                 "Fill these splits, or give no split at all and POPMI splits by lesion."
             )
+
+
+def merge(name: str, classes: tuple[str, ...], pools: Mapping[str, Pool], *, licence: str) -> Pool:
+    """Return all sites' pictures as one pool with the column ``site``; columns not every site has are dropped.
+
+    Lesions and patients keep their names, so one that two sites photographed stays one.
+    """
+    ordered = sorted(pools.items())
+    shared = set.intersection(*(set(pool.columns) for _, pool in ordered))
+    columns = {
+        column: [value for _, pool in ordered for value in pool.columns[column]] for column in sorted(shared - {"site"})
+    }
+    columns["site"] = [site for site, pool in ordered for _ in range(len(pool))]
+    return Pool(
+        name,
+        classes,
+        [image for _, pool in ordered for image in pool.images],
+        [target for _, pool in ordered for target in pool.targets],
+        [_shared_group(site, group) for site, pool in ordered for group in pool.groups],
+        [split for _, pool in ordered for split in pool.splits],
+        columns,
+        licence=licence,
+    )
+
+
+def _shared_group(site: str, group: str) -> str:
+    # "row 7" of one site is not "row 7" of another; a lesion's own name is.
+    return group if group.startswith(("lesion ", "patient ")) else f"{site} {group}"
 
 
 def complete_splits(

@@ -62,7 +62,7 @@ def read_folder(
     manifest = read_manifest(folder / "labels.csv", site=name)
     labels = _labels(manifest.rows, classes, _words(folder, label_map, name), name)
     kept, skipped = _drop_excluded(manifest.rows, labels)
-    pictures = _read_pictures(kept, folder, image_size)
+    pictures = _read_pictures(kept, folder, image_size, name)
     usable = [
         (row, picture) for row, picture in zip(kept, pictures, strict=True) if not isinstance(picture, SkippedRow)
     ]
@@ -118,31 +118,47 @@ def _drop_excluded(rows: Sequence[Row], labels: LabelMap) -> tuple[list[Row], li
     return kept, [SkippedRow(row.number, "the label map excludes this label") for row in dropped]
 
 
-def _read_pictures(rows: Sequence[Row], folder: Path, image_size: int) -> list[Pixels | SkippedRow]:
+def _read_pictures(rows: Sequence[Row], folder: Path, image_size: int, site: str) -> list[Pixels | SkippedRow]:
     """Decode on two threads (Pillow releases the interpreter while it decodes), in the rows' order."""
     roots = tuple(root.resolve() for root in (folder / "images", folder) if root.is_dir())
+    paths = [_find(row.image, roots) for row in rows]
+    _refuse_same_file(rows, paths, site)
 
-    def read(row: Row) -> Pixels | SkippedRow:
+    def read(row: Row, path: Path | str) -> Pixels | SkippedRow:
         try:
-            return read_image(_find(row.image, roots), image_size=image_size)
+            return SkippedRow(row.number, path) if isinstance(path, str) else read_image(path, image_size=image_size)
         except UnusableImage as error:
             return SkippedRow(row.number, str(error))
 
     with ThreadPoolExecutor(_DECODERS) as pool:
-        return list(pool.map(read, rows))
+        return list(pool.map(read, rows, paths))
 
 
-def _find(image: str, roots: Sequence[Path]) -> Path:
-    """Return the picture's path; a name that leads out of the site's folder is refused."""
+def _refuse_same_file(rows: Sequence[Row], paths: Sequence[Path | str], site: str) -> None:
+    """Refuse two spellings of one picture (with and without its ending), which would count a patient twice."""
+    first: dict[Path, int] = {}
+    twice: list[int] = []
+    for row, path in zip(rows, paths, strict=True):
+        if isinstance(path, Path) and first.setdefault(path, row.number) != row.number:
+            twice += [first[path], row.number]
+    if twice:
+        raise DataError(
+            f"site {site}: different names in labels.csv lead to the same picture ({name_rows(twice)}). "
+            "Keep one row per image."
+        )
+
+
+def _find(image: str, roots: Sequence[Path]) -> Path | str:
+    """Return the picture's path, or why there is none; a name that leads out of the site's folder is refused."""
     for root in roots:
         for suffix in ("", *SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)):
             try:
                 path = (root / f"{image}{suffix}").resolve()
                 found = path.is_file()
             except (OSError, ValueError):  # a name no file system takes
-                raise UnusableImage("image name is no file name") from None
+                return "image name is no file name"
             if not path.is_relative_to(root):
-                raise UnusableImage("image name leads out of the site's folder")
+                return "image name leads out of the site's folder"
             if found:
                 return path
-    raise UnusableImage("image file is missing")
+    return "image file is missing"
