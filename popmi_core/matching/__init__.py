@@ -2,12 +2,12 @@
 
 from popmi_core.matching.canonical import canonicalise
 from popmi_core.matching.check import describe_model, verify_symmetry
-from popmi_core.matching.elements import Element, random_element
+from popmi_core.matching.elements import random_element
+from popmi_core.matching.layer import match_layer
 from popmi_core.matching.opm import Matched, Matcher, match
 from popmi_core.matching.symmetry import ViTSymmetry, describe
 
 __all__ = [
-    "Element",
     "Matched",
     "Matcher",
     "ViTSymmetry",
@@ -15,6 +15,7 @@ __all__ = [
     "describe",
     "describe_model",
     "match",
+    "match_layer",
     "random_element",
     "verify_symmetry",
 ]

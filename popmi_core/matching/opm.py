@@ -45,19 +45,19 @@ class Matcher:
         self.sweeps = sweeps
         self._prepared = _prepare(reference, symmetry)
 
-    def match(self, candidate: State) -> Matched:
-        """Return the candidate in the reference's basis.
+    def match(self, candidate: State, *, site: str = "candidate") -> Matched:
+        """Return the candidate in the reference's basis; ``site`` is whom an error names.
 
         Raises:
             UpdateError: If names or shapes differ from the reference, or a weight is NaN or infinite.
         """
-        _check_like(candidate, self.reference)
+        _check_like(candidate, self.reference, site)
         if self.symmetry is None:
             return Matched(dict(candidate), {}, {}, "architecture not known yet: plain averaging")
         if self._prepared is None:
             return Matched(dict(candidate), {}, {}, "the matched layers are frozen and not exchanged: nothing to match")
         own_bases, target = self._prepared
-        _check_finite(candidate, who="the candidate")
+        _check_finite(candidate, f"site {site}")
         model = _candidate(candidate, self.symmetry)
         position, unturned = self._search(target, model.balanced)
         element, gains = settle(position, target, own_bases, model)
@@ -99,7 +99,7 @@ def match(candidate: State, reference: State, symmetry: ViTSymmetry | None, *, s
 def _prepare(reference: State, symmetry: ViTSymmetry | None) -> tuple[dict[int, HeadBasis], Target] | None:
     if symmetry is None or not symmetry.names() <= set(reference):
         return None
-    _check_finite(reference, who="the reference")
+    _check_finite(reference, "the reference")
     model = _candidate(reference, symmetry)
     return dict(model.bases), Target(model.balanced, symmetry)
 
@@ -117,20 +117,20 @@ def _identity(element: Element, symmetry: ViTSymmetry) -> dict[str, bool]:
     return left | ({"stream": element.stream is None} if symmetry.stream == "orthogonal" else {})
 
 
-def _check_like(candidate: State, reference: State) -> None:
+def _check_like(candidate: State, reference: State, site: str) -> None:
     if set(candidate) != set(reference):
         name = min(set(candidate) ^ set(reference))
-        side = "is missing from the candidate" if name in reference else "is not part of the reference"
-        raise UpdateError(f"matching: '{name}' {side}. Check that the site runs the same model configuration.")
+        side = "is missing" if name in reference else "is not part of the reference"
+        raise UpdateError(f"site {site}: '{name}' {side}. Check that the site runs the same model configuration.")
     for name, tensor in reference.items():
         if candidate[name].shape != tensor.shape:
             raise UpdateError(
-                f"matching: '{name}' has shape {tuple(candidate[name].shape)}, expected {tuple(tensor.shape)}. "
+                f"site {site}: '{name}' has shape {tuple(candidate[name].shape)}, expected {tuple(tensor.shape)}. "
                 "Check that the site runs the same model configuration."
             )
 
 
-def _check_finite(state: State, *, who: str) -> None:
+def _check_finite(state: State, who: str) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UpdateError(f"matching: '{name}' of {who} holds NaN or infinity. Quarantine the update.")
+            raise UpdateError(f"{who}: '{name}' holds NaN or infinity, expected finite weights. Quarantine the update.")

@@ -81,15 +81,15 @@ class ViTSymmetry:
 
     def names(self) -> set[str]:
         """Return every tensor matching reads or moves (full names); a state without all of them is not matched."""
-        layers = [name for slots in self.heads.values() for name in (slots.qkv, slots.proj)]
-        layers += [name for slots in self.hidden.values() for name in (slots.fc1, slots.fc2)]
-        scales = [slots.scale for slots in self.heads.values()] + [slots.scale for slots in self.hidden.values()]
-        layers += [fold.norm for fold in self.folds]
-        tokens: tuple[str, ...] = ()
+        slotted = [(slots.qkv, slots.proj, slots.bias, slots.scale) for slots in self.heads.values()]
+        slotted += [(slots.fc1, slots.fc2, slots.bias, slots.scale) for slots in self.hidden.values()]
+        named = {f"{layer}.weight" for first, second, _, _ in slotted for layer in (first, second)}
+        named |= {f"{layer}.bias" for first, second, bias, _ in slotted if bias for layer in (first, second)}
+        named |= {scale for _, _, _, scale in slotted if scale}
+        named |= {f"{layer}.weight" for fold in self.folds for layer in (fold.norm, *fold.readers)}
         if self.stream == "orthogonal":
-            layers += [*self.writers, *self.readers]
-            tokens = self.tokens
-        return {*tokens, *(f"{layer}.weight" for layer in layers), *(scale for scale in scales if scale)}
+            named |= {*self.tokens, *(f"{layer}.weight" for layer in (*self.writers, *self.readers))}
+        return named
 
     def heads_only(self) -> ViTSymmetry:
         """Return the part about attention: bases inside heads, and the norms that can be folded into them."""
@@ -190,7 +190,7 @@ def _assemble(
         tokens=edges.tokens,
         writers=writers,
         readers=readers,
-        folds=edges.folds + _block_folds(heads, hidden),
+        folds=(() if reason else edges.folds) + _block_folds(heads, hidden),
         heads=heads,
         hidden=hidden,
         depth=len(indices),
