@@ -108,6 +108,5 @@ def _cuts(running: IntArray, start: int, stop: int, min_cell: int) -> list[int]:
 
 
 def join_runs(parts: list[Runs]) -> Runs:
-    """Put the runs of several sites into one list, sorted, so that the order of ``parts`` leaves no trace."""
-    table = np.concatenate([EMPTY_RUNS.table(), *(part.table() for part in parts)])
-    return Runs.from_table(table[np.lexsort(table.T[::-1])])
+    """Put the runs of several sites into one list."""
+    return Runs.from_table(np.concatenate([EMPTY_RUNS.table(), *(part.table() for part in parts)]))

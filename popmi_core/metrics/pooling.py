@@ -69,6 +69,8 @@ def pool_summaries(summaries: Sequence[ScoreSummary]) -> PooledMetrics:
             f"{len(summaries)} score summaries have class counts {widths}, expected one or more summaries with the "
             "same classes. Check that at least one site answered and that all use the federation's labels."
         )
+    # One order for every sum below: floats added in another order differ in the last bit.
+    summaries = sorted(summaries, key=_content)
     told = np.stack([summary.told for summary in summaries])
     classes = tuple(np.flatnonzero(told.any(axis=0)).tolist())
     runs = [_runs_of(summaries, c) for c in classes]
@@ -85,6 +87,10 @@ def pool_summaries(summaries: Sequence[ScoreSummary]) -> PooledMetrics:
         ece=_ece(summaries),
         auroc_per_class=auroc,
     )
+
+
+def _content(summary: ScoreSummary) -> bytes:
+    return b"".join(values.tobytes() for values in summary.to_arrays().values())
 
 
 def _runs_of(summaries: Sequence[ScoreSummary], column: int) -> tuple[Runs, Runs]:

@@ -48,9 +48,7 @@ def _guess(misses: FloatArray, hits: FloatArray, *, few_wrong: int, few_correct:
     hit = np.repeat(
         [few_correct / 2 / max(len(misses), 1), 1 - few_wrong / 2 / max(len(hits), 1)], [len(misses), len(hits)]
     )
-    # Sorted before summing: the order of the sites must not show in the last bit.
-    order = np.lexsort((hit, centres))
-    return gap_by_quantile(centres[order], hit[order], np.ones(len(hit)), bins=ECE_BINS)
+    return gap_by_quantile(centres, hit, np.ones(len(hit)), bins=ECE_BINS)
 
 
 def _cumulative(ordered: FloatArray, knots: FloatArray) -> FloatArray:

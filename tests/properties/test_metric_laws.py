@@ -76,7 +76,7 @@ def test_the_exact_pooled_figure_lies_inside_the_bounds(seed, num_sites, num_cla
 
 
 @given(seeds, st.permutations(range(4)))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_the_order_of_sites_does_not_change_a_bit(seed, order):
     rng = np.random.default_rng(seed)
     summaries = [summarise_scores(*make_site(rng, 60, 3)) for _ in range(4)]
