@@ -103,8 +103,8 @@ class NoisyStep:
         """Move the parameters once and return the mean loss of the batch, 0 for an empty one."""
         self.optimizer.zero_grad()
         device = self.parameters[0].device
-        # split() gives one empty part for an empty batch: the step is noise then, as the accountant counts on.
-        parts = list(zip(images.split(self.at_once), target.split(self.at_once), strict=True))
+        # A split gives one empty part for an empty batch: the step is noise then, as the accountant counts on.
+        parts = list(zip(torch.split(images, self.at_once), torch.split(target, self.at_once), strict=True))
         total = 0.0
         for number, (some, labels) in enumerate(parts, start=1):
             total += self._accumulate(some.to(device), labels.to(device), last=number == len(parts))

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import brentq
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -26,6 +29,12 @@ History = Sequence[tuple[float, float, int]]
 
 MAX_NOISE = 1000.0
 """An update with more noise than this is noise; the budget counts as spent."""
+
+LEAST_SHARE = 0.01
+"""With less than this share of the target left, no new plan is made: the budget counts as spent."""
+
+_STRIDE = math.log(4)
+_BEYOND = 100.0
 
 
 @dataclass(frozen=True)
@@ -110,8 +119,12 @@ class PrivateRound:
 
     def _plan(self, entries: Sequence[Entry], sample_rate: float, steps: int) -> float:
         ahead = max(self.rounds - self.server_round + 1, 1)
+        spent = history(entries)
+        left = 1 - spent_epsilon(spent, self.config.target_delta) / self.config.target_epsilon
+        if left < LEAST_SHARE:
+            raise self._spent(entries, f"less than {LEAST_SHARE:.0%} is left for {ahead} more rounds")
         noise = plan_noise(
-            history(entries),
+            spent,
             target_epsilon=self.config.target_epsilon,
             target_delta=self.config.target_delta,
             sample_rate=sample_rate,
@@ -133,16 +146,26 @@ class PrivateRound:
 def spent_epsilon(spent: History, delta: float) -> float:
     """Return the epsilon of everything in ``spent`` together, at ``delta``; 0 for nothing."""
     from opacus.accountants import RDPAccountant  # 1.4 s to import: only a private run pays for it
+    from opacus.accountants.analysis.rdp import get_privacy_spent
 
-    rounds = Counter[tuple[float, float]]()
-    for noise, sample_rate, steps in spent:
-        rounds[noise, sample_rate] += steps
-    accountant = RDPAccountant()
-    accountant.history = [(noise, sample_rate, steps) for (noise, sample_rate), steps in rounds.items()]
+    if not spent:
+        return 0.0
+    # Renyi divergences add up over steps, whatever their noise.
+    total = sum(steps * _divergence_of_a_step(noise, sample_rate) for noise, sample_rate, steps in spent)
     with warnings.catch_warnings():
         # At the edge of its orders the accountant warns that the bound is loose; it stays a bound.
         warnings.simplefilter("ignore")
-        return float(accountant.get_epsilon(delta))
+        epsilon, _ = get_privacy_spent(orders=RDPAccountant.DEFAULT_ALPHAS, rdp=total, delta=delta)
+    return float(epsilon)
+
+
+@lru_cache(maxsize=256)
+def _divergence_of_a_step(noise: float, sample_rate: float) -> npt.NDArray[np.float64]:
+    from opacus.accountants import RDPAccountant
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    orders = RDPAccountant.DEFAULT_ALPHAS
+    return np.asarray(compute_rdp(q=sample_rate, noise_multiplier=noise, steps=1, orders=orders))
 
 
 def plan_noise(
@@ -150,20 +173,26 @@ def plan_noise(
 ) -> float | None:
     """Return the least noise multiplier with which ``steps`` more steps keep the total within the target.
 
-    Bisection to a ten-thousandth of the noise, from the safe side; ``None`` if it would exceed ``MAX_NOISE``.
+    Found by Brent's method to a ten-thousandth, from the safe side; ``None`` if it would exceed ``MAX_NOISE``.
     """
 
-    def total(noise: float) -> float:
-        return spent_epsilon([*spent, (noise, sample_rate, steps)], target_delta)
+    def excess(log_noise: float) -> float:
+        total = spent_epsilon([*spent, (math.exp(log_noise), sample_rate, steps)], target_delta)
+        # Infinite for almost no noise, which no root finder can use.
+        return min(math.log(total / target_epsilon), _BEYOND)
 
-    if total(MAX_NOISE) > target_epsilon:
-        return None
-    low, high = 0.0, MAX_NOISE
-    while high - low > 1e-4 * high:
-        # Geometric once both ends are known: the noise may be 0.3 or 300.
-        middle = math.sqrt(low * high) if low else high / 2
-        low, high = (low, middle) if total(middle) <= target_epsilon else (middle, high)
-    return high
+    high = 0.0
+    while excess(high) > 0:
+        high += _STRIDE
+        if math.exp(high) > MAX_NOISE:
+            return None
+    low = high - _STRIDE
+    while excess(low) <= 0:
+        low -= _STRIDE
+    root = brentq(excess, low, min(high, low + _STRIDE), xtol=1e-5)
+    while excess(root) > 0:
+        root += 1e-5
+    return math.exp(root)
 
 
 def check_private(model: nn.Module, local: LocalConfig) -> None:

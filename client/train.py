@@ -192,7 +192,7 @@ class _Step:
         device = self.parameters[0].device
         loss = self.objective.loss(self.model(images.to(device)), target.to(device))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         self.objective.correct(self.parameters)
         self.optimizer.step()
         self.taken += 1
