@@ -107,14 +107,15 @@ def descend(target: Target, candidate: Factors, *, start: Tensor | None, sweeps:
     return Position(here.stream, here.heads, here.hidden, tuple(distances))
 
 
-def worth_turning(before: Tensor, after: Tensor, *, turns: int, numbers: int) -> Tensor:
+def worth_turning(before: Tensor, after: Tensor, *, turns: int, numbers: int, energy: Tensor | float) -> Tensor:
     """Return, from squared distances, whether a basis change of ``turns`` degrees of freedom explains more than chance.
 
     A random drift of ``numbers`` weights loses the share ``turns / numbers`` of its squared length to the best basis
-    change. Only a change that takes off twice that (at least 5 %, at most half) is one of basis rather than of drift.
+    change. Only a change that takes off twice that (at least 5 %, at most half) is one of basis rather than of drift;
+    and a distance that is rounding next to the squared length (``energy``) is none.
     """
     share = min(max(2 * turns / numbers, 0.05), 0.5)
-    return before - after > share * before
+    return before - after > share * before + _SETTLED * energy
 
 
 def embedding_start(target: Target, candidate: Factors) -> Float[Tensor, "dim dim"]:
@@ -165,7 +166,8 @@ def _turned(target: Target, candidate: Factors, here: Position) -> Tensor | None
     if here.stream is None:
         before = torch.tensor(here.distances[-1], dtype=torch.float64)
         after = before - 2 * ((cross * found).sum() - cross.trace())
-        if not bool(worth_turning(before, after, turns=(dim - 1) * (dim - 2) // 2, numbers=numbers)):
+        turns = (dim - 1) * (dim - 2) // 2
+        if not bool(worth_turning(before, after, turns=turns, numbers=numbers, energy=target.energy)):
             return None
     return found
 

@@ -90,7 +90,8 @@ def _settle_side(own: Tensor, moved: Tensor, still: Tensor, maps: Tensor, kept: 
     near = (own - maps @ moved).square().sum((-2, -1))
     far = (own - still).square().sum((-2, -1))
     turns, numbers = own.shape[-2] ** 2, own[0].numel()
-    worth = worth_turning(far, near, turns=turns, numbers=numbers)
+    energy = own.square().sum((-2, -1))
+    worth = worth_turning(far, near, turns=turns, numbers=numbers, energy=energy)
     leave = kept & ~worth if free else kept
     return _Side(maps, leave, float(far.sum()), float(torch.where(leave, far, near).sum()))
 
