@@ -14,6 +14,7 @@ from popmi_core.data.manifest import SPLITS, Split, name_rows
 from popmi_core.errors import DataError
 
 _SPLIT_SEED = 0
+_FEWEST_TO_SHARE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,15 +118,16 @@ def complete_splits(
 ) -> list[Split]:
     """Return every image's split: the given one, or one made by patient or lesion, always in the same way.
 
-    Where no split is given, 70/10/20; where train and test are but no validation images, an eighth of training.
+    Where no split is given, 70/10/20; where train and test are but no validation images, an eighth
+    of training, if that is eight lesions or more.
     """
     rng = np.random.default_rng(_SPLIT_SEED)
     if None in given:
         return split_groups(groups, labels, rng=rng, site=site)
     splits = [split for split in given if split is not None]
-    if "val" in splits or "train" not in splits:
-        return splits
     training = [index for index, split in enumerate(splits) if split == "train"]
+    if "val" in splits or len({groups[index] for index in training}) < _FEWEST_TO_SHARE:
+        return splits
     cut = split_groups(
         [groups[index] for index in training],
         [labels[index] for index in training],

@@ -28,7 +28,7 @@ def read_site(
 
     A bad row or an unusable picture is left out and reported in ``skipped`` with its row number. Without a column
     ``split`` the images are cut 70/10/20 by patient or lesion, always in the same way; with train and test but no
-    validation images, an eighth of the training lesions becomes validation.
+    validation images, an eighth of the training lesions (if eight or more) becomes validation.
 
     Args:
         folder: Holds ``labels.csv`` and the pictures, in ``images/`` or beside it.
