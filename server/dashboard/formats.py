@@ -29,8 +29,13 @@ def bounded(row: MetricRow | None) -> str:
     return f"{row.value:.3f} ({row.lower:.3f} to {row.upper:.3f})"
 
 
+def minute(seconds: float | None) -> str:
+    """Return a point in time in UTC, to the minute."""
+    return ABSENT if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def moment(seconds: float | None) -> str:
-    """Return a point in time in UTC."""
+    """Return a point in time in UTC, to the second."""
     return ABSENT if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 

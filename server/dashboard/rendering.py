@@ -23,7 +23,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("figure", "bounded", "moment", "duration", "size", "count", "split_name"):
+    for name in ("figure", "bounded", "moment", "minute", "duration", "size", "count", "split_name"):
         found.filters[name] = getattr(formats, name)
     found.filters |= {"label": label, "flatten": flatten, "path": _path, "plot": _plot, "draw": draw}
     return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.dashboard.charts import Chart, build_charts, label, splits_of
+from server.dashboard.formats import split_name
 from server.dashboard.health import State, judge
 from server.store import EventRow, MatchRow, MetricRow, RoundRow, RunReader, RunSummary, SiteRow
 
@@ -48,6 +49,12 @@ class FigureTable:
     server_round: int
     scopes: tuple[str, ...]
     rows: tuple[tuple[str, tuple[MetricRow | None, ...]], ...]
+
+    @property
+    def title(self) -> str:
+        """The split in whole words."""
+        both = self.split == "test" and "external" in self.scopes
+        return "test, and the external set" if both else split_name(self.split)
 
 
 @dataclass(frozen=True)
@@ -159,11 +166,18 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
 
 def _figure_tables(metrics: Sequence[MetricRow]) -> tuple[FigureTable, ...]:
     tables = []
-    for split in sorted({row.split for row in metrics}):
-        here = [row for row in metrics if row.split == split]
+    splits = sorted({row.split for row in metrics}, key=lambda item: (item == "train", item != "test", item))
+    for split in splits:
+        # The external test set stands beside the sites' own test images.
+        beside = {"external"} if split == "test" else set()
+        if split == "external" and "test" in splits:
+            continue
+        here = [row for row in metrics if row.split in {split} | beside]
         newest = max(row.server_round for row in here)
         found = {(row.name, row.scope): row for row in here if row.server_round == newest}
-        scopes = tuple(sorted({scope for _, scope in found}, key=lambda item: (item != "global", item)))
+        scopes = tuple(
+            sorted({scope for _, scope in found}, key=lambda item: (item != "global", item == "external", item))
+        )
         names = sorted({name for name, _ in found}, key=lambda item: (item != "auroc", label(item)))
         rows = tuple((name, tuple(found.get((name, scope)) for scope in scopes)) for name in names)
         tables.append(FigureTable(split, newest, scopes, rows))

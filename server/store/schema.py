@@ -159,7 +159,7 @@ def _open_sqlite(path: Path, read_only: bool) -> sqlite3.Connection:
         # WAL needs a place for its index; a whole record on a read-only disk is read without one.
         mode = "ro&immutable=1"
     # A reader gives up early: the page says "locked" rather than hang; the writer waits out a slow disk.
-    patience = 2.0 if read_only else 30.0
+    patience = 0.5 if read_only else 30.0
     return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=patience, check_same_thread=False)
 
 

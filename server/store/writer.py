@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from popmi_core.errors import RunError
 from server.store.cleaning import clean, ending, finite, jsonable, one_of, whole
+from server.store.heartbeat import Heartbeat
 from server.store.schema import (
     RUN_STATUSES,
     SITE_OUTCOMES,
@@ -50,9 +51,7 @@ class RunWriter:
         self._engine = connect(database)
         self._run_id: int | None = None
         self._lock = threading.Lock()
-        self._heartbeat = heartbeat
-        self._closed = threading.Event()
-        self._pulse: threading.Thread | None = None
+        self._heartbeat = Heartbeat(self._beat, heartbeat)
         with self._guard():
             Base.metadata.create_all(self._engine)
 
@@ -102,7 +101,7 @@ class RunWriter:
             session.add(run)
             session.flush()
             self._run_id = run.id
-        self._start_pulse()
+        self._heartbeat.start()
         return self.run_id
 
     def resume_run(self, run_id: int | None = None) -> int:
@@ -116,7 +115,7 @@ class RunWriter:
         with self._lock, self._guard(), Session(self._engine) as session, session.begin():
             wanted = run_id if run_id is not None else session.scalar(select(func.max(Run.id)))
             if wanted is None or session.get(Run, wanted) is None:
-                raise RunError(f"record {self._where}: holds no run {run_id or ''} to resume. Check the run folder.")
+                raise RunError(f"record {self._where}: holds no such run to resume. Check the run folder.")
             self._run_id = wanted
             done = select(func.max(Round.server_round)).where(Round.run_id == wanted, Round.finished.is_not(None))
             last = session.scalar(done) or 0
@@ -126,7 +125,7 @@ class RunWriter:
             Event(server_round=last, time=time.time(), level="info", text=f"resumed after round {last}"),
             run={"status": "running", "reason": None, "finished": None},
         )
-        self._start_pulse()
+        self._heartbeat.start()
         return last
 
     def start_round(self, server_round: int) -> None:
@@ -277,9 +276,7 @@ class RunWriter:
 
     def close(self) -> None:
         """Stop the signs of life and let go of the database."""
-        self._closed.set()
-        if self._pulse is not None:
-            self._pulse.join()
+        self._heartbeat.stop()
         if self._engine.dialect.name == "sqlite":
             self._fold_wal()
         self._engine.dispose()
@@ -328,19 +325,11 @@ class RunWriter:
         change = update(Run).where(Run.id == self.run_id)
         session.execute(change.values(revision=Run.revision + 1, heartbeat=time.time(), **values))
 
-    def _start_pulse(self) -> None:
-        if self._heartbeat > 0 and self._pulse is None:
-            self._pulse = threading.Thread(target=self._beat, name="popmi-record-heartbeat", daemon=True)
-            self._pulse.start()
-
     def _beat(self) -> None:
-        # A sign of life does not bump the revision: pages redraw for news only.
-        while not self._closed.wait(self._heartbeat):
-            try:
-                with self._lock, Session(self._engine) as session, session.begin():
-                    session.execute(update(Run).where(Run.id == self._run_id).values(heartbeat=time.time()))
-            except SQLAlchemyError:
-                continue  # The next real write reports the trouble; a missed beat alone must not end a run.
+        # A sign of life does not bump the revision: pages redraw for news only. A missed one alone must not end a
+        # run: the next real write reports the trouble.
+        with contextlib.suppress(SQLAlchemyError), self._lock, Session(self._engine) as session, session.begin():
+            session.execute(update(Run).where(Run.id == self._run_id).values(heartbeat=time.time()))
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:

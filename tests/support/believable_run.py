@@ -61,7 +61,7 @@ def add_round(
                 reason=reason,
                 num_examples=400 + 90 * place if phase == "train" else 60 + 10 * place,
                 seconds=3.2 + 0.4 * place + rng.random() if fine else None,
-                bytes_up=2_040_000 if fine and phase == "train" else 3_100,
+                bytes_up=(2_040_000 if phase == "train" else 3_100) if fine else None,
                 bytes_down=2_040_000,
                 epsilon=0.6 * math.sqrt(server_round) * (1 + 0.08 * place) if fine and phase == "train" else None,
                 train_loss=1.7 * math.exp(-0.25 * server_round) + 0.3 + 0.05 * place if phase == "train" else None,
@@ -73,7 +73,9 @@ def add_round(
             writer.record_match(server_round, site, gains=gains, identity={LAYERS[0]: place == 0})
     for split in ("val", "test") if last else ("val",):
         pooled = figures(server_round, 0.01, rng)
-        bounded = {key: value if key == "nll" else (value, value - 0.006, value + 0.006) for key, value in pooled.items()}
+        bounded = {
+            key: value if key == "nll" else (value, value - 0.006, value + 0.006) for key, value in pooled.items()
+        }
         writer.record_metrics(server_round, "global", split, bounded)
     if last:
         writer.record_metrics(server_round, "external", "external", figures(server_round, -0.06, rng))

@@ -36,6 +36,8 @@
     ...more,
   });
 
+  const newest = (plot) => plot.setLegend({ idx: plot.data[0].length - 1 }, false);
+
   const build = (home, drawing) => {
     const rounds = drawing.rounds;
     const options = {
@@ -51,6 +53,8 @@
         axis({ size: 46, gap: 4, space: 30 }),
       ],
       cursor: { points: { size: 7 }, drag: { x: false, y: false } },
+      // With no pointer over the plot the legend reads the newest round.
+      hooks: { setCursor: [(plot) => { if (plot.cursor.idx == null) newest(plot); }] },
       legend: {
         live: true,
         markers: {
@@ -60,7 +64,9 @@
         },
       },
     };
-    return new uPlot(options, [rounds, ...drawing.lines.map((line) => line.values)], home);
+    const plot = new uPlot(options, [rounds, ...drawing.lines.map((line) => line.values)], home);
+    newest(plot);
+    return plot;
   };
 
   const draw = () => {
@@ -78,6 +84,7 @@
       const held = plots.get(home.id);
       if (held && held.shape === shape) {
         held.plot.setData([drawing.rounds, ...drawing.lines.map((line) => line.values)]);
+        if (held.plot.cursor.idx == null) newest(held.plot);
       } else {
         held?.plot.destroy();
         plots.set(home.id, { plot: build(home, drawing), shape });
