@@ -11,8 +11,8 @@ import numpy as np
 from popmi_core.data.build import building, safe_name, write_labels
 from popmi_core.data.card import DatasetCard, write_card
 from popmi_core.data.decode import encode_png
+from popmi_core.data.federation import locate
 from popmi_core.data.load import load_pool
-from popmi_core.data.locate import locate
 from popmi_core.data.manifest import COLUMNS
 from popmi_core.data.pool import Pool, merge
 from popmi_core.errors import DataError

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -67,3 +69,36 @@ def make_npz(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+INDEX_COLUMNS = "image_id,archive,lesion_id,dx,label,age,sex,localization,site,lesion_split".split(",")
+ARCHIVES = {
+    "ham10000_200x150.zip": (200, 150),
+    "msk_isic2017_256x256.zip": (256, 256),
+    "isic2018_test_128x128.zip": (128, 128),
+}
+
+
+@pytest.fixture
+def raw_dermoscopy(tmp_path: Path) -> Path:
+    """Return a miniature of the raw dermoscopy folder: made-up pictures, the real layout, no checksum list."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, str]] = []
+    sites = {"vidir_molemax": 0, "vidir_modern": 0, "rosendahl": 0, "vienna_dias": 0, "msk": 1, "isic2018_test": 2}
+    packed = [zipfile.ZipFile(folder / name, "w") for name in ARCHIVES]
+    for site, archive in sites.items():
+        name, size = list(ARCHIVES.items())[archive]
+        for split in ["external"] * 4 if archive == 2 else ["train", "train", "val", "test"]:
+            image = f"ISIC_{len(rows):07d}"
+            picture = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(size)
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG", quality=90)
+            packed[archive].writestr(f"{image}.jpg", buffer.getvalue())
+            values = (image, name, f"L{len(rows)}", "nv", "5", "45", "female", "back", site, split)
+            rows.append(dict(zip(INDEX_COLUMNS, values, strict=True)))
+    for archive_file in packed:
+        archive_file.close()
+    write_csv(folder / "dermoscopy_index.csv", rows)
+    return folder

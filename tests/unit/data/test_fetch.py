@@ -55,7 +55,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     monkeypatch.setattr(fetch, "MEDMNIST", {"blobs": known})
     plan = SimpleNamespace(content=CONTENT, cut=None, ranges=True, statuses=[], asked=[])
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Server, plan)) as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         plan.url = f"http://127.0.0.1:{running.server_port}"
         yield plan

@@ -124,7 +124,7 @@ def _prepare_once(raw: Path, image_size: int, progress: Progress | None) -> Path
     sources = "".join(f"{name}{digest}" for name, digest in sorted(SHA256.items()))
     key = hashlib.sha256(f"{RECIPE}{sources}".encode()).hexdigest()[:12]
     target = cache_folder() / f"dermoscopy-{image_size}-{key}"
-    prepare_dermoscopy(raw, target, image_size=image_size, progress=progress)
+    prepare_dermoscopy(raw, target, image_size=image_size, progress=progress, sha256=SHA256)
     return target
 
 
