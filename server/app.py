@@ -30,9 +30,16 @@ def main(grid: Grid, context: Context) -> None:
         with open_writer(plan) as writer:
             run_plan(grid, plan, writer)
     finally:
-        folder = Path(plan.folder)
+        report_run(Path(plan.folder))
+
+
+def report_run(folder: Path) -> None:
+    """Write the run's report; a run that has its models does not fail over its report."""
+    try:
         with RunReader(folder / RECORD_NAME) as reader:
             write_report(reader, reader.run().id, folder / "report.html")
+    except (PopmiError, OSError) as error:
+        log.warning("the report could not be written: %s", error)
 
 
 def read_plan(context: Context) -> RunPlan:
