@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ class Matched:
 
     ``gains``: per layer, the share of its squared distance to the reference that the layer's own move took off (all
     other moves in place), 0 to 1. ``identity``: which layers were left as they are. ``distances``: the squared
-    distance after every sweep; it never rises. A model that needed no move is the very tensors that came in.
+    distance after every sweep; it never rises. ``element``: the move itself. A model that needed none is the very
+    tensors that came in.
     """
 
     state: dict[str, Tensor]
@@ -34,6 +35,7 @@ class Matched:
     identity: dict[str, bool]
     note: str = ""
     distances: tuple[float, ...] = ()
+    element: Element = field(default_factory=Element)
 
 
 class Matcher:
@@ -66,9 +68,9 @@ class Matcher:
         identity = _identity(element, self.symmetry)
         note = "; ".join(self.symmetry.notes)
         if all(identity.values()):
-            return Matched(dict(candidate), gains, identity, note, position.distances)
+            return Matched(dict(candidate), gains, identity, note, position.distances, element)
         state = apply(candidate, self.symmetry, element, like=self.reference)
-        return Matched(state, gains, identity, note, position.distances)
+        return Matched(state, gains, identity, note, position.distances, element)
 
     def _search(self, target: Target, candidate: Factors) -> tuple[Position, float]:
         """Return the best position of all starts, and the squared distance without a rotation."""

@@ -91,15 +91,14 @@ def test_a_layer_that_someone_reads_from_outside_is_left_out(small_vit):
         def __init__(self, backbone):
             super().__init__()
             self.backbone = backbone
-            self.weights = nn.Parameter(torch.randn(128))
-            backbone.blocks[1].mlp.act.register_forward_hook(lambda _, __, out: out * self.weights.to(out.dtype))
+            # No parameter: copies of the model share the hook and so the constant.
+            weights = torch.randn(128, dtype=torch.float64)
+            backbone.blocks[1].mlp.act.register_forward_hook(lambda _, __, out: out * weights)
 
         def forward(self, images):
             return self.backbone(images)
 
     model = Peeking(small_vit())
-    # Copies of the model must hook their own weights, so the hook is on a buffer-free, shared constant.
-    model.weights.requires_grad_(False)
 
     found = describe_model(model)
 

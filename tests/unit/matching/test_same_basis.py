@@ -1,0 +1,143 @@
+"""A site in the same basis costs an inspection and is left bit for bit; what is refused says who and why."""
+
+import pytest
+import torch
+
+from popmi_core.errors import UpdateError
+from popmi_core.matching import Matcher, describe_model, match
+from popmi_core.matching import descent as descent_module
+from popmi_core.matching.descent import worth_turning
+
+
+def clone(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def drifted(state, share, seed=0):
+    source = torch.Generator().manual_seed(seed)
+    noise = {n: torch.randn(t.shape, generator=source, dtype=t.dtype) for n, t in state.items()}
+    return {name: tensor + share * tensor.std(correction=0) * noise[name] for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"init_values": 1e-5}, {"qkv_bias": False}], ids=str)
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.3])
+def test_drift_is_left_bit_for_bit(small_vit, changes, share):
+    model = small_vit(**changes).float()
+    symmetry, reference = describe_model(model), clone(model)
+    candidate = drifted(reference, share)
+
+    found = match(candidate, reference, symmetry)
+
+    assert all(found.identity.values())
+    assert set(found.gains.values()) == {0.0}
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in candidate.items())
+
+
+def test_small_drift_needs_no_assignment(small_vit, monkeypatch):
+    model = small_vit()
+    symmetry, reference = describe_model(model), clone(model)
+    monkeypatch.setattr(descent_module, "best_order", lambda _: pytest.fail("heads were assigned"))
+    monkeypatch.setattr("popmi_core.matching.assignment.best_order", lambda _: pytest.fail("units were assigned"))
+
+    assert all(match(drifted(reference, 0.05), reference, symmetry).identity.values())
+
+
+def test_matching_again_changes_nothing(small_vit):
+    model, other = small_vit(), small_vit(seed=1)
+    symmetry, reference = describe_model(model), clone(model)
+
+    once = match(clone(other), reference, symmetry)
+    twice = match(once.state, reference, symmetry)
+
+    assert not any(once.identity.values())
+    assert all(twice.identity.values())
+    assert all(torch.equal(once.state[name], twice.state[name]) for name in reference)
+
+
+def test_unrelated_models_come_closer_in_every_layer(small_vit):
+    model, other = small_vit(), small_vit(seed=1)
+    symmetry, reference = describe_model(model), clone(model)
+
+    found = match(clone(other), reference, symmetry)
+
+    assert set(found.gains) == set(found.identity)
+    assert min(found.gains.values()) > 0.1
+
+
+def test_one_matcher_serves_many_sites(small_vit):
+    model = small_vit()
+    symmetry, reference = describe_model(model), clone(model)
+    matcher = Matcher(reference, symmetry)
+    candidates = [clone(small_vit(seed=seed)) for seed in (1, 2)]
+
+    for candidate in candidates:
+        one, other = matcher.match(candidate), match(candidate, reference, symmetry)
+        assert all(torch.equal(one.state[name], other.state[name]) for name in reference)
+
+
+def test_an_unknown_architecture_is_passed_through_and_said(small_vit):
+    state = clone(small_vit())
+
+    found = match(state, state, None)
+
+    assert found.note == "architecture not known yet: plain averaging"
+    assert found.gains == {}
+    assert all(found.state[name] is tensor for name, tensor in state.items())
+
+
+def test_a_frozen_backbone_has_nothing_to_match(small_vit):
+    model = small_vit()
+    head = {name: tensor for name, tensor in clone(model).items() if name.startswith("head")}
+
+    found = match(head, head, describe_model(model))
+
+    assert "frozen and not exchanged" in found.note
+    assert set(found.state) == set(head)
+
+
+def test_chance_alone_never_turns_a_basis():
+    one = torch.tensor(1.0)
+
+    assert not worth_turning(one, torch.tensor(0.96), turns=1, numbers=1000, energy=1.0)
+    assert worth_turning(one, torch.tensor(0.94), turns=1, numbers=1000, energy=1.0)
+    # A quarter of all directions are turns: half of the distance has to go.
+    assert not worth_turning(one, torch.tensor(0.6), turns=25, numbers=100, energy=1.0)
+    # Rounding: nothing of the distance is real.
+    assert not worth_turning(torch.tensor(1e-14), torch.tensor(0.0), turns=1, numbers=1000, energy=1.0)
+
+
+def test_a_missing_tensor_names_site_and_tensor(small_vit):
+    model = small_vit()
+    reference, candidate = clone(model), clone(model)
+    del candidate["head.bias"]
+
+    with pytest.raises(UpdateError, match=r"site msk: 'head.bias' is missing. Check that the site runs"):
+        Matcher(reference, describe_model(model)).match(candidate, site="msk")
+
+
+def test_a_stranger_tensor_is_refused(small_vit):
+    model = small_vit()
+    reference = clone(model)
+
+    with pytest.raises(UpdateError, match="'extra' is not part of the reference"):
+        match(reference | {"extra": torch.zeros(1)}, reference, describe_model(model))
+
+
+def test_a_wrong_shape_is_refused(small_vit):
+    model = small_vit()
+    reference = clone(model)
+
+    with pytest.raises(UpdateError, match=r"'head.bias' has shape \(8,\), expected \(7,\)"):
+        match(reference | {"head.bias": torch.zeros(8)}, reference, describe_model(model))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nan_and_infinity_are_refused_on_either_side(small_vit, value):
+    model = small_vit()
+    symmetry, reference, broken = describe_model(model), clone(model), clone(model)
+    broken["blocks.0.mlp.fc1.weight"][0, 0] = value
+
+    with pytest.raises(UpdateError, match=r"site msk: 'blocks.0.mlp.fc1.weight' holds NaN or infinity"):
+        Matcher(reference, symmetry).match(broken, site="msk")
+    with pytest.raises(UpdateError, match=r"the reference: 'blocks.0.mlp.fc1.weight' holds NaN"):
+        match(reference, broken, symmetry)
