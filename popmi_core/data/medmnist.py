@@ -82,7 +82,7 @@ def _open(path: Path, site: str, *, only: tuple[str, ...] | None = None) -> _Fil
     """Load the arrays (all, or those of the kinds ``only`` names) without ever unpickling."""
     wanted = [f"{split}_{kind}" for split in _GIVEN for kind in ("images", "labels")]
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             lacking = [key for key in wanted if key not in archive.files]
             if lacking:
                 raise DataError(
@@ -91,7 +91,7 @@ def _open(path: Path, site: str, *, only: tuple[str, ...] | None = None) -> _Fil
                 )
             keys = [key for key in archive.files if only is None or not key.endswith("_images")]
             arrays = {key: archive[key] for key in keys if only is None or key.endswith((*only, "_names", "_labels"))}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(
             f"site {site}: the npz file cannot be read ({type(error).__name__}). It must be an uncut npz without "
             "pickled objects; fetch or write it again."

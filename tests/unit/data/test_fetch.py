@@ -146,7 +146,7 @@ def test_a_server_that_never_gives_a_byte_ends_the_attempt_and_keeps_what_is_the
     server.cut = 0
     (tmp_path / "blobs.npz.part").write_bytes(CONTENT[:10])
 
-    with pytest.raises(DataError, match="cannot download .*: the connection ended early. What was downloaded so far"):
+    with pytest.raises(DataError, match=r"cannot download .*: the connection ended early. What was downloaded so far"):
         _get(server, tmp_path, attempts=2)
 
     assert len(server.asked) == 2
@@ -163,7 +163,7 @@ def test_a_file_the_server_does_not_have_is_told_at_once(server: SimpleNamespace
 
 
 def test_no_network_is_told_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot download http://127.0.0.1:9/bloodmnist.npz: .*put it into the folder"):
+    with pytest.raises(DataError, match=r"cannot download http://127.0.0.1:9/bloodmnist.npz: .*put it into the folder"):
         fetch_medmnist("bloodmnist", tmp_path, mirror="http://127.0.0.1:9", attempts=1)
 
 
@@ -175,7 +175,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_an_unknown_set_or_size_is_refused_with_the_choices(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no MedMNIST set 'chestmnist' for POPMI. Choose one of pathmnist, dermamnist"):
+    with pytest.raises(DataError, match=r"no MedMNIST set 'chestmnist' for POPMI. Choose one of pathmnist, dermamnist"):
         fetch_medmnist("chestmnist", tmp_path)
     with pytest.raises(DataError, match="dermamnist comes in 28, 64, 128, 224 pixels, not in 32"):
         fetch_medmnist("dermamnist", tmp_path, size=32)

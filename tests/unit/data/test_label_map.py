@@ -55,7 +55,7 @@ def test_a_map_may_be_given_as_a_dict(make_hospital: MakeHospital) -> None:
 
 
 def test_a_map_to_no_class_of_the_study_is_refused(make_hospital: MakeHospital) -> None:
-    with pytest.raises(DataError, match="maps to 'benign', which the study does not have. Map to one of akiec"):
+    with pytest.raises(DataError, match=r"maps to 'benign', which the study does not have. Map to one of akiec"):
         read_site(_hospital(make_hospital), image_size=4, classes=DERMOSCOPY_CLASSES, label_map={"scar": "benign"})
 
 

@@ -128,14 +128,14 @@ def test_several_sets_in_one_folder_must_be_told_apart(raw: Path) -> None:
     for name in ("one", "two"):
         prepare_dermoscopy(raw, Path("data") / name, image_size=16, sha256=_sums(raw))
 
-    with pytest.raises(DataError, match="the folder data/ holds several data sets: one, two. Name one of them"):
+    with pytest.raises(DataError, match=r"the folder data/ holds several data sets: one, two. Name one of them"):
         locate("auto", image_size=16)
 
 
 def test_a_set_prepared_smaller_than_its_source_allows_is_not_enlarged(raw: Path) -> None:
     prepare_dermoscopy(raw, Path("made"), image_size=16, sha256=_sums(raw))
 
-    with pytest.raises(DataError, match="was prepared at 16 pixels, the run wants 32.*--image-size 32"):
+    with pytest.raises(DataError, match=r"was prepared at 16 pixels, the run wants 32.*--image-size 32"):
         locate("made", image_size=32)
     assert locate("made", image_size=8).sites  # reducing is fine
 

@@ -91,6 +91,14 @@ def test_a_cut_file_is_told(make_npz: MakeNpz) -> None:
         read_medmnist(path, image_size=9)
 
 
+def test_a_single_array_is_no_npz_file(tmp_path: Path) -> None:
+    with (tmp_path / "blobs.npz").open("wb") as stream:
+        np.save(stream, np.zeros(3))
+
+    with pytest.raises(DataError, match="npz file cannot be read"):
+        read_medmnist(tmp_path / "blobs.npz", image_size=9)
+
+
 @pytest.mark.parametrize(
     ("arrays", "drop", "message"),
     [

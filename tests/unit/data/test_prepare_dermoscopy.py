@@ -132,7 +132,7 @@ def test_what_lies_at_the_target_is_never_overwritten(raw_dermoscopy: Path, tmp_
 
     with pytest.raises(DataError, match="thesis holds something that is no prepared data set"):
         prepare_dermoscopy(raw_dermoscopy, tmp_path / "thesis", sha256=sums)
-    with pytest.raises(DataError, match="made holds dermoscopy at 16 pixels .* asked for is 64 pixels"):
+    with pytest.raises(DataError, match=r"made holds dermoscopy at 16 pixels .* asked for is 64 pixels"):
         prepare_dermoscopy(raw_dermoscopy, tmp_path / "made", image_size=64, sha256=sums)
 
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"

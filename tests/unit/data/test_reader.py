@@ -110,7 +110,9 @@ def test_pictures_may_lie_beside_the_table_and_carry_their_ending(make_hospital:
 def test_an_unmapped_label_stops_the_site_without_quoting_it(make_hospital: MakeHospital) -> None:
     folder = make_hospital([_row("a"), _row("b", "Meier, Anna"), _row("c", split="test")])
 
-    with pytest.raises(DataError, match=r"site hospital: 1 label\(s\) have no class \(row 3\).*label_map.csv") as caught:
+    with pytest.raises(
+        DataError, match=r"site hospital: 1 label\(s\) have no class \(row 3\).*label_map.csv"
+    ) as caught:
         read_site(folder, image_size=4, classes=DERMOSCOPY_CLASSES)
 
     assert "Meier" not in str(caught.value)
