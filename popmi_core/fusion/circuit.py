@@ -18,7 +18,7 @@ from popmi_core.fusion import average
 from popmi_core.fusion.update import Fused, State, Update, cast
 from popmi_core.matching import ViTSymmetry, canonicalise
 from popmi_core.matching.canonical import spell_like
-from popmi_core.matching.factors import HeadFactors, balance, head_factors, put_heads, rebase
+from popmi_core.matching.factors import HeadFactors, head_factors, put_heads
 from popmi_core.matching.procrustes import polar
 from popmi_core.matching.symmetry import HeadSlots
 
@@ -72,7 +72,6 @@ def _mean_heads(
     dim, count = symmetry.dim, symmetry.num_heads
     heads = [(weight, head_factors(state, slots, count)) for weight, state in sites]
     own = head_factors(target, slots, count)
-    own = rebase(own, balance(own, slots, dim), dim)
     value, kept_value = _refactor([(weight, rows.value) for weight, rows in heads], own.value, dim)
     if slots.query_key == "fixed":
         query_key = sum((weight * rows.query_key for weight, rows in heads), torch.zeros_like(own.query_key))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def in_order(updates: Sequence[Update], *, reference: State) -> list[Update]:
     if not updates:
         raise UpdateError("no site sent an update, expected at least one. Wait for a site or end the run.")
     ordered = sorted(updates, key=lambda update: update.site)
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in pairwise(ordered):
         if first.site == second.site:
             raise UpdateError(f"site {first.site} sent two updates in one round, expected one. Drop the older one.")
     for update in ordered:

@@ -1,0 +1,67 @@
+"""Small updates: a state of three tensors, and a ViT whose heads are known."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from popmi_core.fusion import Update
+
+
+@pytest.fixture
+def reference() -> dict[str, Tensor]:
+    return {
+        "layer.weight": torch.zeros(3, 4),
+        "norm.running_var": torch.ones(3),
+        "norm.num_batches_tracked": torch.tensor(0),
+    }
+
+
+@pytest.fixture
+def make_updates(reference: dict[str, Tensor]) -> Callable[..., list[Update]]:
+    def make(count: int, *, seed: int = 0) -> list[Update]:
+        source = torch.Generator().manual_seed(seed)
+        return [
+            Update(
+                f"site_{index}",
+                {
+                    "layer.weight": torch.randn(3, 4, generator=source),
+                    "norm.running_var": 1 + torch.rand(3, generator=source),
+                    "norm.num_batches_tracked": torch.tensor(10 * index),
+                },
+                num_examples=10 + 7 * index,
+            )
+            for index in range(count)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def small_vit() -> Callable[..., nn.Module]:
+    def make(seed: int = 0, **changes: Any) -> nn.Module:
+        torch.manual_seed(seed)
+        shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 7}
+        model = timm.create_model("vit_tiny_patch16_224", **(shape | changes)).double().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def outputs() -> Callable[[nn.Module, dict[str, Tensor]], Tensor]:
+    """Logits of eight fixed images under a state, in float64."""
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+    def run(model: nn.Module, state: dict[str, Tensor]) -> Tensor:
+        model.load_state_dict(state, strict=True)
+        with torch.no_grad():
+            return model(images)
+
+    return run
