@@ -6,9 +6,9 @@ Bound to this machine, read-only, no cookie, no outside request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -35,7 +35,7 @@ def create_app(runs: str | Path) -> FastAPI:
     catalogue = open_catalogue(runs)
     watcher = Watcher(catalogue)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         task = asyncio.create_task(watcher.run())
         yield
@@ -68,7 +68,8 @@ def serve(runs: str | Path, *, host: str, port: int, ready: Callable[[], None] |
     if ready is not None:
         ready()
     config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=3)
-    _Server(config).run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its own orderly end
+        _Server(config).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from server.dashboard.catalogue import Catalogue
 
 POLL_SECONDS = 0.3
-PING_SECONDS = 5.0
+PING_SECONDS = 3.0
 
 
 class Watcher:

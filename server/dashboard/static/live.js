@@ -3,7 +3,7 @@
 
 (() => {
   const RETRY_MS = 1000;
-  const SILENCE_MS = 12000; // the server pings every 5 s; a frozen one never closes the connection
+  const SILENCE_MS = 8000; // the server pings every 3 s; a frozen one never closes the connection
 
   const live = document.getElementById("live");
   const link = document.getElementById("link");
