@@ -68,7 +68,8 @@ def load_state(path: Path, *, sha256: str | None = None) -> tuple[dict[str, Tens
     if sha256 is not None and hashlib.sha256(payload).hexdigest() != sha256:
         got = hashlib.sha256(payload).hexdigest()
         raise ModelError(f"{path} has sha256 {got}, expected {sha256}. Copy the file again.")
-    if payload.startswith(_PICKLE_STARTS):
+    # A header length may happen to look like a pickle's first byte; a header never looks like a pickle.
+    if payload.startswith(_PICKLE_STARTS) and payload[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
         raise ModelError(
             f"{path} refused: not safetensors but a pickle, which can run code. Convert it where it was made "
             "with safetensors.torch.save_file."

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from popmi_core.groups import PointGroup, act
 
@@ -26,9 +27,10 @@ class OrbitMerge(nn.Module):
     def __init__(self, group: PointGroup, dim: int, rank: int, *, weighted: bool, generator: torch.Generator) -> None:
         super().__init__()
         self.group = group
-        self.score = nn.Linear(dim, 1, bias=False) if weighted else None
-        self.down = nn.Linear(dim, rank)
-        self.up = nn.Linear(rank, dim)
+        # Uninitialised: torch's own start would draw from the global generator.
+        self.score = skip_init(nn.Linear, dim, 1, bias=False) if weighted else None
+        self.down = skip_init(nn.Linear, dim, rank)
+        self.up = skip_init(nn.Linear, rank, dim)
         with torch.no_grad():
             if self.score is not None:
                 self.score.weight.zero_()

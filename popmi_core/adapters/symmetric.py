@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from popmi_core.errors import ModelError
 from popmi_core.groups import PointGroup, grid_orbits
@@ -47,7 +48,8 @@ class OrbitConv(nn.Module):
     def dense(self) -> nn.Conv2d:
         """Return the ordinary convolution that computes the same."""
         out, fan_in = self.weight.shape[:2]
-        conv = nn.Conv2d(fan_in, out, self.stride, self.stride, bias=self.bias is not None).to(self.weight)
+        shape = {"kernel_size": self.stride, "stride": self.stride, "bias": self.bias is not None}
+        conv: nn.Conv2d = skip_init(nn.Conv2d, fan_in, out, **shape).to(self.weight)
         with torch.no_grad():
             conv.weight.copy_(self.kernel())
             if self.bias is not None and conv.bias is not None:
