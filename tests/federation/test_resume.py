@@ -1,0 +1,100 @@
+"""A run that was stopped or killed goes on where it was, to the same model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from client.app import app as client_app
+from popmi_core.cli.lineup import reopen_run
+from popmi_core.cli.summary import summarise
+from popmi_core.errors import ModelError, RunError
+
+
+def interrupted_in(server_round):
+    """Return a client app in whose training of ``server_round`` the operator presses Ctrl-C."""
+
+    def app(message, context):
+        if message.metadata.message_type == "train" and message.metadata.group_id == str(server_round):
+            raise KeyboardInterrupt
+        return client_app(message, context)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"strategy": "opm"},
+        {"strategy": "fedadam"},
+        {"strategy": "local"},
+        {"strategy": "fedavg", "local": {"objective": "control_variates", "batch_size": 32}},
+    ],
+    ids=["opm", "fedadam", "local", "control variates"],
+)
+def test_a_resumed_run_ends_with_the_same_model_as_one_in_one_piece(federation, parts):
+    whole = federation.plan("whole", rounds=3, **parts)
+    federation.run(whole)
+    plan = federation.plan("pieces", rounds=3, **parts)
+    with pytest.raises(KeyboardInterrupt):
+        federation.run(plan, interrupted_in(2))
+    with federation.read(plan) as reader:
+        assert (reader.run().status, reader.run().rounds_done) == ("stopped", 1)
+    assert (Path(plan.folder) / "report.html").exists()
+    federation.run(reopen_run(Path(plan.folder)))
+    with federation.read(plan) as reader:
+        assert (reader.run().status, reader.run().rounds_done) == ("finished", 3)
+    assert federation.model_bytes(plan, 3) == federation.model_bytes(whole, 3)
+
+
+def test_a_run_stopped_before_its_first_round_can_be_resumed(federation):
+    plan = federation.plan(rounds=1)
+    with pytest.raises(KeyboardInterrupt):
+        federation.run(plan, interrupted_in(1))
+    federation.run(reopen_run(Path(plan.folder)))
+    assert summarise(Path(plan.folder)).status == "finished"
+
+
+def test_a_damaged_model_of_the_last_round_stops_the_resume_and_is_named(federation):
+    plan = federation.plan(rounds=2)
+    with pytest.raises(KeyboardInterrupt):
+        federation.run(plan, interrupted_in(2))
+    path = Path(plan.folder) / "models" / "round-001.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ModelError, match=r"round-001\.safetensors"):
+        federation.run(reopen_run(Path(plan.folder)))
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(RunError, match="holds no run to resume"):
+        reopen_run(tmp_path)
+
+
+def test_a_killed_run_goes_on_through_the_command_line(federation, tmp_path):
+    config = tmp_path / "tiny.toml"
+    config.write_text(
+        'strategy = "opm"\nrounds = 40\nsites = ["phantom_polarised", "phantom_slide"]\n'
+        '[data]\nsource = "phantom"\nphantom_images = 60\n'
+        '[model]\nbackbone = "popmi_vit_micro"\nimage_size = 32\n'
+    )
+    folder = tmp_path / "killed"
+    popmi = str(Path(sys.executable).with_name("popmi"))
+    command = [popmi, "simulate", str(config), "--out", str(folder)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("models/round-002.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = summarise(folder).rounds
+    assert 1 <= finished < 40
+    resume = [popmi, "simulate", "--resume", str(folder), "--json"]
+    done = subprocess.run(resume, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '"rounds": 40' in done.stdout
