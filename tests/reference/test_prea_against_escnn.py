@@ -1,0 +1,105 @@
+"""Our free coefficients span the same kernels as escnn's steerable bases for the same discrete group."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+from popmi_core.adapters.symmetric import orbit_means
+from popmi_core.groups import act, channel_permutation, grid_orbits, point_group
+
+pytest.importorskip("escnn", reason="escnn is part of the site extra")
+
+# escnn samples in float32: directions it gets wrong by rounding lie near 1e-7 of the largest, true ones above 1e-3.
+RANK_TOLERANCE = 1e-4
+CLOSE = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def escnn_beside_scikit_learn(monkeypatch):
+    """Make dihedral groups work where scikit-learn is installed.
+
+    escnn 1.0.11 prefers scikit-learn's randomised SVD where it finds one, and hands it an np.matrix, which
+    scikit-learn refuses. Without it escnn takes scipy's exact SVD, which is also deterministic.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about py3nj, which planar groups do not need
+        from escnn.group import _numerical
+    monkeypatch.setattr(_numerical, "randomized_svd", None)
+
+
+def escnn_kernels(group, side, field):
+    """Return a set spanning escnn's kernels [number, channels, side, side] from a scalar to ``field``.
+
+    The basis R2Conv is made of, sampled as R2Conv does, but not scaled to unit norm: that would turn
+    harmonics which vanish on every grid point (sin 4 theta on 3x3) from rounding noise into kernels.
+    """
+    from escnn import gspaces
+    from escnn.nn.modules.conv.rd_convolution import get_grid_coords
+
+    space = gspaces.rot2dOnR2(4) if group == "C4" else gspaces.flipRot2dOnR2(4)
+    target = {"trivial": space.trivial_repr, "regular": space.regular_repr}[field]
+    points = torch.tensor(get_grid_coords(2, side), dtype=torch.float32)
+    # A narrow ring through every distance the grid has and enough frequencies leave no equivariant kernel out.
+    rings = sorted({round(math.hypot(*point), 6) for point in points.tolist()})
+    basis = space.build_kernel_basis(space.trivial_repr, target, sigma=0.2, rings=rings, maximum_frequency=8)
+    sampled = basis.sample(points)  # points, kernels, channels out, channels in
+    return sampled[..., 0].permute(1, 2, 0).unflatten(2, (side, side)).double()
+
+
+def rank(kernels):
+    values = torch.linalg.svdvals(kernels.flatten(1))
+    return int((values > RANK_TOLERANCE * values[0]).sum())
+
+
+@pytest.mark.parametrize("side", [3, 4, 5])
+@pytest.mark.parametrize("group", ["C4", "D4"])
+def test_scalar_kernels_have_escnns_dimension_and_lie_in_our_subspace(group, side):
+    kernels = escnn_kernels(group, side, "trivial")
+    orbits = grid_orbits(point_group(group), side)
+    assert rank(kernels) == int(orbits.max()) + 1
+    projected = orbit_means(kernels.flatten(2), orbits.flatten())[..., orbits]
+    torch.testing.assert_close(projected, kernels, atol=CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize("side", [3, 4, 5])
+@pytest.mark.parametrize("group", ["C4", "D4"])
+def test_our_projection_is_the_orthogonal_projection_on_escnns_span(group, side):
+    kernels = escnn_kernels(group, side, "trivial").flatten(1)
+    orbits = grid_orbits(point_group(group), side).flatten()
+    basis = torch.linalg.svd(kernels, full_matrices=False)[2][: rank(kernels)]
+    dense = torch.randn(6, side * side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    # The span's own directions are known to float32 only.
+    torch.testing.assert_close(orbit_means(dense, orbits)[:, orbits], dense @ basis.T @ basis, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("side", [3, 4, 5])
+@pytest.mark.parametrize("group", ["C4", "D4"])
+def test_kernels_to_regular_fields_are_the_turns_of_one_free_kernel(group, side):
+    # Any kernel in the first channel fixes the others, as lifting convolutions say: dimension side * side.
+    kernels = escnn_kernels(group, side, "regular")
+    assert rank(kernels) == side * side
+    ours = lifted(point_group(group), side)
+    assert rank(ours) == side * side
+    # Both spans together are no larger, up to the order in which the two libraries number the channels.
+    names = orders(point_group(group))
+    assert any(rank(torch.cat([kernels[:, order], ours])) == side * side for order in names)
+
+
+def lifted(group, side):
+    """Return the kernels [side * side, order, side, side] with channel g equal to the first turned by g."""
+    pixels = torch.eye(side * side, dtype=torch.float64).view(-1, side, side)
+    kernels = torch.stack([act(element, pixels) for element in group.elements], dim=1)
+    for element in group.elements:
+        moved = act(element, kernels)[:, channel_permutation(group, element)]
+        assert rank(torch.cat([kernels, moved])) == side * side
+    return kernels
+
+
+def orders(group):
+    """Return the channel orders that differ from ours by inverting the turns or by the mirror's axis."""
+    elements = group.elements
+    for sign in (1, -1):
+        for axis in range(4):
+            yield [group.index(type(e)((sign * e.turns + (axis if e.flip else 0)) % 4, e.flip)) for e in elements]
