@@ -18,6 +18,8 @@ LABELS = {
     "nll": "Loss (negative log-likelihood)",
     "loss": "Loss",
     "rotation_consistency": "Rotation consistency",
+    "rotation_variation": "Rotation variation",
+    "num_examples": "Examples",
     "train_loss": "Training loss",
     "epsilon": "Privacy budget spent (epsilon)",
 }
@@ -115,11 +117,13 @@ def _chart(name: str, curves: dict[str, dict[int, float | None]], styles: dict[s
 
 
 def worst_site(curves: dict[str, dict[int, float | None]], name: str) -> str | None:
-    """Return the site with the worst defined figure in the newest round that has any; None below two sites."""
+    """Return the site with the worst figure in the newest round that compares two; None when all are equal."""
     sites = {scope: curve for scope, curve in curves.items() if scope not in _FIXED}
     for number in sorted({item for curve in sites.values() for item in curve}, reverse=True):
         here = {scope: value for scope, curve in sites.items() if (value := curve.get(number)) is not None}
         if len(here) >= 2:
+            if len(set(here.values())) == 1:
+                return None
             pick = max if name in FALLING else min
             return pick(sorted(here), key=lambda scope: here[scope])
     return None

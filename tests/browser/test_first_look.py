@@ -76,6 +76,23 @@ def test_rounds_of_another_process_arrive(pages: Any, browse: Browse) -> None:
         page.wait_for_selector(".now .state.good >> text=finished")
 
 
+def test_a_real_run_is_watched_from_its_first_round_to_its_end(pages: Any, browse: Browse, tmp_path: Path) -> None:
+    config = tmp_path / "tiny.toml"
+    config.write_text('rounds = 2\n[data]\nsource = "phantom"\nphantom_images = 60\n[model]\nimage_size = 32\n')
+    page = browse(pages.url)
+    is_live(page)
+    command = [sys.executable, "-c", "from popmi_core.cli.main import app; app()", "simulate", str(config)]
+    with subprocess.Popen([*command, "--out", str(pages.runs / "real")], stdout=subprocess.DEVNULL) as run:
+        page.wait_for_selector("#runs >> text=of 2 rounds", timeout=120_000)
+        page.get_by_role("link", name="real").click()
+        page.wait_for_selector("text=2 of 2 rounds", timeout=120_000)
+        page.wait_for_selector(".now >> text=finished", timeout=30_000)
+        assert run.wait(timeout=60) == 0
+    assert page.locator(".banner", has_text="Phantom data.").is_visible()
+    assert page.locator("#plot-nll canvas").count() == 1
+    assert page.locator("#rounds tbody tr").count() == 2
+
+
 def test_a_lost_connection_is_said_and_comes_back_with_what_was_missed(
     pages: Any, browse: Browse, believable: ModuleType
 ) -> None:

@@ -36,6 +36,13 @@
     ...more,
   });
 
+  // Some air above and below; curves that never change lie in the middle.
+  const roomy = (low, high) => {
+    if (low == null || high == null) return [0, 1];
+    const air = (high - low) * 0.08 || Math.max(Math.abs(high) * 0.1, 0.01);
+    return [low - air, high + air];
+  };
+
   const newest = (plot) => plot.setLegend({ idx: plot.data[0].length - 1 }, false);
 
   const build = (home, drawing) => {
@@ -43,7 +50,10 @@
     const options = {
       width: Math.max(home.clientWidth, 240),
       height: HEIGHT,
-      scales: { x: { time: false, range: (_, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) } },
+      scales: {
+        x: { time: false, range: (_, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) },
+        y: { range: (_, low, high) => roomy(low, high) },
+      },
       series: [
         { label: "Round", value: (_, value) => (value === null || value === undefined ? "–" : String(value)) },
         ...drawing.lines.map((line) => series(line, drawing.worst)),

@@ -98,6 +98,7 @@ def test_the_worst_site_depends_on_which_way_is_better() -> None:
 
 def test_one_site_alone_is_not_the_worst_and_undefined_is_not_compared() -> None:
     assert worst_site({"a": {1: 0.2}}, "auroc") is None
+    assert worst_site({"a": {1: 0.9, 2: 1.0}, "b": {1: 0.8, 2: 1.0}}, "rotation_consistency") is None
     assert worst_site({"a": {1: 0.2, 2: None}, "b": {1: 0.1, 2: 0.5}}, "auroc") == "b"
 
 
