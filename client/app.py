@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from client.control import load_control, save_control
 from client.evaluate import evaluate_images
-from client.load import assignment_of, read_data
 from client.ledger import Ledger
+from client.load import assignment_of, read_data
 from client.privacy import PrivateRound
 from client.reply import array_record, finite_or_none, guarded, read_instruction, reply, tensor_record
 from client.train import train_locally

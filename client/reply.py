@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from client.load import assignment_of
@@ -27,7 +27,9 @@ def read_instruction(message: Message) -> Instruction:
 
 def reply(message: Message, report: Report, arrays: Mapping[str, ArrayRecord] | None = None) -> Message:
     """Answer ``message`` with a report and, if given, named array records."""
-    records: dict[str, ArrayRecord | ConfigRecord] = {REPORT: ConfigRecord({JSON_KEY: report.model_dump_json()})}
+    records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
+        REPORT: ConfigRecord({JSON_KEY: report.model_dump_json()})
+    }
     return Message(RecordDict({**records, **(arrays or {})}), reply_to=message)
 
 

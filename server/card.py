@@ -26,9 +26,7 @@ def model_card(plan: RunPlan, done: RoundResult) -> dict[str, Any]:
         "classes": list(plan.classes),
         "data": plan.data_name,
         "phantom": plan.phantom,
-        "sites": {
-            item.site: item.report.num_examples for item in done.train if item.outcome == "ok" and item.report
-        },
+        "sites": {item.site: item.report.num_examples for item in done.train if item.outcome == "ok" and item.report},
         "left_out": {item.site: f"{item.outcome}: {item.reason}" for item in done.train if item.outcome != "ok"},
         "rules": dict(done.fused.notes) if done.fused is not None else {"void": done.note},
         "metrics": {

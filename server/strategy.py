@@ -213,11 +213,13 @@ class OpmStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the figures pooled over the sites' validation images."""
-        evaluation, _ = collect(
-            replies, self.expected(server_round), ("val",), num_classes=len(self.plan.classes)
-        )
+        evaluation, _ = collect(replies, self.expected(server_round), ("val",), num_classes=len(self.plan.classes))
         pooled = evaluation.pooled.get("val")
-        return None if pooled is None else MetricRecord({name: item.value for name, item in bounded_figures(pooled).items()})
+        return (
+            None
+            if pooled is None
+            else MetricRecord({name: item.value for name, item in bounded_figures(pooled).items()})
+        )
 
     def summary(self) -> None:
         """Log which four parts this run is made of."""
@@ -255,9 +257,7 @@ class OpmStrategy(Strategy):
             lineup=self.plan.lineup,
         )
 
-    def questions(
-        self, kind: str, server_round: int, arrays: ArrayRecord, splits: tuple[Split, ...]
-    ) -> list[Message]:
+    def questions(self, kind: str, server_round: int, arrays: ArrayRecord, splits: tuple[Split, ...]) -> list[Message]:
         """Return one message a site, each with the model it should start from or be judged by."""
         instruction = self.instruction(server_round, splits)
         training = kind == MessageType.TRAIN

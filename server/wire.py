@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from popmi_core.protocol import INSTRUCTION, JSON_KEY, Instruction
@@ -17,7 +17,7 @@ def tensor_record(state: Mapping[str, Tensor]) -> ArrayRecord:
 
 def ask(node_id: int, kind: str, instruction: Instruction, arrays: Mapping[str, ArrayRecord]) -> Message:
     """Return the message that hands ``instruction`` and the named array records to one node."""
-    records: dict[str, ArrayRecord | ConfigRecord] = {
+    records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
         INSTRUCTION: ConfigRecord({JSON_KEY: instruction.model_dump_json()}),
         **arrays,
     }

@@ -52,7 +52,9 @@ def reopen_run(folder: Path) -> RunPlan:
     try:
         plan = RunPlan.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"{folder} holds no run to resume: {PLAN_FILE} is missing or unreadable. Check --resume.") from error
+        raise RunError(
+            f"{folder} holds no run to resume: {PLAN_FILE} is missing or unreadable. Check --resume."
+        ) from error
     # The folder may have been moved since; where it is now counts.
     return plan.model_copy(update={"resume": True, "folder": str(folder.resolve())})
 

@@ -29,13 +29,17 @@ def simulate(
     strategy: Annotated[str | None, typer.Option(help=f"One of {STRATEGIES}.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
     local_epochs: Annotated[int | None, typer.Option(help="Epochs at every site in every round.")] = None,
-    sites: Annotated[str | None, typer.Option(help="Names with commas between, or a number: the first so many.")] = None,
+    sites: Annotated[
+        str | None, typer.Option(help="Names with commas between, or a number: the first so many.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same machine: the same model, bit for bit.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Any timm model by name.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PREA: none, C4 or D4.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels per side.")] = None,
     weights: Annotated[str | None, typer.Option(help="random, pretrained or a safetensors file.")] = None,
-    data: Annotated[str | None, typer.Option(help="auto (POPMI_DATA, data/, else the phantom), phantom or a path.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="auto (POPMI_DATA, data/, else the phantom), phantom or a path.")
+    ] = None,
     dp_epsilon: Annotated[float | None, typer.Option(help="DP-SGD at every site: epsilon for the whole study.")] = None,
     dp_delta: Annotated[float | None, typer.Option(help="Delta of that promise, default 1e-5.")] = None,
     engine: Annotated[str, typer.Option(help="inprocess or ray.")] = "inprocess",
@@ -101,7 +105,7 @@ def _engage(engine: str, plan: RunPlan, server_app: Any, client_app: Any, run_co
         log.info("the images of this run are phantoms, drawn by the computer: its figures say nothing about patients")
     try:
         if engine == "ray":
-            run_ray(server_app, client_app, num_sites=len(plan.lineup), run_config=run_config)
+            run_ray(server_app, client_app, num_sites=len(plan.lineup), run_config=run_config, cpus_per_site=1)
         else:
             run_inprocess(server_app, client_app, plan.lineup, run_config)
     except PopmiError:

@@ -59,7 +59,9 @@ def _summary(message: Message, site: str, split: str, num_classes: int) -> Score
     try:
         arrays = {name: np.array(array.numpy()) for name, array in record.items()}
     except (ValueError, TypeError, EOFError, OSError) as error:
-        raise UpdateError(f"site {site}: the scores of split {split} cannot be decoded. The payload is damaged.") from error
+        raise UpdateError(
+            f"site {site}: the scores of split {split} cannot be decoded. The payload is damaged."
+        ) from error
     return ScoreSummary.from_arrays(arrays, site=site, num_classes=num_classes)
 
 

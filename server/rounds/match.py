@@ -27,5 +27,3 @@ def match_update(
         return MatchedUpdate(site, state, num_examples, note="plain: no symmetry description for this architecture")
     matched = match(state, reference, symmetry, sweeps=config.sweeps)
     return MatchedUpdate(site, matched.state, num_examples, matched.gains, matched.identity, matched.note)
-
-

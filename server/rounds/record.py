@@ -131,8 +131,8 @@ class RunRecorder:
         for site, splits in done.evaluation.sites.items():
             for split, figures in splits.items():
                 self.writer.record_metrics(done.server_round, site, split, _nan(figures))
-        for split, figures in pooled_figures(done.evaluation).items():
-            self.writer.record_metrics(done.server_round, "global", split, figures)
+        for split, pooled in pooled_figures(done.evaluation).items():
+            self.writer.record_metrics(done.server_round, "global", split, pooled)
         if done.evaluation.external:
             self.writer.record_metrics(done.server_round, "external", "external", done.evaluation.external)
 

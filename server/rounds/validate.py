@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
@@ -91,7 +92,7 @@ def _tensors(
     return tensors
 
 
-def _decode(record: ArrayRecord, name: str, where: str) -> np.ndarray:
+def _decode(record: ArrayRecord, name: str, where: str) -> npt.NDArray[np.generic]:
     try:
         # Copied: the decoded array can be read-only, and the average must own its memory.
         array = np.array(record[name].numpy())

@@ -1,0 +1,70 @@
+"""Who takes part in a run."""
+
+from __future__ import annotations
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from popmi_core.protocol import JSON_KEY, POOLED_SITE, REPORT, Report
+from server.roster import Roster
+
+
+@pytest.fixture(autouse=True)
+def _identity():
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def answer(node, report):
+    question = Message(RecordDict(), node, "query")
+    question.metadata.__dict__["_message_id"] = f"m{node}"
+    content = RecordDict({REPORT: ConfigRecord({JSON_KEY: report.model_dump_json()})})
+    return Message(content, reply_to=question)
+
+
+def enrolled(*reports):
+    roster = Roster()
+    nodes = {f"m{node}": node for node in range(1, len(reports) + 1)}
+    replies = [answer(node, report) for node, report in enumerate(reports, 1) if report is not None]
+    roster.enrol(replies, nodes, run="r")
+    return roster
+
+
+def report(site, **changes):
+    return Report(run="r", server_round=0, site=site, **changes)
+
+
+def test_sites_are_known_by_name_whatever_their_node():
+    roster = enrolled(report("b"), report("a"))
+    assert roster.nodes == {"b": 1, "a": 2}
+    assert roster.trainers(pooled=False) == ["a", "b"]
+
+
+def test_a_site_that_answers_with_an_error_is_refused_with_it():
+    roster = enrolled(report("a"), report("b", error="DataError: no labels.csv"))
+    assert roster.refused == {"b": "DataError: no labels.csv"}
+
+
+def test_a_second_node_of_the_same_name_is_refused():
+    assert "a second node calls itself a" in enrolled(report("a"), report("a")).refused["node 2"]
+
+
+def test_a_silent_node_is_refused():
+    assert "no reply" in enrolled(report("a"), None).refused["node 2"]
+
+
+def test_a_node_of_another_run_is_refused():
+    assert "belongs to run old" in enrolled(Report(run="old", server_round=0, site="a")).refused["node 1"]
+
+
+def test_the_pooled_stand_in_trains_and_does_not_evaluate():
+    roster = enrolled(report("a"), report(POOLED_SITE))
+    assert roster.evaluators == ["a"]
+    assert roster.trainers(pooled=True) == [POOLED_SITE]
+
+
+def test_a_stopped_site_trains_no_more_but_evaluates():
+    roster = enrolled(report("a"), report("b"))
+    roster.stopped["b"] = "budget spent"
+    assert roster.trainers(pooled=False) == ["a"]
+    assert roster.evaluators == ["a", "b"]
