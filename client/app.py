@@ -94,7 +94,8 @@ def evaluate(message: Message, context: Context) -> Message:
     model, _ = receive_model(message, instruction)
     metrics: dict[str, float] = {}
     arrays: dict[str, ArrayRecord] = {}
-    for split in instruction.splits:
+    sizes = {split: len(getattr(data, split)) for split in instruction.splits}
+    for split in (split for split in instruction.splits if sizes[split]):
         figures, summary = evaluate_images(model, getattr(data, split))
         metrics |= {f"{split}.{name}": value for name, value in figures.items()}
         arrays[SCORES_PREFIX + split] = array_record(summary.to_arrays())
@@ -102,7 +103,8 @@ def evaluate(message: Message, context: Context) -> Message:
         run=instruction.run,
         server_round=instruction.server_round,
         site=assignment.site,
-        num_examples=sum(len(getattr(data, split)) for split in instruction.splits),
+        num_examples=sum(sizes.values()),
+        split_sizes=sizes,
         seconds=time.perf_counter() - begun,
         metrics=finite_or_none(metrics),
         phantom=data.phantom,

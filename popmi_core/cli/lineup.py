@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def plan_run(config: RunConfig, out: Path | None) -> RunPlan:
         ConfigError: If a named site does not exist.
         RunError: If the folder already holds a run or cannot be written.
     """
-    federation = locate(config.data.source, image_size=config.model.image_size)
+    federation = locate(config.data.source, image_size=config.model.image_size, progress=_tell_preparation)
     sites = choose_sites(config.sites, federation)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.strategy}-seed{config.seed}"
     folder = (out or Path("runs") / name).resolve()
@@ -80,6 +81,13 @@ def choose_sites(wanted: tuple[str, ...] | None, federation: Federation) -> list
             f"{federation.name} has {', '.join(known)}."
         )
     return list(wanted)
+
+
+def _tell_preparation(done: int, total: int) -> None:
+    # Raw archives are prepared once; that takes seconds and should not look like a hang.
+    if done in (1, total):
+        text = f"preparing {total} images, once" if done == 1 else "images are ready"
+        print(text, file=sys.stderr)
 
 
 def _lineup(config: RunConfig, federation: Federation, sites: list[str], folder: Path) -> tuple[Assignment, ...]:

@@ -31,13 +31,15 @@ def collect(
             if report.error is not None:
                 outcomes.append(SiteOutcome(site, "failed", report.error, bytes_up=size, report=report))
                 continue
-            received = {split: _summary(message, site, split, num_classes) for split in splits}
+            # A small site may have no validation image: it says so and sends no scores.
+            filled = [split for split in splits if report.split_sizes.get(split) != 0]
+            received = {split: _summary(message, site, split, num_classes) for split in filled}
         except UpdateError as error:
             outcomes.append(SiteOutcome(site, "quarantined", str(error), bytes_up=size))
             continue
         for split, summary in received.items():
             summaries[split].append(summary)
-        result.sites[site] = {split: _figures(report, split) for split in splits}
+        result.sites[site] = {split: _figures(report, split) for split in received}
         outcomes.append(SiteOutcome(site, "ok", bytes_up=size, report=report))
     result.pooled = {split: pool_summaries(items) for split, items in summaries.items() if items}
     return result, sorted(outcomes, key=lambda item: item.site)

@@ -189,11 +189,9 @@ def pooled_figures(evaluation: Evaluation) -> dict[str, dict[str, Figure]]:
     result: dict[str, dict[str, Figure]] = {}
     for split, pooled in evaluation.pooled.items():
         result[split] = {name: (item.value, item.lower, item.upper) for name, item in bounded_figures(pooled).items()}
-        weights = {site: figures[split].get("num_examples") or 0.0 for site, figures in evaluation.sites.items()}
+        told = [figures[split] for figures in evaluation.sites.values() if split in figures]
         for name in ("nll", "rotation_consistency", "rotation_variation"):
-            result[split][name] = _weighted(
-                [(evaluation.sites[site][split].get(name), weight) for site, weight in weights.items()]
-            )
+            result[split][name] = _weighted([(item.get(name), item.get("num_examples") or 0.0) for item in told])
     return result
 
 

@@ -218,3 +218,25 @@ def test_array_record_of_a_stranger_is_ignored(federation):
     with federation.read(plan) as reader:
         rows = {row.site: row for row in reader.sites(1) if row.phase == "train"}
     assert rows[BAD].outcome == "unreachable"
+
+
+def test_a_site_without_validation_images_still_takes_part(federation, monkeypatch):
+    from dataclasses import replace
+
+    from client import load
+    from popmi_core.data import ImageSet
+
+    read = load._read_once.__wrapped__
+
+    def without_val(site, *rest):
+        data = read(site, *rest)
+        return replace(data, val=ImageSet.empty(32)) if site == BAD else data
+
+    monkeypatch.setattr(load, "_read_once", without_val)
+    plan = federation.plan(rounds=1)
+    federation.run(plan)
+    with federation.read(plan) as reader:
+        rows = [row for row in reader.sites(1) if row.site == BAD]
+        splits = {row.split for row in reader.metrics(1, scope=BAD)}
+    assert {row.outcome for row in rows} == {"ok"}
+    assert splits == {"train", "test"}
