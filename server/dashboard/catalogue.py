@@ -10,7 +10,7 @@ from popmi_core.errors import ConfigError, RunError
 from server.dashboard.health import is_silent
 from server.store import RunReader
 from server.store.records import Pulse
-from server.store.schema import RECORD_NAME
+from server.store.schema import RECORD_NAME, display_name
 
 
 class NotFound(LookupError):
@@ -122,7 +122,7 @@ class DatabaseCatalogue:
 
     def __init__(self, url: str) -> None:
         self._reader = RunReader(url)
-        self.where = url.split("@")[-1]
+        self.where = display_name(url)
 
     def names(self) -> tuple[str, ...]:
         return tuple(str(run_id) for run_id in self._reader.pulses())

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from popmi_core.errors import RunError
 from server.store.records import EventRow, MatchRow, MetricRow, Pulse, RoundRow, RunSummary, SiteRow
-from server.store.schema import Base, Event, MatchLayer, Metric, Round, Run, SiteRound, connect
+from server.store.schema import Base, Event, MatchLayer, Metric, Round, Run, SiteRound, connect, display_name
 
 Value = TypeVar("Value", EventRow, MatchRow, MetricRow, RoundRow, SiteRow)
 
@@ -29,7 +29,7 @@ class RunReader:
     """
 
     def __init__(self, database: str | Path) -> None:
-        self._where = str(database)
+        self._where = display_name(database)
         self._engine = connect(database, read_only=True)
 
     def runs(self) -> tuple[RunSummary, ...]:

@@ -14,8 +14,11 @@ from typing import Any
 
 from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, String, Text, create_engine, event
 from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool, StaticPool
+
+from popmi_core.errors import ConfigError
 
 RECORD_NAME = "record.sqlite"
 RUN_STATUSES = ("waiting", "running", "finished", "failed", "stopped")
@@ -136,15 +139,31 @@ class Event(Base):
     text: Mapped[str] = mapped_column(Text)
 
 
+def display_name(database: str | Path) -> str:
+    """Return a database as pages and errors may show it: a URL without its password."""
+    text = str(database)
+    scheme, found, rest = text.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if found else text
+
+
 def connect(database: str | Path, *, read_only: bool = False) -> Engine:
     """Return an engine for a path of an SQLite file or an SQLAlchemy URL.
 
     On SQLite a reader opens a connection for each use and holds no lock between. A writer keeps one open, for its
     threads to take turns: closing the last connection would fold the WAL into the file after every write.
+
+    Raises:
+        ConfigError: If the URL is no database URL or its driver is not installed.
     """
     text = str(database)
     if "://" in text and not text.startswith("sqlite:"):
-        return create_engine(text, pool_pre_ping=True)
+        try:
+            return create_engine(text, pool_pre_ping=True)
+        except (ArgumentError, ModuleNotFoundError) as error:
+            raise ConfigError(
+                f"database {display_name(text)} cannot be used: {error}. Expected, for example, "
+                "postgresql+psycopg://USER@HOST/NAME with the package psycopg installed."
+            ) from error
     path = Path(make_url(text).database or "" if "://" in text else text).resolve()
     pool = NullPool if read_only else StaticPool
     engine = create_engine("sqlite://", poolclass=pool, creator=partial(_open_sqlite, path, read_only))

@@ -29,6 +29,7 @@ from server.store.schema import (
     Run,
     SiteRound,
     connect,
+    display_name,
 )
 
 Figure = float | None | tuple[float | None, float | None, float | None]
@@ -47,7 +48,7 @@ class RunWriter:
     """
 
     def __init__(self, database: str | Path, *, heartbeat: float = 5.0) -> None:
-        self._where = str(database)
+        self._where = display_name(database)
         self._engine = connect(database)
         self._run_id: int | None = None
         self._lock = threading.Lock()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from sqlalchemy.schema import CreateTable
 
-from popmi_core.errors import RunError
+from popmi_core.errors import ConfigError, RunError
 from server.store import RunReader, RunWriter
 from server.store.schema import Base
 
@@ -268,6 +268,13 @@ def test_odd_characters_in_a_path_are_only_characters(tmp_path: Path, believable
     with RunReader(home / "record.sqlite") as reader:
         assert reader.run().status == "finished"
     assert [item.name for item in home.iterdir()] == ["record.sqlite"]
+
+
+@pytest.mark.parametrize("url", ["postgresql+nodriver://me:secret@db/popmi", "nonsense://me:secret@db", "://"])
+def test_a_database_that_cannot_be_used_is_told_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"database .* cannot be used: .*postgresql\+psycopg://") as caught:
+        RunReader(url)
+    assert "secret" not in str(caught.value)
 
 
 def test_the_tables_are_spelled_for_postgresql_too() -> None:
