@@ -7,7 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from popmi_core.adapters import Prea
 from popmi_core.config import AdapterConfig, ModelConfig
 from popmi_core.errors import ModelError
-from popmi_core.models import PRESETS, build_model
+from popmi_core.models import PRESETS, build, build_model
 
 # One small member of every family; (name, image size, patch size).
 FAMILIES = [
@@ -85,6 +85,24 @@ def test_a_backbone_without_patches_refuses_a_patch_size(name):
 def test_a_patch_larger_than_the_image_is_refused_with_both_numbers():
     with pytest.raises(ModelError, match="cannot run on 8x8 images"):
         build_model(ModelConfig(backbone="popmi_vit_micro", image_size=8, patch_size=16), 7, seed=0)
+
+
+def test_a_size_the_constructor_refuses_is_refused_with_its_reason(monkeypatch):
+    def refuse(*_args, **_sizes):
+        raise AssertionError("window 7 does not divide 3")
+
+    monkeypatch.setattr(build.timm, "create_model", refuse)
+    with pytest.raises(ModelError, match="cannot run on 24x24 images with patch_size 8: window 7 does not divide 3"):
+        build_model(ModelConfig(backbone="test_vit", image_size=24, patch_size=8), 7, seed=0)
+
+
+def test_a_fault_of_the_library_is_not_taken_for_a_wrong_size(monkeypatch):
+    def broken(*_args, **_sizes):
+        raise TypeError("unrelated")
+
+    monkeypatch.setattr(build.timm, "create_model", broken)
+    with pytest.raises(TypeError, match="unrelated"):
+        build_model(ModelConfig(backbone="test_vit"), 7, seed=0)
 
 
 def test_a_head_that_knows_places_cannot_be_made_exact():
