@@ -101,7 +101,6 @@ class NoisyStep:
 
     def __call__(self, images: Float[Tensor, "n 3 h w"], target: Int[Tensor, " n"]) -> float:
         """Move the parameters once and return the mean loss of the batch, 0 for an empty one."""
-        self.optimizer.zero_grad()
         device = self.parameters[0].device
         # A split gives one empty part for an empty batch: the step is noise then, as the accountant counts on.
         parts = list(zip(torch.split(images, self.at_once), torch.split(target, self.at_once), strict=True))
@@ -110,7 +109,7 @@ class NoisyStep:
             total += self._accumulate(some.to(device), labels.to(device), last=number == len(parts))
         self.objective.correct(self.parameters)
         self.optimizer.original_optimizer.step()
-        # Opacus would otherwise take the next batch for a continuation of this one.
+        # Opacus would otherwise take the next batch for a continuation of this one; it also frees the memory.
         self.optimizer.zero_grad()
         self.taken += 1
         return total / max(len(target), 1)

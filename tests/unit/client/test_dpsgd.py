@@ -240,6 +240,33 @@ def test_the_seed_of_the_run_does_not_give_the_noise_away(tmp_path):
     assert not torch.equal(models[0][1].weight, models[1][1].weight)
 
 
+def test_the_seed_of_the_run_does_not_give_the_batches_or_views_away(tmp_path):
+    def views(folder) -> torch.Tensor:
+        seen = []
+        train(folder, make_model(), seed=5, normalise=lambda x: seen.append(x) or x.permute(0, 3, 1, 2) / 255)
+        return torch.cat(seen)
+
+    first, second = views(tmp_path / "a"), views(tmp_path / "b")
+    # 40 images, each with its own turn and brightness: chance does not repeat them.
+    assert first.shape != second.shape or not torch.equal(first, second)
+
+
+def test_gradients_are_divided_by_the_size_a_batch_has_on_average(tmp_path, monkeypatch):
+    seen = []
+
+    class Spy(client.dpsgd.DPOptimizer):
+        def __init__(self, optimizer, **settings) -> None:
+            seen.append(settings)
+            super().__init__(optimizer, **settings)
+
+    monkeypatch.setattr(client.dpsgd, "DPOptimizer", Spy)
+    report = train(tmp_path, make_model(), data=make_data(25))
+    # 25 images in batches of at most 10 are 3 batches of 8.33 on average.
+    assert seen[0]["expected_batch_size"] == pytest.approx(25 / 3)
+    assert seen[0]["noise_multiplier"] == report.noise_multiplier
+    assert seen[0]["max_grad_norm"] == 1.0
+
+
 def test_a_spent_budget_stops_the_site_before_an_image_is_touched(tmp_path):
     for server_round in (1, 2):
         train(tmp_path, make_model(), server_round=server_round)
