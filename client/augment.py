@@ -26,19 +26,19 @@ def augment(images: UInt8[Tensor, "n height width 3"], generator: Generator) -> 
 
 def _turn_and_shift(images: UInt8[Tensor, "n h w 3"], generator: Generator) -> UInt8[Tensor, "n h w 3"]:
     count, height, width, _ = images.shape
-    bits = torch.randint(0, 2, (3, count, 1, 1), generator=generator, device=generator.device)
-    transpose = bits[2] if height == width else torch.zeros_like(bits[2])
+    mirror_rows, mirror_columns, transpose = torch.randint(
+        0, 2, (3, count, 1, 1), generator=generator, device=generator.device
+    ).bool()
     rows = torch.arange(height, device=generator.device).view(1, -1, 1)
     columns = torch.arange(width, device=generator.device).view(1, 1, -1)
-    # Two mirrors and a transposition generate D4, each of the eight elements equally often.
-    row = torch.where(transpose.bool(), columns, rows)
-    column = torch.where(transpose.bool(), rows, columns)
-    row = torch.where(bits[0].bool(), height - 1 - row, row) + _shifts(count, height, generator)
-    column = torch.where(bits[1].bool(), width - 1 - column, column) + _shifts(count, width, generator)
-    source = _reflect(row, height) * width + _reflect(column, width)
+    rows = torch.where(mirror_rows, height - 1 - rows, rows) + _shifts(count, height, generator)
+    columns = torch.where(mirror_columns, width - 1 - columns, columns) + _shifts(count, width, generator)
     first = torch.arange(count, device=generator.device).view(-1, 1, 1) * (height * width)
-    flat = (source + first).reshape(-1).to(images.device)
-    return images.reshape(-1, 3).index_select(0, flat).reshape(images.shape)
+    source = (first + _reflect(rows, height) * width) + _reflect(columns, width)
+    if height == width:
+        # Two mirrors and a transposition generate D4, each of the eight elements equally often.
+        source = torch.where(transpose, source.transpose(1, 2), source)
+    return images.reshape(-1, 3).index_select(0, source.reshape(-1).to(images.device)).reshape(images.shape)
 
 
 def _shifts(count: int, side: int, generator: Generator) -> Int[Tensor, "n 1 1"]:
