@@ -85,9 +85,7 @@ def choose_sites(wanted: tuple[str, ...] | None, federation: Federation) -> list
 
 def _tell_preparation(done: int, total: int) -> None:
     # Raw archives are prepared once; that takes seconds and should not look like a hang.
-    if done in (1, total):
-        text = f"preparing {total} images, once" if done == 1 else "images are ready"
-        print(text, file=sys.stderr)
+    print(f"\rpreparing images, once: {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
 
 
 def _lineup(config: RunConfig, federation: Federation, sites: list[str], folder: Path) -> tuple[Assignment, ...]:
