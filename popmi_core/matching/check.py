@@ -25,10 +25,10 @@ def describe_model(model: nn.Module) -> ViTSymmetry | None:
     The group is tested on the model; where it fails it is cut down (the stream first, then single layers).
 
     Returns:
-        None where the architecture is not known yet or nothing of the group stands the test.
+        None where the architecture is not known yet, cannot be tested, or nothing of the group stands the test.
     """
     found = _find_vit(model)
-    if found is None:
+    if found is None or _input_shape(model) is None:
         return None
     symmetry = describe(model.state_dict(), num_heads=found[0], pool=found[1])
     if symmetry is None or verify_symmetry(model, symmetry):
@@ -46,11 +46,17 @@ def verify_symmetry(model: nn.Module, symmetry: ViTSymmetry, generator: torch.Ge
     Raises:
         ModelError: If the model does not say which image size it takes.
     """
+    shape = _input_shape(model)
+    if shape is None:
+        raise ModelError(
+            f"verify_symmetry: {type(model).__name__} has no patch embedding with an img_size, expected a timm ViT. "
+            "Fuse it with rule 'average'."
+        )
     source = torch.Generator().manual_seed(0) if generator is None else generator
     copied = copy.deepcopy(model).to("cpu", torch.float64).eval()
     state = {name: _perturb(tensor, source) for name, tensor in copied.state_dict().items()}
     moved = apply(canonicalise(state, symmetry), symmetry, random_element(symmetry, source))
-    images = torch.randn(_input_shape(model), generator=source, dtype=torch.float64)
+    images = torch.randn(shape, generator=source, dtype=torch.float64)
     before, after = _outputs(copied, state, images), _outputs(copied, moved, images)
     return bool((before - after).norm() <= _TOLERANCE * before.norm())
 
@@ -93,12 +99,9 @@ def _find_vit(model: nn.Module) -> tuple[int, str] | None:
     return count, str(getattr(host, "global_pool", "token"))
 
 
-def _input_shape(model: nn.Module) -> tuple[int, int, int, int]:
+def _input_shape(model: nn.Module) -> tuple[int, int, int, int] | None:
     for module in model.modules():
         size, channels = getattr(module, "img_size", None), getattr(getattr(module, "proj", None), "in_channels", None)
         if isinstance(size, tuple) and len(size) == 2:
             return (2, channels or 3, int(size[0]), int(size[1]))
-    raise ModelError(
-        f"verify_symmetry: {type(model).__name__} has no patch embedding with an img_size, expected a timm ViT. "
-        "Fuse it with rule 'average', or describe it by hand."
-    )
+    return None

@@ -140,6 +140,7 @@ def test_a_model_without_image_size_cannot_be_tested(small_vit):
 
     with pytest.raises(ModelError, match=r"VisionTransformer has no patch embedding with an img_size"):
         verify_symmetry(model, symmetry)
+    assert describe_model(model) is None
 
 
 def test_dropping_layers_says_so(small_vit):
