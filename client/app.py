@@ -18,7 +18,7 @@ from client.privacy import PrivateRound
 from client.reply import array_record, finite_or_none, guarded, read_instruction, reply, tensor_record
 from client.train import train_locally
 from popmi_core.config import ModelConfig
-from popmi_core.errors import UpdateError
+from popmi_core.errors import PrivacyError, UpdateError
 from popmi_core.models import build_model, exchanged_state, load_exchanged, normalise
 from popmi_core.protocol import CONTROL, CONTROL_CHANGE, MODEL, SCORES_PREFIX, Instruction, Report, derive_seed
 
@@ -113,11 +113,20 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def private_round(instruction: Instruction, site: str, folder: Path) -> PrivateRound | None:
-    """Return the round as the site's privacy ledger sees it, or None for a run without a privacy budget."""
-    if instruction.privacy is None:
-        return None
+    """Return the round as the site's privacy ledger sees it, or None for a run without a privacy budget.
+
+    Raises:
+        PrivacyError: If a run without a budget would use images that an earlier run had promised to protect.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(folder / "privacy-ledger.json", site=site)
+    if instruction.privacy is None:
+        if ledger.entries():
+            raise PrivacyError(
+                f"site {site}: these images were trained on under a privacy budget, and this run has none: without "
+                "noise the promise would be void. Give the run a budget (--dp-epsilon)."
+            )
+        return None
     return PrivateRound(instruction.privacy, ledger, instruction.run, instruction.server_round, instruction.rounds)
 
 

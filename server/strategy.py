@@ -27,14 +27,13 @@ from server.results import (
     MatchedUpdate,
     RoundResult,
     SiteOutcome,
-    TrainedUpdate,
     Validated,
     bounded_figures,
 )
 from server.roster import Roster
 from server.rounds.evaluate import collect
 from server.rounds.fuse import fuse_updates, move_control
-from server.rounds.match import match_update
+from server.rounds.match import match_updates
 from server.rounds.record import RunRecorder
 from server.rounds.validate import validate
 from server.wire import ask, tensor_record
@@ -155,7 +154,7 @@ class OpmStrategy(Strategy):
         if self.config.strategy == "local":
             self.site_models |= {update.site: update.state for update in usable}
             return [], Fused(state=self.global_model, weights={}, notes={"rule": "every site keeps its own model"}), ""
-        matched = [self.match(update) for update in usable]
+        matched = match_updates(usable, reference=self.global_model, symmetry=self.symmetry, config=self.config.match)
         try:
             fused = fuse_updates(
                 [Update(update.site, update.state, update.num_examples) for update in matched],
@@ -170,17 +169,6 @@ class OpmStrategy(Strategy):
             changes = [update.control_change or {} for update in usable]
             self.control = move_control(self.control, changes, num_sites=len(self.trainers) or 1)
         return matched, replace(fused, state=self.global_model), ""
-
-    def match(self, update: TrainedUpdate) -> MatchedUpdate:
-        """Put one site's model into the basis of the global one."""
-        return match_update(
-            update.site,
-            update.state,
-            update.num_examples,
-            reference=self.global_model,
-            symmetry=self.symmetry,
-            config=self.config.match,
-        )
 
     def evaluate(
         self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout: float, *, final: bool

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from popmi_core.config import MatchConfig
-from popmi_core.matching import ViTSymmetry, match
-from server.results import MatchedUpdate
+from popmi_core.matching import Matcher, ViTSymmetry
+from server.results import MatchedUpdate, TrainedUpdate
 
 
-def match_update(
-    site: str,
-    state: Mapping[str, Tensor],
-    num_examples: int,
+def match_updates(
+    updates: Sequence[TrainedUpdate],
     *,
     reference: Mapping[str, Tensor],
     symmetry: ViTSymmetry | None,
     config: MatchConfig,
-) -> MatchedUpdate:
-    """Return the update in the reference's basis, or as it is where nothing is to be matched, and say so."""
+) -> list[MatchedUpdate]:
+    """Return the updates in the reference's basis; where nothing is to be matched, as they are, saying so."""
     if config.method == "none":
-        return MatchedUpdate(site, state, num_examples, note="matching is off")
-    if symmetry is None:
-        return MatchedUpdate(site, state, num_examples, note="plain: no symmetry description for this architecture")
-    matched = match(state, reference, symmetry, sweeps=config.sweeps)
-    return MatchedUpdate(site, matched.state, num_examples, matched.gains, matched.identity, matched.note)
+        return [MatchedUpdate(item.site, item.state, item.num_examples, note="matching is off") for item in updates]
+    matcher = Matcher(reference, symmetry, sweeps=config.sweeps)
+    matched = []
+    for item in updates:
+        found = matcher.match(item.state, site=item.site)
+        matched.append(
+            MatchedUpdate(item.site, found.state, item.num_examples, found.gains, found.identity, found.note)
+        )
+    return matched

@@ -80,3 +80,14 @@ def test_a_batchnorm_backbone_is_refused_with_the_remedy(federation):
     plan = federation.plan(strategy="fedavg", rounds=1, sites=["phantom_slide"], model=model, privacy=BUDGET)
     with pytest.raises(RunError, match="popmi_vit_nano"):
         federation.run(plan)
+
+
+def test_a_run_without_a_budget_is_refused_images_that_were_promised_one(federation):
+    plan = federation.plan(strategy="fedavg", rounds=1, sites=["phantom_slide"], privacy=BUDGET)
+    federation.run(plan)
+    again = federation.plan("again", strategy="fedavg", rounds=1, sites=["phantom_slide"])
+    state = Path(again.lineup[0].state)
+    state.parent.mkdir(parents=True)
+    Path(plan.lineup[0].state).rename(state)
+    with pytest.raises(RunError, match="the promise would be void"):
+        federation.run(again)

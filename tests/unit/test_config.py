@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
@@ -72,3 +75,14 @@ def test_overlay_changes_neither_argument():
     values, changes = {"a": {"b": 1}}, {"a": {"c": 2}}
     assert overlay(values, changes) == {"a": {"b": 1, "c": 2}}
     assert (values, changes) == ({"a": {"b": 1}}, {"a": {"c": 2}})
+
+
+def test_the_documentation_names_every_key():
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+    def keys(model):
+        for name, field in model.model_fields.items():
+            below = [part for part in (field.annotation, *get_args(field.annotation)) if hasattr(part, "model_fields")]
+            yield from keys(below[0]) if below else [name]
+
+    assert [key for key in keys(RunConfig) if f"{key} |" not in text] == []
