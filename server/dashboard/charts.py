@@ -67,6 +67,10 @@ class Chart:
         return None
 
 
+SITE_FIGURES = ("train_loss", "epsilon")
+"""What sites report of their training, whatever the split."""
+
+
 def label(name: str) -> str:
     """Return how a metric is called on a page."""
     return LABELS.get(name, name.replace("_", " "))
@@ -90,10 +94,11 @@ def build_charts(metrics: Sequence[MetricRow], sites: Sequence[SiteRow], split: 
         if row.split == split or (row.scope == "external" and split == "test"):
             curves.setdefault(row.name, {}).setdefault(row.scope, {})[row.server_round] = row.value
     for site in sites if split != "train" else ():
-        for name, value in (("train_loss", site.train_loss), ("epsilon", site.epsilon)):
+        for name in SITE_FIGURES:
+            value = getattr(site, name)
             if value is not None:
                 curves.setdefault(name, {}).setdefault(site.site, {})[site.server_round] = value
-    names = [*CURVES, "train_loss", "epsilon"]
+    names = [*CURVES, *SITE_FIGURES]
     styles = {scope: place + 1 for place, scope in enumerate(item for item in order if item not in _FIXED)} | _FIXED
     return tuple(_chart(name, curves[name], styles) for name in names if name in curves)
 

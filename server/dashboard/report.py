@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 from popmi_core.errors import RunError
+from server.dashboard.charts import SITE_FIGURES
 from server.dashboard.rendering import environment
-from server.dashboard.views import view_run
+from server.dashboard.views import RunView, view_run
 from server.store import RunReader
 
 _STYLE = Path(__file__).parent / "static" / "page.css"
@@ -19,11 +20,21 @@ def render_report(reader: RunReader, run_id: int, *, now: float | None = None) -
     """Return the report; charts of every split with curves, tables, config, environment and limits."""
     now = time.time() if now is None else now
     view = view_run(reader, run_id, split=None, now=now)
-    views = [view_run(reader, run_id, split=split, now=now) for split in view.splits]
+    views = _with_curves([view_run(reader, run_id, split=split, now=now) for split in view.splits])
     style = _STYLE.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
     template = environment().get_template("report.html")
     return template.render(view=view, views=views, style=style, digest=digest, now=now)
+
+
+def _with_curves(views: list[RunView]) -> list[RunView]:
+    """Keep the splits that have a curve to draw; a split looked at once stands in the table of newest figures."""
+
+    def drawn(view: RunView) -> bool:
+        return any(len(chart.rounds) > 1 for chart in view.charts if chart.id not in SITE_FIGURES)
+
+    # The training split has nothing but the training loss, which every other split shows beside its own curves.
+    return [view for view in views if view.split != "train" and drawn(view)] or views[:1]
 
 
 def write_report(reader: RunReader, run_id: int, path: Path) -> Path:
