@@ -9,6 +9,10 @@ last models on the sites' test images; nothing was tuned on them.
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
+
 import argparse
 import hashlib
 import json
