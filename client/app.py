@@ -62,13 +62,13 @@ def train(message: Message, context: Context) -> Message:
         normalise=partial(normalise, model=model),
         seed=derive_seed("train", instruction.seed, assignment.site, instruction.server_round),
         reference=received,
-        control=load_control(state_folder, instruction.run),
+        control=load_control(state_folder, instruction.run, instruction.server_round),
         server_control=_tensors(message, CONTROL),
         privacy=private_round(instruction, assignment.site, state_folder),
     )
     arrays: dict[str, ArrayRecord] = {MODEL: tensor_record(exchanged_state(model))}
     if trained.control is not None:
-        save_control(state_folder, instruction.run, trained.control.control)
+        save_control(state_folder, instruction.run, instruction.server_round, trained.control.control)
         arrays[CONTROL_CHANGE] = tensor_record(trained.control.change)
     report = Report(
         run=instruction.run,

@@ -51,7 +51,8 @@ def read_data(assignment: Assignment, instruction: Instruction) -> SiteData:
     return parts[0] if len(parts) == 1 else _pool(assignment.site, parts)
 
 
-@lru_cache(maxsize=16)
+# Sites come in turn: one site more than there is room for, and every round would read every image again.
+@lru_cache(maxsize=256)
 def _read_once(
     site: str, spec: str, image_size: int, phantom_images: int, seed: int, classes: tuple[str, ...]
 ) -> SiteData:

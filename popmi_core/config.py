@@ -18,7 +18,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(_Frozen):
@@ -100,7 +100,7 @@ class RunConfig(_Frozen):
 
     strategy: Strategy = "opm"
     rounds: int = Field(default=6, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     sites: tuple[str, ...] | None = None
     min_sites: int = Field(default=1, ge=1, description="fewer usable updates and the round is void")
     timeout: Positive = 3600.0

@@ -115,7 +115,7 @@ def derive_seed(*parts: object) -> int:
 class Progress(_Frozen):
     """What a log record carries (attribute ``progress``) for whoever draws the run while it goes on."""
 
-    kind: Literal["joined", "site", "round", "finished"]
+    kind: Literal["joined", "site", "round"]
     server_round: int = 0
     rounds: int = 0
     site: str = ""

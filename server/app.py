@@ -38,8 +38,10 @@ def report_run(folder: Path) -> None:
     try:
         with RunReader(folder / RECORD_NAME) as reader:
             write_report(reader, reader.run().id, folder / "report.html")
-    except (PopmiError, OSError) as error:
+    except PopmiError as error:
         log.warning("the report could not be written: %s", error)
+    except Exception:
+        log.exception("the report could not be written")
 
 
 def read_plan(context: Context) -> RunPlan:
@@ -70,15 +72,23 @@ def run_plan(grid: Grid, plan: RunPlan, writer: RunWriter) -> None:
             evaluate_fn=lambda _, arrays: external_figures(strategy, arrays),
         )
     except KeyboardInterrupt:
-        writer.finish_run("stopped", "stopped by the operator; `popmi simulate --resume` goes on")
+        close_run(writer, "stopped", "stopped by the operator; `popmi simulate --resume` goes on")
         raise
     except PopmiError as error:
-        writer.finish_run("failed", str(error))
+        close_run(writer, "failed", str(error))
         raise
     except Exception as error:
-        writer.finish_run("failed", f"{type(error).__name__}: {error}")
+        close_run(writer, "failed", f"{type(error).__name__}: {error}")
         raise
     writer.finish_run("finished", ending(strategy, plan))
+
+
+def close_run(writer: RunWriter, status: str, reason: str) -> None:
+    """End the record of a run that ended early; a record that cannot be written does not hide why it ended."""
+    try:
+        writer.finish_run(status, reason)
+    except PopmiError as error:
+        log.warning("the run's end could not be recorded: %s", error)
 
 
 def ending(strategy: OpmStrategy, plan: RunPlan) -> str | None:
@@ -91,11 +101,18 @@ def ending(strategy: OpmStrategy, plan: RunPlan) -> str | None:
 
 
 def external_figures(strategy: OpmStrategy, arrays: ArrayRecord) -> MetricRecord | None:
-    """Return the last global model's figures on the external test set, where there is one and one model."""
+    """Return the last global model's figures on the external test set, where there is one and one model.
+
+    An external set that cannot be used is told and left out: the training is done and must not be lost over it.
+    """
     plan = strategy.plan
     if plan.external is None or plan.config.strategy == "local":
         return None
-    figures = evaluate_external(
-        strategy.model, arrays.to_torch_state_dict(), plan.external, image_size=plan.config.model.image_size
-    )
+    try:
+        figures = evaluate_external(
+            strategy.model, arrays.to_torch_state_dict(), plan.external, image_size=plan.config.model.image_size
+        )
+    except PopmiError as error:
+        strategy.recorder.warn(f"no figures on the external test set: {error}")
+        return None
     return MetricRecord({name: float(value) for name, value in figures.items()})

@@ -12,6 +12,10 @@ LIMITS = (
     "Research software: not a medical device, not for diagnosis.",
     "Figures are on the sites' own validation images unless said otherwise.",
 )
+LOCAL_LIMIT = (
+    "Strategy local has no common model: this file holds the weights all sites started from. The figures are of the "
+    "sites' own models, kept in the run folder's state/ under the same round."
+)
 PHANTOM_LIMIT = "Trained on a phantom (computer-drawn images): its figures say nothing about patients."
 
 
@@ -35,7 +39,11 @@ def model_card(plan: RunPlan, done: RoundResult) -> dict[str, Any]:
         },
         "external": {name: _rounded(value) for name, value in done.evaluation.external.items()},
         "privacy": plan.config.privacy.model_dump(mode="json") if plan.config.privacy is not None else None,
-        "limits": [*((PHANTOM_LIMIT,) if plan.phantom else ()), *LIMITS],
+        "limits": [
+            *((PHANTOM_LIMIT,) if plan.phantom else ()),
+            *((LOCAL_LIMIT,) if plan.config.strategy == "local" else ()),
+            *LIMITS,
+        ],
     }
 
 

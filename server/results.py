@@ -83,4 +83,3 @@ class RoundResult:
     fused: Fused | None
     note: str
     evaluation: Evaluation
-    bytes_down: int = 0

@@ -21,12 +21,14 @@ class Roster:
     refused: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
 
-    def enrol(self, replies: Iterable[Message], nodes: Mapping[str, int], *, run: str) -> None:
+    def enrol(self, replies: Iterable[Message], nodes: Mapping[str, int], *, run: str, phantom: bool) -> None:
         """Take in the sites that answered well; the others are refused with their reason.
 
         Args:
             replies: Answers to the first question of a run.
             nodes: Node id by id of the message it was asked with.
+            run: Name of the run the answers must belong to.
+            phantom: Whether the run is known to be on phantoms; a phantom never joins a run on real images.
         """
         labels = {message_id: f"node {node}" for message_id, node in nodes.items()}
         opened, outcomes = open_replies(replies, Expected(run, 0, {}, labels))
@@ -39,6 +41,8 @@ class Roster:
                 continue
             if report.error is not None:
                 self.refused[report.site] = report.error
+            elif report.phantom and not phantom:
+                self.refused[report.site] = "its images are phantoms, the run's are real. Give the site its own images."
             elif report.site in self.nodes:
                 self.refused[label] = f"a second node calls itself {report.site}. Give every site its own name."
             else:

@@ -21,7 +21,7 @@ from popmi_core.fusion import Fused, ServerOptimizer, Update
 from popmi_core.matching import describe_model
 from popmi_core.models import build_model, exchanged_state
 from popmi_core.protocol import CONTROL, MODEL, Instruction, RunPlan, Split
-from server.replies import Expected, layout_of
+from server.replies import Expected, layout_of, payload_bytes
 from server.results import (
     Evaluation,
     MatchedUpdate,
@@ -56,7 +56,8 @@ class OpmStrategy(Strategy):
         self.optimizer = ServerOptimizer(self.config.server_optimizer)
         self.roster = Roster()
         self.asked: dict[str, str] = {}
-        self.last_outcomes: list[SiteOutcome] = []
+        self.sent_bytes: dict[str, int] = {}
+        self.last_done: RoundResult | None = None
 
     def start(
         self,
@@ -73,10 +74,11 @@ class OpmStrategy(Strategy):
         ``evaluate_fn`` is called with the last round's model only: it looks at a test set.
 
         Raises:
-            RunError: If no site joins, or no site's update can be used several rounds on end.
+            RunError: If no site joins, or several rounds on end give no model.
         """
         result, arrays, empty = Result(), initial_arrays, 0
-        self.join(grid, timeout)
+        if self.recorder.last_round < num_rounds:
+            self.join(grid, timeout)
         for server_round in range(self.recorder.last_round + 1, num_rounds + 1):
             if not self.trainers:
                 log.warning("no site is left to train; the run ends after round %d", server_round - 1)
@@ -84,11 +86,11 @@ class OpmStrategy(Strategy):
             done = self.run_round(grid, server_round, arrays, timeout, evaluate_fn)
             arrays = tensor_record(self.global_model)
             empty = 0 if done.fused is not None else empty + 1
-            self.last_outcomes = done.train
+            self.last_done = done
             if empty >= EMPTY_ROUNDS_TO_FAIL:
-                raise RunError(_no_update(empty, done.train))
+                raise RunError(_no_model(empty, done))
         if not self.recorder.has_model:
-            raise RunError(_no_update(self.recorder.last_round, self.last_outcomes))
+            raise RunError(_no_model(self.recorder.last_round, self.last_done))
         result.arrays = arrays
         return result
 
@@ -102,7 +104,7 @@ class OpmStrategy(Strategy):
         messages = [ask(node, MessageType.QUERY, instruction, {}) for node in sorted(grid.get_node_ids())]
         replies = list(grid.send_and_receive(messages, timeout=timeout))
         nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-        self.roster.enrol(replies, nodes, run=self.plan.run)
+        self.roster.enrol(replies, nodes, run=self.plan.run, phantom=self.plan.phantom)
         self.recorder.joined(self.roster)
         if not self.trainers:
             reasons = "; ".join(f"{who}: {why}" for who, why in sorted(self.roster.refused.items()))
@@ -121,7 +123,8 @@ class OpmStrategy(Strategy):
         self.recorder.begin_round(server_round)
         replies = self.exchange(grid, self.configure_train(server_round, arrays, ConfigRecord(), grid), timeout)
         updates = validate(replies, self.expected(server_round))
-        self.retire(updates.outcomes)
+        trained = self.with_bytes(updates.outcomes)
+        self.retire(trained)
         combining = time.perf_counter()
         matched, fused, note = self.combine(updates, server_round)
         combined = time.perf_counter() - combining
@@ -134,13 +137,12 @@ class OpmStrategy(Strategy):
             server_round=server_round,
             seconds=time.perf_counter() - begun,
             seconds_combine=combined,
-            train=self.with_stopped(updates.outcomes),
-            evaluate=outcomes,
+            train=self.with_stopped(trained),
+            evaluate=self.with_bytes(outcomes),
             matched=matched,
             fused=fused,
             note=note,
             evaluation=evaluation,
-            bytes_down=arrays.count_bytes(),
         )
         self.recorder.end_round(done, self.global_model, self.carried_state())
         return done
@@ -154,21 +156,41 @@ class OpmStrategy(Strategy):
         if self.config.strategy == "local":
             self.site_models |= {update.site: update.state for update in usable}
             return [], Fused(state=self.global_model, weights={}, notes={"rule": "every site keeps its own model"}), ""
-        matched = match_updates(usable, reference=self.global_model, symmetry=self.symmetry, config=self.config.match)
+        matched: list[MatchedUpdate] = []
         try:
+            matched = match_updates(
+                usable, reference=self.global_model, symmetry=self.symmetry, config=self.config.match
+            )
             fused = fuse_updates(
                 [Update(update.site, update.state, update.num_examples) for update in matched],
                 reference=self.global_model,
                 symmetry=self.symmetry,
                 config=self.config.fuse,
             )
+            self.global_model = self.step(fused)
         except UpdateError as error:
             return matched, None, f"void: {error}"
-        self.global_model = dict(self.optimizer.step(self.global_model, fused.state))
         if self.uses_control:
             changes = [update.control_change or {} for update in usable]
             self.control = move_control(self.control, changes, num_sites=len(self.trainers) or 1)
         return matched, replace(fused, state=self.global_model), ""
+
+    def step(self, fused: Fused) -> dict[str, Tensor]:
+        """Return the model the server optimiser makes of the fused one.
+
+        Raises:
+            UpdateError: If it is not finite, as when huge updates overflow; the optimiser is left as it was.
+        """
+        before = self.optimizer.state_dict()
+        moved = self.optimizer.step(self.global_model, fused.state)
+        for name, tensor in sorted(moved.items()):
+            if not bool(tensor.isfinite().all()):
+                self.optimizer.load_state_dict(before)
+                raise UpdateError(
+                    f"the fused model's '{name}' holds NaN or infinity, expected finite values. "
+                    "Lower local.learning_rate or server_optimizer.learning_rate."
+                )
+        return moved
 
     def evaluate(
         self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout: float, *, final: bool
@@ -264,6 +286,7 @@ class OpmStrategy(Strategy):
         replies = list(grid.send_and_receive(sent, timeout=timeout))
         sites = {node: site for site, node in self.roster.nodes.items()}
         self.asked = {message.metadata.message_id: sites[message.metadata.dst_node_id] for message in sent}
+        self.sent_bytes = {sites[message.metadata.dst_node_id]: payload_bytes(message) for message in sent}
         return replies
 
     def expected(self, server_round: int) -> Expected:
@@ -273,6 +296,10 @@ class OpmStrategy(Strategy):
     def retire(self, outcomes: Sequence[SiteOutcome]) -> None:
         """Ask sites that have stopped (privacy budget spent) no more."""
         self.roster.stopped |= {item.site: item.reason for item in outcomes if item.outcome == "stopped"}
+
+    def with_bytes(self, outcomes: Sequence[SiteOutcome]) -> list[SiteOutcome]:
+        """Add what the last messages weighed on their way down."""
+        return [replace(item, bytes_down=self.sent_bytes.get(item.site, 0)) for item in outcomes]
 
     def with_stopped(self, outcomes: Sequence[SiteOutcome]) -> list[SiteOutcome]:
         """Add the sites that had stopped earlier, so that every round shows every site."""
@@ -302,6 +329,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _no_update(rounds: int, outcomes: Sequence[SiteOutcome]) -> str:
-    reasons = "; ".join(f"{item.site}: {item.reason}" for item in outcomes) or "no site was left to ask"
-    return f"no site's update could be used in {rounds} round(s) on end ({reasons}). Mend the sites and resume the run."
+def _no_model(rounds: int, last: RoundResult | None) -> str:
+    troubles = [f"{item.site}: {item.reason}" for item in (last.train if last else []) if item.reason]
+    why = "; ".join([*([last.note] if last and last.note else []), *troubles]) or "no site was left to ask"
+    return f"no model came of {rounds} round(s) on end ({why}). Mend this and resume the run."

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from popmi_core.errors import RunError
 from popmi_core.protocol import Progress
 
 LOGGER = "popmi"
@@ -32,6 +33,18 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.console.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk leaves shorter; the run itself says what it could not write."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop the line instead of printing a traceback between the progress lines."""
+
+    def close(self) -> None:
+        """Close the file, whether or not its last lines still fit."""
+        with suppress(OSError):
+            super().close()
 
 
 class _Terminal(logging.Handler):
@@ -72,10 +85,17 @@ class _Terminal(logging.Handler):
 
 @contextmanager
 def shown(folder: Path, *, quiet: bool) -> Iterator[None]:
-    """Show progress on standard error and keep everything, tracebacks too, in the run folder's log."""
+    """Show progress on standard error and keep everything, tracebacks too, in the run folder's log.
+
+    Raises:
+        RunError: If the log cannot be written.
+    """
     logger = logging.getLogger(LOGGER)
     console = Console(stderr=True)
-    kept = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
+    try:
+        kept = _LogFile(folder / LOG_FILE, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write {folder / LOG_FILE}: {error.strerror}. Check the folder's rights.") from error
     kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handlers: list[logging.Handler] = [kept]
     logger.setLevel(logging.DEBUG)

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from popmi_core.cli import apps
-from popmi_core.cli.lineup import plan_run, reopen_run
+from popmi_core.cli.lineup import held, plan_run, reopen_run
 from popmi_core.cli.progress import shown
-from popmi_core.cli.summary import print_summary, summarise
+from popmi_core.cli.summary import has_finished, print_summary, summarise
 from popmi_core.config import RunConfig, Strategy, overlay, parse_config, read_config
 from popmi_core.errors import ConfigError, PopmiError, RunError
 from popmi_core.protocol import PLAN_KEY, RunPlan
@@ -72,7 +72,10 @@ def simulate(
         plan = reopen_run(resume)
     else:
         plan = plan_run(_describe(config, given), out)
-    run_simulation(plan, engine=engine, quiet=json_summary)
+    if plan.resume and has_finished(Path(plan.folder)):
+        typer.echo(f"{plan.folder}: this run has finished; there is nothing to go on with.", err=True)
+    else:
+        run_simulation(plan, engine=engine, quiet=json_summary)
     summary = summarise(Path(plan.folder))
     if json_summary:
         typer.echo(summary.to_json())
@@ -91,7 +94,7 @@ def run_simulation(plan: RunPlan, *, engine: str, quiet: bool) -> None:
     run_config = {PLAN_KEY: plan.model_dump_json()}
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with shown(Path(plan.folder), quiet=quiet):
+        with held(Path(plan.folder)), shown(Path(plan.folder), quiet=quiet):
             _engage(engine, plan, server_app, client_app, run_config)
     finally:
         signal.signal(signal.SIGTERM, before)

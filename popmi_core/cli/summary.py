@@ -25,7 +25,11 @@ EXTERNAL_ROW = "external test set"
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of a run. ``figures`` go by row (a site, all together, external) and name; None is undefined."""
+    """The end of a run. ``figures`` go by row (a site, all together, external) and name; None is undefined.
+
+    ``pooled_classes`` says over how many of the ``classes`` the sites' common figures are means: a class with few
+    images is told of by no site. ``model`` is None where the sites have no common one (strategy local).
+    """
 
     run: str
     status: str
@@ -39,6 +43,8 @@ class Summary:
     seconds: float
     overhead: float | None
     split: str
+    classes: int
+    pooled_classes: int | None
     figures: dict[str, dict[str, float | None]]
     epsilon: dict[str, float]
     folder: str
@@ -50,10 +56,19 @@ class Summary:
         return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
 
 
+def has_finished(folder: Path) -> bool:
+    """Return whether the record in ``folder`` says that its run has come to its end."""
+    if not (folder / RECORD).exists():
+        return False
+    with apps.load(apps.RUN_READER)(folder / RECORD) as reader:
+        return any(run.status == "finished" for run in reader.runs())
+
+
 def summarise(folder: Path) -> Summary:
     """Return the summary of the run in ``folder``, on the test split where it was reached, else on validation.
 
-    ``overhead`` is the share of the rounds' wall time that was neither training nor evaluation.
+    ``overhead`` is the share of the rounds' wall time that was neither training nor evaluation; None where sites
+    worked at the same time, so that their seconds add up to more than the wall time.
     """
     with apps.load(apps.RUN_READER)(folder / RECORD) as reader:
         run = reader.run()
@@ -69,6 +84,7 @@ def summarise(folder: Path) -> Summary:
             figures.setdefault(label, {})[row.name] = row.value
     total = sum(row.seconds_total or 0.0 for row in done)
     busy = sum((row.seconds_train or 0.0) + (row.seconds_evaluate or 0.0) for row in done)
+    told = done[-1].notes.get("classes_pooled", {}) if done else {}
     model = folder / "models" / f"round-{last:03d}.safetensors"
     return Summary(
         run=run.name,
@@ -81,12 +97,14 @@ def summarise(folder: Path) -> Summary:
         rounds=last,
         rounds_planned=run.rounds_planned,
         seconds=round(total, 3),
-        overhead=round((total - busy) / total, 4) if total else None,
+        overhead=round((total - busy) / total, 4) if total >= busy > 0 else None,
         split=split,
+        classes=len(run.classes),
+        pooled_classes=told.get(split),
         figures=figures,
         epsilon={row.site: row.epsilon for row in sites if row.epsilon is not None},
         folder=str(folder),
-        model=str(model) if model.exists() else None,
+        model=str(model) if model.exists() and run.strategy != "local" else None,
         report=str(folder / "report.html"),
     )
 
@@ -96,7 +114,13 @@ def print_summary(summary: Summary) -> None:
     console = Console()
     kind = f"{summary.data}, a phantom: not patients" if summary.phantom else summary.data
     title = f"{summary.strategy}, seed {summary.seed}, {summary.rounds} rounds on {kind}; {summary.split} images"
-    table = Table(title=title, title_justify="left")
+    caption = None
+    if summary.pooled_classes is not None and summary.pooled_classes < summary.classes:
+        caption = (
+            f"{POOLED_ROW}: means over {summary.pooled_classes} of {summary.classes} classes; "
+            "of the others no site has enough images to tell without giving single patients away"
+        )
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("site")
     for heading in COLUMNS.values():
         table.add_column(heading, justify="right")

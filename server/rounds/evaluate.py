@@ -9,7 +9,7 @@ from flwr.app import Message
 from torch import Tensor, nn
 
 from popmi_core.data import load_site
-from popmi_core.errors import UpdateError
+from popmi_core.errors import DataError, UpdateError
 from popmi_core.metrics import ScoreSummary, classification_metrics, pool_summaries
 from popmi_core.models import load_exchanged, predict
 from popmi_core.protocol import SCORES_PREFIX, Report, Split
@@ -48,8 +48,15 @@ def collect(
 def evaluate_external(
     model: nn.Module, state: Mapping[str, Tensor], folder: str, *, image_size: int
 ) -> dict[str, float]:
-    """Return the figures of ``state`` on a labelled set that no site trains on."""
+    """Return the figures of ``state`` on a labelled set that no site trains on.
+
+    Raises:
+        DataError: If the set cannot be read or has no image marked external.
+        ModelError: If ``state`` does not fit the model.
+    """
     data = load_site("external", folder, image_size=image_size, phantom_images=0, seed=0).external
+    if len(data) == 0:
+        raise DataError("the external test set has no image. Mark its rows as split 'external' in labels.csv.")
     load_exchanged(model, dict(state))
     return classification_metrics(predict(model, data.images), data.targets)
 
@@ -60,7 +67,7 @@ def _summary(message: Message, site: str, split: str, num_classes: int) -> Score
         raise UpdateError(f"site {site}: no scores of split {split}. Check that the site runs the same POPMI version.")
     try:
         arrays = {name: np.array(array.numpy()) for name, array in record.items()}
-    except (ValueError, TypeError, EOFError, OSError) as error:
+    except Exception as error:  # whatever damaged bytes make of the decoder is that site's fault alone
         raise UpdateError(
             f"site {site}: the scores of split {split} cannot be decoded. The payload is damaged."
         ) from error

@@ -17,7 +17,7 @@ from server.card import model_card, write_card
 from server.environment import describe_environment
 from server.results import Evaluation, RoundResult, SiteOutcome, bounded_figures
 from server.roster import Roster
-from server.store import RunWriter
+from server.store import RunReader, RunWriter
 from server.store.schema import RECORD_NAME
 
 log = logging.getLogger("popmi.round")
@@ -27,17 +27,24 @@ Figure = float | tuple[float, float, float]
 class RunRecorder:
     """The record of one run: open it, write rounds, close it with an honest status."""
 
-    def __init__(self, plan: RunPlan, writer: RunWriter, last_round: int) -> None:
+    def __init__(self, plan: RunPlan, writer: RunWriter, last_round: int, *, has_model: bool = False) -> None:
         self.plan, self.writer, self.last_round = plan, writer, last_round
         self.folder = Path(plan.folder)
         self.roster = Roster()
-        self.has_model = last_round > 0
+        self.has_model = has_model
 
     @classmethod
     def open(cls, plan: RunPlan, writer: RunWriter) -> RunRecorder:
-        """Begin a new record, or go on with the one in the folder at its last finished round."""
+        """Begin a new record, or go on with the one in the folder at its last finished round.
+
+        A run killed before its record was begun is resumed by beginning it.
+        """
         if plan.resume:
-            return cls(plan, writer, writer.resume_run())
+            with RunReader(Path(plan.folder) / RECORD_NAME) as reader:
+                begun = bool(reader.runs())
+                has_model = begun and any(row.outcome == "ok" for row in reader.rounds(reader.run().id))
+            if begun:
+                return cls(plan, writer, writer.resume_run(), has_model=has_model)
         writer.start_run(
             plan.run,
             config=plan.config.model_dump(mode="json"),
@@ -70,7 +77,12 @@ class RunRecorder:
             if report.skipped_rows:
                 self.writer.event(f"{site}: {report.skipped_rows} unusable row(s) skipped", level="warning")
         told = Progress(kind="joined", rounds=self.plan.config.rounds, notes=tuple(roster.evaluators))
-        log.info("%d sites joined: %s", len(told.notes), ", ".join(told.notes), extra={"progress": told})
+        log.info("%d site(s) joined: %s", len(told.notes), ", ".join(told.notes), extra={"progress": told})
+
+    def warn(self, text: str) -> None:
+        """Note what went wrong beside the rounds."""
+        self.writer.event(text, level="warning")
+        log.warning("%s", text)
 
     def begin_round(self, server_round: int) -> None:
         """Open a round."""
@@ -119,7 +131,7 @@ class RunRecorder:
                     num_examples=report.num_examples if report else None,
                     seconds=report.seconds if report else None,
                     bytes_up=item.bytes_up,
-                    bytes_down=done.bytes_down,
+                    bytes_down=item.bytes_down,
                     epsilon=report.epsilon if report else None,
                     train_loss=report.metrics.get("train.loss") if report else None,
                 )
@@ -185,6 +197,7 @@ def pooled_figures(evaluation: Evaluation) -> dict[str, dict[str, Figure]]:
     """Return figures pooled over the sites, by split: value and bounds, and means weighted by images where no pool is.
 
     The rotation consistency of all images is exactly the mean of the sites' weighted by their images; so is the loss.
+    A site with too few images to tell figures of is not in these means.
     """
     result: dict[str, dict[str, Figure]] = {}
     for split, pooled in evaluation.pooled.items():
@@ -206,6 +219,8 @@ def _notes(done: RoundResult) -> dict[str, object]:
     return {
         "weights": dict(fused.weights) if fused is not None else {},
         "rules": dict(fused.notes) if fused is not None else {},
+        # Figures over all sites are means over these many classes; a class with few images is told of by no site.
+        "classes_pooled": {split: len(pooled.classes) for split, pooled in done.evaluation.pooled.items()},
         **({"void": done.note} if done.note else {}),
     }
 

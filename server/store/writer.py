@@ -108,17 +108,21 @@ class RunWriter:
     def resume_run(self, run_id: int | None = None) -> int:
         """Reopen a run (the newest without ``run_id``); return its last finished round, 0 for none.
 
-        Rows of rounds begun but not finished are dropped, so that the next round starts clean.
+        Rows of rounds begun but not finished are dropped, so that the next round starts clean; of a run that failed
+        also the void rounds at its end, so that mended sites are asked again.
 
         Raises:
             RunError: If the record holds no such run.
         """
         with self._lock, self._guard(), Session(self._engine) as session, session.begin():
             wanted = run_id if run_id is not None else session.scalar(select(func.max(Run.id)))
-            if wanted is None or session.get(Run, wanted) is None:
+            run = None if wanted is None else session.get(Run, wanted)
+            if run is None:
                 raise RunError(f"record {self._where}: holds no such run to resume. Check the run folder.")
             self._run_id = wanted
             done = select(func.max(Round.server_round)).where(Round.run_id == wanted, Round.finished.is_not(None))
+            if run.status == "failed":
+                done = done.where(Round.outcome == "ok")
             last = session.scalar(done) or 0
             for table in _ROUND_TABLES:
                 session.execute(delete(table).where(table.run_id == wanted, table.server_round > last))

@@ -26,7 +26,7 @@ def enrolled(*reports):
     roster = Roster()
     nodes = {f"m{node}": node for node in range(1, len(reports) + 1)}
     replies = [answer(node, report) for node, report in enumerate(reports, 1) if report is not None]
-    roster.enrol(replies, nodes, run="r")
+    roster.enrol(replies, nodes, run="r", phantom=False)
     return roster
 
 
