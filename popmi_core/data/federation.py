@@ -10,6 +10,7 @@ from pathlib import Path
 
 from popmi_core.data.card import FILE_NAME, DatasetCard, classes_above, read_card
 from popmi_core.data.imagefolder import list_classes
+from popmi_core.data.labelmap import unite_classes
 from popmi_core.data.labels import DERMOSCOPY_CLASSES
 from popmi_core.data.medmnist import list_parts, peek_classes
 from popmi_core.data.medmnist_index import find_set
@@ -71,7 +72,7 @@ def locate(source: str, *, image_size: int, progress: Progress | None = None) ->
     if named:
         return _open(Path(named).expanduser(), image_size, progress, said=f"POPMI_DATA={named}")
     beside = Path("data")
-    if shape_of(beside) in ("prepared", "raw", "sites") or nested_sets(beside):
+    if shape_of(beside) or nested_sets(beside):
         return _open(beside, image_size, progress, said="the folder data/")
     return _phantom()
 
@@ -101,9 +102,13 @@ def _open(path: Path, image_size: int, progress: Progress | None, *, said: str) 
         path = _prepare_once(path, image_size, progress)
     if shape in ("raw", "prepared"):
         return _from_card(path, read_card(path), image_size)
-    if shape == "sites":
-        return _from_sites(path)
-    return _from_single(path, shape)
+    found = _from_sites(path) if shape == "sites" else _from_single(path, shape)
+    if len(found.classes) < 2:
+        raise DataError(
+            f"{said} has images of {len(found.classes)} class(es), expected at least 2: there is nothing to tell "
+            "apart. Add the sites or folders that show the others."
+        )
+    return found
 
 
 def _open_nested(path: Path, image_size: int, progress: Progress | None, said: str) -> Federation:
@@ -141,9 +146,7 @@ def _from_card(root: Path, card: DatasetCard, image_size: int) -> Federation:
 
 def _from_sites(root: Path) -> Federation:
     folders = site_folders(root)
-    found = [classes_of_folder(folder) for folder in folders]
-    dermoscopy = all(classes == DERMOSCOPY_CLASSES for classes in found)
-    classes = DERMOSCOPY_CLASSES if dermoscopy else tuple(sorted({name for names in found for name in names}))
+    classes = unite_classes(classes_of_folder(folder) for folder in folders)
     sites = {folder.name: str(SiteSpec(folder, classes=classes)) for folder in folders}
     return Federation(root.name, classes, sites, None, False)
 

@@ -69,14 +69,22 @@ def infer_classes(words: Iterable[str], mapped: Mapping[str, str]) -> tuple[str,
     """Return the study's classes where nobody named them.
 
     The seven dermoscopy classes if every word is one of them, so that sites lacking a class still agree on the order
-    of outputs; otherwise the sorted names found.
+    of outputs; otherwise the names found, one spelling of each, sorted.
     """
     folded = {_fold(word): name for word, name in mapped.items()}
     found = {folded.get(_fold(word), word.strip()) for word in words}
-    found = {name for name in found if _fold(name) != EXCLUDE}
-    if {_fold(name) for name in found} <= set(DERMOSCOPY_CLASSES):
-        return DERMOSCOPY_CLASSES
-    return tuple(sorted(found))
+    return unite_classes([[name for name in found if _fold(name) != EXCLUDE]])
+
+
+def unite_classes(sites: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """Return the classes of several sites together: names that differ in case or blanks only are one class.
+
+    The seven dermoscopy classes if there is no other; else sorted, in the spelling that sorts first.
+    """
+    spelled: dict[str, str] = {}
+    for name in sorted(name for names in sites for name in names):
+        spelled.setdefault(_fold(name), name)
+    return DERMOSCOPY_CLASSES if set(spelled) <= set(DERMOSCOPY_CLASSES) else tuple(sorted(spelled.values()))
 
 
 def _fold(word: str) -> str:

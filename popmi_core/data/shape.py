@@ -36,8 +36,9 @@ def site_folders(path: Path) -> list[Path]:
 
 
 def nested_sets(path: Path) -> list[Path]:
-    """Return the prepared or raw data sets directly below, sorted."""
-    return [child for child in _folders(path) if (child / FILE_NAME).is_file() or (child / INDEX).is_file()]
+    """Return the prepared or raw data sets directly below, or where there are none the npz files; sorted."""
+    prepared = [child for child in _folders(path) if (child / FILE_NAME).is_file() or (child / INDEX).is_file()]
+    return prepared or sorted(path.glob("*.npz"))
 
 
 def _folders(path: Path) -> list[Path]:

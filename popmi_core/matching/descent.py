@@ -107,14 +107,19 @@ def descend(target: Target, candidate: Factors, *, start: Tensor | None, sweeps:
     return Position(here.stream, here.heads, here.hidden, tuple(distances))
 
 
-def worth_turning(before: Tensor, after: Tensor, *, turns: int, numbers: int, energy: Tensor | float) -> Tensor:
+def worth_turning(
+    before: Tensor, after: Tensor, *, turns: int, numbers: int, energy: Tensor | float, kin: bool = False
+) -> Tensor:
     """Return, from squared distances, whether a basis change of ``turns`` degrees of freedom explains more than chance.
 
     A random drift of ``numbers`` weights loses the share ``turns / numbers`` of its squared length to the best basis
     change. Only a change that takes off twice that (at least 5 %, at most half) is one of basis rather than of drift;
-    and a distance that is rounding next to the squared length (``energy``) is none.
+    and a distance that is rounding next to the squared length (``energy``) is none. Training's drift is not random
+    but of low rank, and loses more: where everything else says that one model stems from the other (``kin``), a
+    change has to take off half at least, and up to three quarters where chance alone would take off half.
     """
-    share = min(max(2 * turns / numbers, 0.05), 0.5)
+    least, most = (0.5, 0.75) if kin else (0.05, 0.5)
+    share = min(max(2 * turns / numbers, least), most)
     return before - after > share * before + _SETTLED * energy
 
 

@@ -38,11 +38,12 @@ def settle(
     position: Position, target: Target, own_bases: Mapping[int, HeadBasis], candidate: Candidate
 ) -> tuple[Element, dict[str, float]]:
     """Return the group element of a position, and each layer's gain with all other moves in place."""
+    kin = position.same_basis
     heads: dict[int, HeadMove] = {}
     hidden: dict[int, Tensor] = {}
     gains: dict[str, float] = {}
     for index, pairing in position.heads.items():
-        move, gain = _settle_heads(index, pairing, position.stream, target, own_bases[index], candidate)
+        move, gain = _settle_heads(index, pairing, position.stream, target, own_bases[index], candidate, kin=kin)
         gains[f"blocks.{index}.heads"] = gain
         if move is not None:
             heads[index] = move
@@ -66,6 +67,8 @@ def _settle_heads(
     target: Target,
     own_basis: HeadBasis,
     candidate: Candidate,
+    *,
+    kin: bool,
 ) -> tuple[HeadMove | None, float]:
     own, basis, order = target.factors.heads[index], candidate.bases[index], pairing.order
     moved = pick_heads(candidate.balanced.heads[index], order, stream)
@@ -73,11 +76,10 @@ def _settle_heads(
     still = pick_heads(candidate.raw.heads[index], torch.arange(len(order)), stream)
     still = rebase(still, own_basis, candidate.raw.dim)
     kept = order == torch.arange(len(order))
+    free = target.linear(index)
     sides = [
-        _settle_side(
-            own.query_key, moved.query_key, still.query_key, pairing.query_key, kept, free=target.linear(index)
-        ),
-        _settle_side(own.value, moved.value, still.value, pairing.value, kept, free=True),
+        _settle_side(own.query_key, moved.query_key, still.query_key, pairing.query_key, kept, free=free, kin=kin),
+        _settle_side(own.value, moved.value, still.value, pairing.value, kept, free=True, kin=kin),
     ]
     before, after = (sum(getattr(side, when) for side in sides) for when in ("before", "after"))
     if all(bool(side.leave.all()) for side in sides) or after >= before:
@@ -86,12 +88,14 @@ def _settle_heads(
     return HeadMove(order, query_key, _change(sides[1], own_basis.value, basis.value[order])), gain_of(before, after)
 
 
-def _settle_side(own: Tensor, moved: Tensor, still: Tensor, maps: Tensor, kept: Tensor, *, free: bool) -> _Side:
+def _settle_side(
+    own: Tensor, moved: Tensor, still: Tensor, maps: Tensor, kept: Tensor, *, free: bool, kin: bool
+) -> _Side:
     near = (own - maps @ moved).square().sum((-2, -1))
     far = (own - still).square().sum((-2, -1))
     turns, numbers = own.shape[-2] ** 2, own[0].numel()
     energy = own.square().sum((-2, -1))
-    worth = worth_turning(far, near, turns=turns, numbers=numbers, energy=energy)
+    worth = worth_turning(far, near, turns=turns, numbers=numbers, energy=energy, kin=kin)
     leave = kept & ~worth if free else kept
     return _Side(maps, leave, float(far.sum()), float(torch.where(leave, far, near).sum()))
 

@@ -39,7 +39,7 @@ CITATION = (
     "Codella N et al. Skin lesion analysis toward melanoma detection 2018: a challenge hosted by ISIC. "
     "arXiv:1902.03368",
 )
-# Squeezed to a square from a wider frame of unrecorded size; 4:3 is the usual one.
+# These were squashed to squares, nobody noted from which frame; 4:3 is the usual one.
 _STRETCHED = {"msk_isic2017_256x256.zip": (341, 256)}
 _SOURCE_SIZE = 128
 

@@ -71,7 +71,8 @@ def make_npz(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-INDEX_COLUMNS = ["image_id", "archive", "lesion_id", "dx", "label", "age", "sex", "localization", "site", "lesion_split"]
+INDEX_COLUMNS = ["image_id", "archive", "lesion_id", "dx", "label", "age"]
+INDEX_COLUMNS += ["sex", "localization", "site", "lesion_split"]
 ARCHIVES = {
     "ham10000_200x150.zip": (200, 150),
     "msk_isic2017_256x256.zip": (256, 256),

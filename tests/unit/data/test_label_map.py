@@ -79,3 +79,7 @@ def test_classes_nobody_named_are_the_dermoscopy_ones_where_they_fit_else_sorted
     assert infer_classes(["nv", "MEL"], {}) == DERMOSCOPY_CLASSES
     assert infer_classes(["b", "a", "b"], {}) == ("a", "b")
     assert infer_classes(["x", "b"], {"X": "exclude"}) == ("b",)
+
+
+def test_spellings_of_one_class_are_one_class() -> None:
+    assert infer_classes(["cyst", "Cyst", "scar", " CYST "], {}) == ("CYST", "scar")

@@ -124,6 +124,26 @@ def test_a_folder_data_without_images_does_not_stop_the_phantom() -> None:
     assert locate("auto", image_size=16).phantom
 
 
+@pytest.mark.parametrize("shape", ["one hospital", "class folders", "an npz file"])
+def test_whatever_lies_in_data_is_used_rather_than_the_phantom(
+    make_hospital: MakeHospital, make_npz: Callable[..., Path], shape: str
+) -> None:
+    if shape == "an npz file":
+        Path("data").mkdir()
+        shutil.move(make_npz(), "data/blobs.npz")
+    else:
+        shutil.copytree(make_hospital(), "data")
+    if shape == "class folders":
+        Path("data/labels.csv").unlink()
+        Path("data/images").rename("data/nv")
+        shutil.copytree("data/nv", "data/mel")
+
+    found = locate("auto", image_size=16)
+
+    assert not found.phantom
+    assert list(found.sites) == ["blobs" if shape == "an npz file" else "data"]
+
+
 def test_several_sets_in_one_folder_must_be_told_apart(raw: Path) -> None:
     for name in ("one", "two"):
         prepare_dermoscopy(raw, Path("data") / name, image_size=16, sha256=_sums(raw))
@@ -151,6 +171,28 @@ def test_a_folder_of_hospitals_shares_the_union_of_their_classes(make_hospital: 
 
     assert found.classes == data.classes == ("cyst", "scar, old", "wart")
     assert set(data.train.targets) == {0, 2}
+
+
+def test_two_hospitals_spellings_of_a_class_are_one_class(make_hospital: MakeHospital, tmp_path: Path) -> None:
+    for name, words in (("all/north", ("Cyst", "scar")), ("all/south", ("cyst", "Scar"))):
+        make_hospital(
+            [{"image": f"P{n}", "diagnosis": words[n % 2], "lesion_id": f"L{n}"} for n in range(12)], name=name
+        )
+
+    found = locate(str(tmp_path / "all"), image_size=8)
+    north, south = (
+        load_site(site, found.sites[site], image_size=8, phantom_images=35, seed=0) for site in ("north", "south")
+    )
+
+    assert found.classes == ("Cyst", "Scar")
+    assert set(north.train.targets) == set(south.train.targets) == {0, 1}
+
+
+def test_images_of_one_class_are_no_study(make_hospital: MakeHospital) -> None:
+    alone = make_hospital([{"image": f"P{n}", "diagnosis": "cyst", "lesion_id": f"L{n}"} for n in range(12)])
+
+    with pytest.raises(DataError, match=r"has images of 1 class.*expected at least 2"):
+        locate(str(alone), image_size=8)
 
 
 def test_dermoscopy_hospitals_keep_all_seven_classes(make_hospital: MakeHospital, tmp_path: Path) -> None:

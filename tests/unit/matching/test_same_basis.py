@@ -42,6 +42,26 @@ def test_small_drift_needs_no_assignment(small_vit, monkeypatch):
     assert all(match(drifted(reference, 0.05), reference, symmetry).identity.values())
 
 
+@pytest.mark.parametrize("changes", [{}, {"num_heads": 4}], ids=str)
+def test_a_site_that_trained_from_the_global_model_is_left_bit_for_bit(small_vit, changes):
+    model = small_vit(**changes).float()
+    symmetry, reference = describe_model(model), clone(model)
+    source = torch.Generator().manual_seed(1)
+    # The drift of Adam is of low rank: a basis change inside the heads would take off more than it would of noise.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(5):
+        images = torch.randn(8, 3, 32, 32, generator=source)
+        target = torch.randint(0, 7, (8,), generator=source)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), target).backward()
+        optimizer.step()
+
+    found = match(clone(model), reference, symmetry)
+
+    assert all(found.identity.values())
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_matching_again_changes_nothing(small_vit):
     model, other = small_vit(), small_vit(seed=1)
     symmetry, reference = describe_model(model), clone(model)
@@ -102,6 +122,10 @@ def test_chance_alone_never_turns_a_basis():
     assert worth_turning(one, torch.tensor(0.94), turns=1, numbers=1000, energy=1.0)
     # A quarter of all directions are turns: half of the distance has to go.
     assert not worth_turning(one, torch.tensor(0.6), turns=25, numbers=100, energy=1.0)
+    # Between a model and what was trained from it, half of the distance has to go at least.
+    assert not worth_turning(one, torch.tensor(0.6), turns=1, numbers=1000, energy=1.0, kin=True)
+    assert not worth_turning(one, torch.tensor(0.3), turns=50, numbers=100, energy=1.0, kin=True)
+    assert worth_turning(one, torch.tensor(0.2), turns=50, numbers=100, energy=1.0, kin=True)
     # Rounding: nothing of the distance is real.
     assert not worth_turning(torch.tensor(1e-14), torch.tensor(0.0), turns=1, numbers=1000, energy=1.0)
 
