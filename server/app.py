@@ -37,7 +37,9 @@ def report_run(folder: Path) -> None:
     """Write the run's report; a run that has its models does not fail over its report."""
     try:
         with RunReader(folder / RECORD_NAME) as reader:
-            write_report(reader, reader.run().id, folder / "report.html")
+            # No run where the record could not even be begun; the cause has been told.
+            for run in reader.runs()[-1:]:
+                write_report(reader, run.id, folder / "report.html")
     except PopmiError as error:
         log.warning("the report could not be written: %s", error)
     except Exception:

@@ -23,7 +23,7 @@ def predict(
     model.eval()
     scores = []
     with torch.inference_mode():
-        for start in range(0, len(images), EVALUATION_BATCH):
+        for start in range(0, max(len(images), 1), EVALUATION_BATCH):
             batch = normalise(torch.from_numpy(images[start : start + EVALUATION_BATCH]), model)
             scores.append(torch.softmax(model(torch.rot90(batch, quarter_turns, (2, 3))).double(), dim=1).numpy())
     return np.concatenate(scores)

@@ -1,0 +1,84 @@
+"""What leaves a hospital when something goes wrong: never the text of a foreign error."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.reply import finite_or_none, guarded, reply
+from popmi_core.config import LocalConfig, ModelConfig
+from popmi_core.errors import DataError, PrivacyError
+from popmi_core.protocol import INSTRUCTION, JSON_KEY, REPORT, Instruction, Report
+
+INSTRUCTED = Instruction(
+    run="r",
+    server_round=3,
+    rounds=4,
+    seed=0,
+    classes=("a", "b"),
+    model=ModelConfig(),
+    local=LocalConfig(),
+    phantom_images=40,
+)
+
+
+@pytest.fixture(autouse=True)
+def _identity():
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def answered(handler, **node) -> Report:
+    content = RecordDict({INSTRUCTION: ConfigRecord({JSON_KEY: INSTRUCTED.model_dump_json()})})
+    message = Message(content, 7, "train")
+    message.metadata.__dict__["_message_id"] = "m"
+    context = Context(run_id=1, node_id=7, node_config=node, state=RecordDict(), run_config={})
+    answer = guarded(handler)(message, context)
+    return Report.model_validate_json(answer.content.config_records[REPORT][JSON_KEY])
+
+
+def failing(error: BaseException):
+    def handler(message, context):
+        raise error
+
+    return handler
+
+
+def test_a_good_answer_passes_untouched():
+    def handler(message, context):
+        return reply(message, Report(run="r", server_round=3, site="a", num_examples=5))
+
+    assert answered(handler, site="a", data="x").num_examples == 5
+
+
+def test_our_own_errors_are_told_in_full():
+    report = answered(failing(DataError("site a: 3 labels have no class.")), site="a", data="x")
+    assert report.error == "DataError: site a: 3 labels have no class."
+    assert (report.run, report.server_round, report.site, report.stopped) == ("r", 3, "a", False)
+
+
+def test_a_broken_promise_stops_the_site():
+    assert answered(failing(PrivacyError("budget spent")), site="a", data="x").stopped
+
+
+def test_of_a_foreign_error_only_type_and_place_are_told(caplog):
+    with caplog.at_level(logging.ERROR, logger="popmi.site"):
+        report = answered(failing(ValueError("/data/Miller_Anna_1950.png is broken")), site="a", data="x")
+    assert report.error.startswith("ValueError at test_reply.py:")
+    assert "in handler" in report.error
+    assert "Miller" not in report.error
+
+
+def test_a_node_that_does_not_know_its_name_is_told_by_its_number():
+    assert answered(failing(DataError("x"))).site == "node 7"
+
+
+def test_ctrl_c_is_not_swallowed():
+    with pytest.raises(KeyboardInterrupt):
+        answered(failing(KeyboardInterrupt()), site="a", data="x")
+
+
+def test_undefined_figures_become_none():
+    assert finite_or_none({"a": float("nan"), "b": float("inf"), "c": 0.5}) == {"a": None, "b": None, "c": 0.5}

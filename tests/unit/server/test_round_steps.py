@@ -1,0 +1,143 @@
+"""Match, fuse, evaluate: the steps of a round by themselves (server/rounds)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from popmi_core.config import FuseConfig, MatchConfig
+from popmi_core.fusion import Update
+from popmi_core.metrics import summarise_scores
+from popmi_core.protocol import JSON_KEY, REPORT, SCORES_PREFIX, Report
+from server.replies import Expected
+from server.results import TrainedUpdate
+from server.rounds.evaluate import collect
+from server.rounds.fuse import fuse_updates, move_control
+from server.rounds.match import match_updates
+
+EXPECTED = Expected("r", 1, {}, {"m-a": "a", "m-b": "b"})
+
+
+@pytest.fixture(autouse=True)
+def _identity():
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def state(value: float) -> dict[str, torch.Tensor]:
+    return {"w": torch.full((2,), float(value))}
+
+
+def judged(site: str, count: int = 60, *, split: str = "val", **report) -> tuple[Message, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(len(site) + ord(site[0]))
+    target = np.arange(count) % 2
+    scores = rng.dirichlet((1, 1), count)
+    question = Message(RecordDict(), 7, "evaluate")
+    question.metadata.__dict__["_message_id"] = f"m-{site}"
+    told = Report(
+        **{
+            "run": "r",
+            "server_round": 1,
+            "site": site,
+            "split_sizes": {split: count},
+            "metrics": {f"{split}.nll": 0.5, f"{split}.auroc": None},
+            **report,
+        }
+    )
+    records = {REPORT: ConfigRecord({JSON_KEY: told.model_dump_json()})}
+    if count:
+        summary = summarise_scores(scores, target).to_arrays()
+        records[SCORES_PREFIX + split] = ArrayRecord({name: Array(array) for name, array in summary.items()})
+    return Message(RecordDict(records), reply_to=question), scores, target
+
+
+def test_with_matching_off_the_updates_pass_as_they_are_and_say_so():
+    updates = [TrainedUpdate("a", state(1), 5)]
+    (matched,) = match_updates(updates, reference=state(0), symmetry=None, config=MatchConfig())
+    assert matched.state is updates[0].state
+    assert (matched.note, matched.gains) == ("matching is off", {})
+
+
+def test_an_architecture_without_known_symmetry_is_left_as_it_is_and_says_so():
+    updates = [TrainedUpdate("a", state(1), 5)]
+    (matched,) = match_updates(updates, reference=state(0), symmetry=None, config=MatchConfig(method="opm"))
+    assert torch.equal(matched.state["w"], state(1)["w"])
+    assert matched.note
+    fused = fuse_updates(
+        [Update("a", state(1), 5), Update("b", state(3), 5)],
+        reference=state(0),
+        symmetry=None,
+        config=FuseConfig(rule="circuit"),
+    )
+    assert fused.state["w"].tolist() == [2, 2]
+    assert "plain average" in fused.notes["all"]
+
+
+def test_the_average_is_weighted_by_images():
+    updates = [Update("b", state(4), 3), Update("a", state(0), 1)]
+    fused = fuse_updates(updates, reference=state(0), symmetry=None, config=FuseConfig())
+    assert fused.state["w"].tolist() == [3, 3]
+    assert fused.weights == {"a": 0.25, "b": 0.75}
+
+
+def test_the_server_s_control_variate_moves_by_the_share_of_the_sites_that_answered():
+    # SCAFFOLD, algorithm 1, line 17: c + |S| / N * mean over S of the changes; S = 2 of N = 4.
+    moved = move_control(state(1), [state(2), state(6)], num_sites=4)
+    assert moved["w"].tolist() == [1 + 2 / 4 * 4] * 2
+    assert move_control({}, [state(2)], num_sites=2)["w"].tolist() == [1, 1]
+    assert moved["w"].dtype == torch.float32
+
+
+def test_evaluation_pools_all_sites_and_keeps_each_site_s_own_figures():
+    (first, scores_a, target_a), (second, scores_b, target_b) = judged("a"), judged("b")
+    evaluation, outcomes = collect([second, first], EXPECTED, ("val",), num_classes=2)
+    assert [(item.site, item.outcome) for item in outcomes] == [("a", "ok"), ("b", "ok")]
+    assert evaluation.sites["a"]["val"] == {"auroc": None, "nll": 0.5}
+    scores, target = np.concatenate([scores_a, scores_b]), np.concatenate([target_a, target_b])
+    accuracy = (scores.argmax(1) == target).mean()
+    assert evaluation.pooled["val"].accuracy.lower <= accuracy <= evaluation.pooled["val"].accuracy.upper
+    assert evaluation.pooled["val"].num_examples == 120
+
+
+def test_a_site_without_images_of_a_split_sends_no_scores_and_is_no_fault():
+    evaluation, outcomes = collect([judged("a")[0], judged("b", 0)[0]], EXPECTED, ("val",), num_classes=2)
+    assert {item.outcome for item in outcomes} == {"ok"}
+    assert evaluation.pooled["val"].num_examples == 60
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome", "reason"),
+    [
+        (lambda m: m.content.array_records.pop("scores.val"), "quarantined", "no scores of split val"),
+        (
+            lambda m: m.content.array_records["scores.val"].update(
+                {"runs": Array(dtype="int64", shape=(1, 7), stype="numpy.ndarray", data=b"PK\x03\x04")}
+            ),
+            "quarantined",
+            "cannot be decoded",
+        ),
+        (
+            lambda m: m.content.array_records["scores.val"].update({"header": Array(np.zeros(7))}),
+            "quarantined",
+            "score summary 'header' is float64",
+        ),
+    ],
+    ids=["missing", "damaged", "wrong type"],
+)
+def test_scores_that_cannot_be_used_put_their_site_aside(change, outcome, reason):
+    message = judged("a")[0]
+    change(message)
+    evaluation, outcomes = collect([message, judged("b")[0]], EXPECTED, ("val",), num_classes=2)
+    assert outcomes[0].outcome == outcome
+    assert reason in outcomes[0].reason
+    assert (list(evaluation.sites), outcomes[1].outcome) == (["b"], "ok")
+
+
+def test_a_site_that_says_it_cannot_evaluate_is_failed_with_its_reason():
+    _, outcomes = collect([judged("a", error="ModelError: x")[0]], EXPECTED, ("val",), num_classes=2)
+    assert [(item.outcome, item.reason) for item in outcomes] == [
+        ("failed", "ModelError: x"),
+        ("unreachable", "no reply before the deadline"),
+    ]

@@ -1,0 +1,181 @@
+"""A round on disk: what stands in the record is what happened (server/rounds/record.py)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from popmi_core.checkpoints import load_state
+from popmi_core.config import parse_config
+from popmi_core.errors import RunError
+from popmi_core.fusion import Fused
+from popmi_core.protocol import Assignment, Progress, Report, RunPlan
+from server.results import Evaluation, MatchedUpdate, RoundResult, SiteOutcome
+from server.roster import Roster
+from server.rounds.record import RunRecorder, open_writer, pooled_figures
+from server.store import RunReader
+
+MODEL = {"w": torch.ones(3)}
+
+
+def plan(folder: Path, **changes) -> RunPlan:
+    return RunPlan(
+        run="trial",
+        config=parse_config({"rounds": 3}),
+        folder=str(folder),
+        data_name="skin",
+        phantom=False,
+        classes=("mel", "nv"),
+        lineup=(Assignment(site="a", data=("/data/a",), state="s"),),
+        **changes,
+    )
+
+
+def done(server_round: int, *, fused: bool = True) -> RoundResult:
+    report = Report(
+        run="trial",
+        server_round=server_round,
+        site="a",
+        num_examples=31,
+        seconds=0.5,
+        metrics={"train.loss": 1.25},
+        epsilon=0.7,
+    )
+    return RoundResult(
+        server_round=server_round,
+        seconds=1.0,
+        seconds_combine=0.1,
+        train=[
+            SiteOutcome("a", "ok", bytes_up=11, bytes_down=22, report=report),
+            SiteOutcome("b", "quarantined", "'w' holds 3 NaN", bytes_up=12, bytes_down=22),
+        ],
+        evaluate=[SiteOutcome("a", "ok", bytes_up=3, bytes_down=22, report=report)],
+        matched=[MatchedUpdate("a", MODEL, 31, {"blocks.0.mlp": 0.25}, {"blocks.0.mlp": False})],
+        fused=Fused(MODEL, {"a": 1.0}, {"all": "plain average"}) if fused else None,
+        note="" if fused else "void: 0 usable update(s)",
+        evaluation=Evaluation(sites={"a": {"val": {"nll": 0.4, "auroc": None, "num_examples": 9.0}}}),
+    )
+
+
+def recorded(folder: Path, *rounds: RoundResult) -> RunReader:
+    with open_writer(plan(folder)) as writer:
+        recorder = RunRecorder.open(plan(folder), writer)
+        for item in rounds:
+            recorder.begin_round(item.server_round)
+            recorder.end_round(item, MODEL, {"optimizer/round": torch.tensor(item.server_round)})
+        writer.finish_run("finished")
+    return RunReader(folder / "record.sqlite")
+
+
+def test_a_round_s_figures_gains_bytes_and_epsilon_can_be_read_back(tmp_path):
+    with recorded(tmp_path, done(1)) as reader:
+        (row,) = reader.rounds(1)
+        sites = {(item.site, item.phase): item for item in reader.sites(1)}
+        figures = {(item.scope, item.split, item.name): item.value for item in reader.metrics(1)}
+    assert (row.outcome, row.seconds_total, row.seconds_train, row.seconds_fuse) == ("ok", 1.0, 0.5, 0.1)
+    assert row.notes["weights"] == {"a": 1.0}
+    trained = sites["a", "train"]
+    assert (trained.num_examples, trained.bytes_up, trained.bytes_down, trained.epsilon) == (31, 11, 22, 0.7)
+    assert (sites["b", "train"].outcome, sites["b", "train"].reason) == ("quarantined", "'w' holds 3 NaN")
+    assert figures["a", "val", "nll"] == 0.4
+    assert figures["a", "val", "auroc"] is None
+    assert figures["a", "train", "nll"] == 1.25
+
+
+def test_the_model_on_disk_is_the_one_the_record_names_and_carries_its_card(tmp_path):
+    with recorded(tmp_path, done(1)) as reader:
+        digest = reader.rounds(1)[0].model_sha256
+    state, notes = load_state(tmp_path / "models" / "round-001.safetensors", sha256=digest)
+    assert torch.equal(state["w"], MODEL["w"])
+    assert '"round": 1' in notes["card"]
+    assert digest in (tmp_path / "models" / "round-001.md").read_text(encoding="utf-8")
+
+
+def test_only_the_states_a_resume_can_need_are_kept(tmp_path):
+    recorded(tmp_path, done(1), done(2), done(3)).close()
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
+        "round-002.safetensors",
+        "round-003.safetensors",
+    ]
+    assert len(list((tmp_path / "models").glob("*.safetensors"))) == 3
+
+
+def test_resuming_goes_on_after_the_last_round_and_knows_whether_there_is_a_model(tmp_path):
+    recorded(tmp_path, done(1, fused=False)).close()
+    again = plan(tmp_path, resume=True)
+    with open_writer(again) as writer:
+        recorder = RunRecorder.open(again, writer)
+        assert (recorder.last_round, recorder.has_model) == (1, False)
+        state, carried = recorder.last_state()
+    assert torch.equal(state["w"], MODEL["w"])
+    assert int(carried["optimizer/round"]) == 1
+
+
+def test_a_failed_run_goes_back_to_its_last_round_with_a_model(tmp_path):
+    with open_writer(plan(tmp_path)) as writer:
+        recorder = RunRecorder.open(plan(tmp_path), writer)
+        for item in (done(1), done(2, fused=False)):
+            recorder.begin_round(item.server_round)
+            recorder.end_round(item, MODEL, {})
+        writer.finish_run("failed", "no model")
+    again = plan(tmp_path, resume=True)
+    with open_writer(again) as writer:
+        recorder = RunRecorder.open(again, writer)
+        assert (recorder.last_round, recorder.has_model) == (1, True)
+
+
+def test_refused_sites_and_skipped_rows_are_told(tmp_path):
+    roster = Roster(
+        nodes={"a": 1},
+        reports={"a": Report(run="trial", server_round=0, site="a", skipped_rows=4)},
+        refused={"b": "DataError: no labels.csv"},
+    )
+    with open_writer(plan(tmp_path)) as writer:
+        recorder = RunRecorder.open(plan(tmp_path), writer)
+        recorder.joined(roster)
+        recorder.begin_round(1)
+        recorder.end_round(done(1), MODEL, {})
+    with RunReader(tmp_path / "record.sqlite") as reader:
+        said = [row.text for row in reader.events(1)]
+        refused = [row for row in reader.sites(1) if row.site == "b"]
+    assert "b could not join: DataError: no labels.csv" in said
+    assert "a: 4 unusable row(s) skipped" in said
+    assert refused
+
+
+def test_whoever_draws_the_run_is_told_of_the_round_and_its_troubles(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="popmi.round"):
+        recorded(tmp_path, done(2)).close()
+    told = [record.progress for record in caplog.records if hasattr(record, "progress")][-1]
+    assert isinstance(told, Progress)
+    assert (told.kind, told.server_round, told.rounds) == ("round", 2, 3)
+    assert "b: train quarantined: 'w' holds 3 NaN" in told.notes
+
+
+def test_a_run_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(RunError, match="cannot make run folder"):
+        open_writer(plan(tmp_path / "run"))
+
+
+def test_means_over_all_images_are_weighted_and_leave_out_what_is_not_told():
+    from popmi_core.metrics import pool_summaries, summarise_scores
+
+    summary = summarise_scores([[0.9, 0.1]] * 20 + [[0.2, 0.8]] * 20, [0] * 20 + [1] * 20)
+    evaluation = Evaluation(
+        sites={
+            "a": {"val": {"nll": 1.0, "num_examples": 30.0}},
+            "b": {"val": {"nll": 2.0, "num_examples": 10.0}},
+            "c": {"val": {"num_examples": 2.0}},
+        },
+        pooled={"val": pool_summaries([summary])},
+    )
+    figures = pooled_figures(evaluation)["val"]
+    assert figures["nll"] == 1.25
+    assert math.isnan(figures["rotation_consistency"])
+    value, lower, upper = figures["accuracy"]
+    assert lower <= value <= upper
