@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
-import sys
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, get_args
@@ -96,6 +96,10 @@ def run_simulation(plan: RunPlan, *, engine: str, quiet: bool) -> None:
     try:
         with held(Path(plan.folder)), shown(Path(plan.folder), quiet=quiet):
             _engage(engine, plan, server_app, client_app, run_config)
+    except KeyboardInterrupt:
+        # After the progress is off the terminal, where it would be drawn over.
+        typer.echo(f"stopped; go on with: popmi simulate --resume {shlex.quote(plan.folder)}", err=True)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -117,7 +121,7 @@ def _engage(engine: str, plan: RunPlan, server_app: Any, client_app: Any, run_co
         log.exception("the run ended unexpectedly")
         raise RunError(
             f"the run ended unexpectedly ({type(error).__name__}: {error}). The full text is in {plan.folder}/log.txt; "
-            f"go on with --resume {plan.folder}"
+            f"go on with --resume {shlex.quote(plan.folder)}"
         ) from error
 
 
@@ -138,5 +142,4 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     del number, frame
-    print("stopping: the run folder stays usable", file=sys.stderr)
     raise KeyboardInterrupt

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ from popmi_core.cli.progress import shown
 from popmi_core.config import parse_config
 from popmi_core.data import locate
 from popmi_core.errors import ConfigError, DataError, RunError
+from popmi_core.simulation import run_ray
+from server.store import RunReader
 
 TINY = [
     "--data", "phantom", "--backbone", "popmi_vit_micro", "--image-size", "32", "--rounds", "1",
@@ -51,6 +56,9 @@ def test_a_run_ends_with_a_table_or_with_json_only(tmp_path):
         (["--strategy", "fedsgd"], 2, "strategy"),
         (["--engine", "spark"], 2, "expected inprocess or ray"),
         (["--data", "phantom", "--sites", "nowhere"], 2, "unknown or repeated: nowhere"),
+        (["--data", "phantom", "--sites", ""], 2, "no site is named"),
+        (["--dp-epsilon", "inf"], 2, "privacy.target_epsilon"),
+        (["--seed", "99999999999"], 2, "seed"),
         (["--dp-delta", "1e-5"], 2, "privacy.target_epsilon"),
         (["absent.toml"], 2, "cannot read absent.toml"),
         (["--resume", "absent"], 7, "holds no run to resume"),
@@ -89,6 +97,70 @@ def test_sites_are_all_the_first_so_many_or_those_named():
         choose_sites(("6",), federation)
     with pytest.raises(ConfigError, match="a name twice"):
         choose_sites((every[0], every[0]), federation)
+
+
+@pytest.mark.parametrize("name", ["pooled", "global", "external"])
+def test_a_site_with_a_name_the_record_needs_is_refused(name):
+    federation = replace(locate("phantom", image_size=64), sites={name: "phantom:phantom_slide"})
+    with pytest.raises(ConfigError, match=f"cannot be called {name}"):
+        choose_sites(None, federation)
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "log.txt").mkdir()
+    with pytest.raises(RunError, match=r"cannot write .*log\.txt"), shown(tmp_path, quiet=True):
+        pass
+
+
+def test_a_full_disk_shortens_the_log_and_prints_no_traceback(tmp_path, capsys):
+    with shown(tmp_path, quiet=True):
+        (kept,) = logging.getLogger("popmi").handlers
+        kept.stream.close()
+        kept.stream = open("/dev/full", "w")  # noqa: SIM115, PTH123 - the handler closes it
+        logging.getLogger("popmi.round").info("round 1")
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_ray_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="needs the package ray"):
+        run_ray(None, None, num_sites=1, run_config={}, cpus_per_site=1)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_run_that_is_stopped_says_how_to_go_on_and_can(tmp_path, name):
+    command = [str(Path(sys.executable).with_name("popmi")), "simulate", *TINY, "--rounds", "500", "--out", "a b"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and so would what a test started from there starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "a b" / "models" / "round-002.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, name))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"--resume '{tmp_path / 'a b'}'" in said
+    assert "Traceback" not in said
+    with RunReader(tmp_path / "a b" / "record.sqlite") as reader:
+        assert reader.run().status == "stopped"
+        assert reader.run().rounds_done >= 1
+    assert (tmp_path / "a b" / "report.html").exists()
+
+
+def test_a_finished_run_is_left_alone_when_it_is_resumed(tmp_path):
+    first = popmi(*TINY, "--out", "a", "--json", cwd=tmp_path)
+    record = (tmp_path / "a" / "record.sqlite").read_bytes()
+    again = popmi("--resume", "a", "--json", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "this run has finished" in again.stderr
+    assert json.loads(again.stdout) == json.loads(first.stdout)
+    assert (tmp_path / "a" / "record.sqlite").read_bytes() == record
 
 
 def test_a_missing_package_names_what_to_install():

@@ -1,0 +1,118 @@
+"""One hospital's app by itself: join, train, evaluate, and what a reply contains."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import app, receive_model
+from client.reply import tensor_record
+from popmi_core.config import LocalConfig, ModelConfig, PrivacyConfig
+from popmi_core.data import DERMOSCOPY_CLASSES
+from popmi_core.errors import ModelError, UpdateError
+from popmi_core.models import build_model, exchanged_state
+from popmi_core.protocol import CONTROL_CHANGE, INSTRUCTION, JSON_KEY, MODEL, REPORT, Instruction, Report
+
+SMALL = ModelConfig(backbone="popmi_vit_micro", image_size=16)
+
+
+@pytest.fixture(autouse=True)
+def _identity():
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def instruction(**changes) -> Instruction:
+    described = {
+        "run": "r",
+        "server_round": 1,
+        "rounds": 2,
+        "seed": 0,
+        "classes": DERMOSCOPY_CLASSES,
+        "model": SMALL,
+        "local": LocalConfig(batch_size=16),
+        "phantom_images": 60,
+        "splits": ("val", "test"),
+    }
+    return Instruction(**{**described, **changes})
+
+
+def ask(kind: str, told: Instruction, arrays: dict | None = None) -> Message:
+    message = Message(
+        RecordDict({INSTRUCTION: ConfigRecord({JSON_KEY: told.model_dump_json()}), **(arrays or {})}), 7, kind
+    )
+    message.metadata.__dict__["_message_id"] = "m"
+    return message
+
+
+def start() -> dict[str, torch.Tensor]:
+    return exchanged_state(build_model(SMALL, len(DERMOSCOPY_CLASSES), seed=0))
+
+
+def answered(kind: str, state_folder, told: Instruction | None = None, **arrays) -> tuple[Message, Report]:
+    told = told or instruction()
+    config = {"site": "phantom_slide", "data": "phantom:phantom_slide", "state": str(state_folder)}
+    context = Context(run_id=1, node_id=7, node_config=config, state=RecordDict(), run_config={})
+    reply = app(ask(kind, told, arrays or {MODEL: tensor_record(start())}), context)
+    return reply, Report.model_validate_json(reply.content.config_records[REPORT][JSON_KEY])
+
+
+def test_joining_tells_how_many_images_there_are_and_that_they_are_phantoms(tmp_path):
+    reply, report = answered("query", tmp_path)
+    assert report.error is None
+    assert sum(report.split_sizes.values()) == 60
+    assert report.phantom
+    assert not reply.content.array_records
+
+
+def test_training_sends_the_whole_model_back_and_the_same_twice(tmp_path):
+    (reply, report), (again, _) = (answered("train", tmp_path / name) for name in "ab")
+    sent = {name: array.numpy() for name, array in reply.content.array_records[MODEL].items()}
+    assert sent.keys() == start().keys()
+    assert report.num_examples > 0
+    assert report.metrics.keys() == {"train.loss"}
+    assert any((sent[name] != value.numpy()).any() for name, value in start().items())
+    assert all((again.content.array_records[MODEL][name].numpy() == value).all() for name, value in sent.items())
+    assert CONTROL_CHANGE not in reply.content.array_records
+
+
+def test_control_variates_leave_as_changes_and_stay_as_files(tmp_path):
+    told = instruction(local=LocalConfig(batch_size=16, objective="control_variates"))
+    reply, _ = answered("train", tmp_path, told)
+    assert reply.content.array_records[CONTROL_CHANGE].keys() <= start().keys()
+    assert [path.name for path in tmp_path.glob("control-*")] == ["control-001.safetensors"]
+
+
+def test_evaluation_sends_figures_and_counts_but_no_list_as_long_as_the_patients(tmp_path):
+    reply, report = answered("evaluate", tmp_path)
+    assert set(report.split_sizes) == {"val", "test"}
+    assert {name.partition(".")[0] for name in report.metrics} == {"val", "test"}
+    # Everything that could carry scores is counts; nothing else leaves but the report's named figures.
+    for record in reply.content.array_records.values():
+        assert all(array.numpy().dtype == np.int64 for array in record.values())
+    fields = json.loads(reply.content.config_records[REPORT][JSON_KEY])
+    assert not [name for name, value in fields.items() if isinstance(value, list)]
+    assert all(value is None or isinstance(value, float) for value in report.metrics.values())
+
+
+def test_a_message_without_a_model_and_one_with_another_model_are_refused(tmp_path):
+    told = instruction()
+    with pytest.raises(UpdateError, match="holds no model"):
+        receive_model(ask("train", told), told)
+    with pytest.raises(ModelError, match="state does not fit"):
+        receive_model(ask("train", told, {MODEL: tensor_record({"w": torch.zeros(1)})}), told)
+    _, report = answered("train", tmp_path, told, **{MODEL: tensor_record({"w": torch.zeros(1)})})
+    assert "ModelError" in report.error
+
+
+def test_a_budget_is_charged_and_told_and_later_runs_without_one_are_refused(tmp_path):
+    private = instruction(privacy=PrivacyConfig(target_epsilon=5.0, target_delta=1e-3))
+    _, report = answered("train", tmp_path, private)
+    assert 0 < report.epsilon <= 5
+    _, report = answered("train", tmp_path)
+    assert report.stopped
+    assert "the promise would be void" in report.error
