@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from popmi_core.errors import RunError
@@ -104,7 +104,7 @@ def shown(folder: Path, *, quiet: bool) -> Iterator[None]:
     if not quiet:
         if console.is_terminal:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
-            bars = Bars(*columns, TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), console=console)
+            bars = Bars(*columns, MofNCompleteColumn(), TimeElapsedColumn(), console=console)
             bars.start()
             handlers.append(_Terminal(bars))
         else:
