@@ -1,9 +1,9 @@
 """PREA, the plug-and-play rotation-equivariant adapter: orbit-merge at block k of a timm backbone.
 
 Copies of the image, one per group element, run through the backbone's first k blocks; each is turned
-back and they are averaged; the rest of the network runs once. If tokens form a scalar field, every
-per-token operation and global attention keeps C4/D4 exactly, whatever the weights, so training,
-averaging over sites and noise cannot break it. See docs/prea.md.
+back and they are averaged; the rest of the network runs once. After that a turn of the image only
+swaps tokens, and nothing that follows can tell one place from another, so training, averaging over
+sites and noise cannot break the symmetry. See docs/prea.md.
 """
 
 from __future__ import annotations

@@ -30,10 +30,10 @@ def match_layer(
     sweeps: int = 100,
     generator: torch.Generator | None = None,
 ) -> LayerMatch:
-    """Minimise ``|W1 - P W2 R|_F**2`` over permutations P and orthogonal R by turns.
+    """Minimise ``|W1 - P W2 R|_F**2`` over permutations P and orthogonal R.
 
-    For fixed P, ``R = U V^T`` from the SVD of ``W2^T P^T W1``; for fixed R, P is an assignment. Both steps are exact,
-    so the objective never rises; the problem itself is not convex, hence several starts: the order as it is, the order
+    By turns: the polar factor of ``W2^T P^T W1`` is the best R for a P, an assignment the best P for an R. Both are
+    exact, so the objective never rises; the problem itself is not convex, hence several starts: the order as it is, the order
     by what no rotation changes (norms and inner products of units), and ``starts`` random ones (seeded by 0 without a
     generator). Stand-alone: a free R per layer is no symmetry of a network (see docs/opm.md), ``match`` is.
 
