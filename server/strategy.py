@@ -232,8 +232,9 @@ class OpmStrategy(Strategy):
         )
 
     def summary(self) -> None:
-        """Log which four parts this run is made of."""
+        """Log which four parts this run is made of, and the classes: a misspelt label shows up as one."""
         parts = self.config
+        log.info("%d classes: %s", len(self.plan.classes), ", ".join(self.plan.classes))
         log.info(
             "strategy %s: local %s, match %s, fuse %s, server optimiser %s",
             parts.strategy, parts.local.objective, parts.match.method, parts.fuse.rule, parts.server_optimizer.name,

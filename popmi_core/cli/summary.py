@@ -19,6 +19,8 @@ COLUMNS = {
     "ece": "ECE",
     "rotation_consistency": "same at 90°",
 }
+VAGUE = 0.5
+"""Bounds further apart than this say next to nothing: they are shown instead of the value between them."""
 POOLED_ROW = "all sites together"
 EXTERNAL_ROW = "external test set"
 
@@ -28,7 +30,8 @@ class Summary:
     """The end of a run. ``figures`` go by row (a site, all together, external) and name; None is undefined.
 
     ``pooled_classes`` says over how many of the ``classes`` the sites' common figures are means: a class with few
-    images is told of by no site. ``model`` is None where the sites have no common one (strategy local).
+    images is told of by no site. ``bounds`` enclose the exact common figures, by name. ``model`` is None where the
+    sites have no common one (strategy local).
     """
 
     run: str
@@ -46,6 +49,7 @@ class Summary:
     classes: int
     pooled_classes: int | None
     figures: dict[str, dict[str, float | None]]
+    bounds: dict[str, tuple[float, float]]
     epsilon: dict[str, float]
     folder: str
     model: str | None
@@ -102,6 +106,11 @@ def summarise(folder: Path) -> Summary:
         classes=len(run.classes),
         pooled_classes=told.get(split),
         figures=figures,
+        bounds={
+            row.name: (row.lower, row.upper)
+            for row in metrics
+            if (row.scope, row.split) == ("global", split) and row.lower is not None and row.upper is not None
+        },
         epsilon={row.site: row.epsilon for row in sites if row.epsilon is not None},
         folder=str(folder),
         model=str(model) if model.exists() and run.strategy != "local" else None,
@@ -128,7 +137,8 @@ def print_summary(summary: Summary) -> None:
     for name in [*names, POOLED_ROW, EXTERNAL_ROW]:
         if name in summary.figures:
             row = summary.figures[name]
-            table.add_row(name, *(_cell(row, column) for column in COLUMNS))
+            bounds = summary.bounds if name == POOLED_ROW else {}
+            table.add_row(name, *(_cell(row, column, bounds.get(column)) for column in COLUMNS))
     console.print(table)
     console.print(f"{summary.status}{f': {summary.reason}' if summary.reason else ''}", markup=False, highlight=False)
     for site, epsilon in sorted(summary.epsilon.items()):
@@ -139,8 +149,10 @@ def print_summary(summary: Summary) -> None:
             console.print(f"{what:>10}: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _cell(row: dict[str, float | None], column: str) -> str:
+def _cell(row: dict[str, float | None], column: str, bounds: tuple[float, float] | None) -> str:
     if column not in row:
         return "-"
+    if bounds is not None and bounds[1] - bounds[0] > VAGUE and row[column] is not None:
+        return f"{bounds[0]:.2f} to {bounds[1]:.2f}"
     value = row[column]
     return "undefined" if value is None else f"{value:.3f}"

@@ -22,6 +22,8 @@ from server.store.schema import RECORD_NAME
 
 log = logging.getLogger("popmi.round")
 Figure = float | tuple[float, float, float]
+VAGUE = 0.5
+"""Bounds further apart than this say next to nothing: they are shown instead of the value between them."""
 
 
 class RunRecorder:
@@ -149,7 +151,8 @@ class RunRecorder:
             self.writer.record_metrics(done.server_round, "external", "external", done.evaluation.external)
 
     def _tell(self, done: RoundResult) -> None:
-        figures = {name: _value(item) for name, item in pooled_figures(done.evaluation).get("val", {}).items()}
+        pooled = pooled_figures(done.evaluation).get("val", {})
+        figures = {name: _value(item) for name, item in pooled.items()}
         troubles = tuple(
             f"{item.site}: {phase} {item.outcome}: {item.reason}"
             for phase, outcomes in (("train", done.train), ("evaluate", done.evaluate))
@@ -167,7 +170,7 @@ class RunRecorder:
         )
         log.info(
             "round %d/%d: AUROC %s, balanced accuracy %s (validation), %.1f s%s",
-            done.server_round, told.rounds, _short(figures.get("auroc")), _short(figures.get("balanced_accuracy")),
+            done.server_round, told.rounds, _short(pooled.get("auroc")), _short(pooled.get("balanced_accuracy")),
             done.seconds, "".join(f"\n  {note}" for note in notes), extra={"progress": told},
         )  # fmt: skip
 
@@ -238,5 +241,8 @@ def _value(figure: Figure) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _short(value: float | None) -> str:
+def _short(figure: Figure | None) -> str:
+    value = None if figure is None else _value(figure)
+    if isinstance(figure, tuple) and value is not None and figure[2] - figure[1] > VAGUE:
+        return f"between {figure[1]:.2f} and {figure[2]:.2f}"
     return "undefined" if value is None else f"{value:.3f}"

@@ -16,7 +16,7 @@ from popmi_core.fusion import Fused
 from popmi_core.protocol import Assignment, Progress, Report, RunPlan
 from server.results import Evaluation, MatchedUpdate, RoundResult, SiteOutcome
 from server.roster import Roster
-from server.rounds.record import RunRecorder, open_writer, pooled_figures
+from server.rounds.record import RunRecorder, _short, open_writer, pooled_figures
 from server.store import RunReader
 
 MODEL = {"w": torch.ones(3)}
@@ -179,3 +179,9 @@ def test_means_over_all_images_are_weighted_and_leave_out_what_is_not_told():
     assert math.isnan(figures["rotation_consistency"])
     value, lower, upper = figures["accuracy"]
     assert lower <= value <= upper
+
+
+def test_a_figure_that_could_be_anything_is_told_as_its_bounds():
+    assert _short((0.007, 0.0, 1.0)) == "between 0.00 and 1.00"
+    assert _short((0.7, 0.6, 0.8)) == "0.700"
+    assert (_short(None), _short(math.nan), _short((math.nan, 0.0, 1.0))) == ("undefined",) * 3
