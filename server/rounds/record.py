@@ -21,6 +21,8 @@ from server.store import RunReader, RunWriter
 from server.store.schema import RECORD_NAME
 
 log = logging.getLogger("popmi.round")
+# A failed run is resumed before its void rounds, of which there are at most three on end.
+CARRIED_ROUNDS = 5
 Figure = float | tuple[float, float, float]
 VAGUE = 0.5
 """Bounds further apart than this say next to nothing: they are shown instead of the value between them."""
@@ -65,10 +67,14 @@ class RunRecorder:
         """Return the global model and the carried state of the last finished round.
 
         Raises:
-            ModelError: If a file is missing or damaged.
+            ModelError: If a file is missing, damaged, or another than the record says.
         """
-        carried = self._carried_path(self.last_round)
-        return load_state(self._model_path(self.last_round))[0], load_state(carried)[0] if carried.exists() else {}
+        with RunReader(self.folder / RECORD_NAME) as reader:
+            rows = {row.server_round: row for row in reader.rounds(reader.run().id)}
+        last = rows[self.last_round]
+        model, _ = load_state(self._model_path(self.last_round), sha256=last.model_sha256)
+        digest = last.notes.get("carried_sha256")
+        return model, load_state(self._carried_path(self.last_round), sha256=digest)[0] if digest else {}
 
     def joined(self, roster: Roster) -> None:
         """Note who takes part and who was refused, with the reason."""
@@ -103,9 +109,10 @@ class RunRecorder:
         card = model_card(self.plan, done)
         digest = save_state(self._model_path(done.server_round), global_model, {"card": json.dumps(card)})
         write_card(self._model_path(done.server_round).with_suffix(".md"), self.plan.run, card, digest)
+        notes = _notes(done)
         if carried:
-            save_state(self._carried_path(done.server_round), carried)
-            self._carried_path(done.server_round - 2).unlink(missing_ok=True)
+            notes["carried_sha256"] = save_state(self._carried_path(done.server_round), carried)
+            self._carried_path(done.server_round - CARRIED_ROUNDS).unlink(missing_ok=True)
         self.writer.finish_round(
             done.server_round,
             outcome="ok" if done.fused is not None else "void",
@@ -113,7 +120,7 @@ class RunRecorder:
             seconds_train=_busy(done.train),
             seconds_fuse=done.seconds_combine,
             seconds_evaluate=_busy(done.evaluate),
-            notes=_notes(done),
+            notes=notes,
             model_sha256=digest,
         )
         self.last_round = done.server_round

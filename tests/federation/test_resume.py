@@ -98,3 +98,37 @@ def test_a_killed_run_goes_on_through_the_command_line(federation, tmp_path):
     done = subprocess.run(resume, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     assert '"rounds": 40' in done.stdout
+
+
+def test_a_model_that_is_another_than_the_record_says_stops_the_resume(federation):
+    plan = federation.plan(rounds=3)
+    with pytest.raises(KeyboardInterrupt):
+        federation.run(plan, interrupted_in(3))
+    models = Path(plan.folder) / "models"
+    (models / "round-002.safetensors").write_bytes((models / "round-001.safetensors").read_bytes())
+    with pytest.raises(ModelError, match="expected"):
+        federation.run(reopen_run(Path(plan.folder)))
+
+
+def test_a_lost_state_of_the_server_optimiser_stops_the_resume(federation):
+    plan = federation.plan(strategy="fedadam", rounds=2)
+    with pytest.raises(KeyboardInterrupt):
+        federation.run(plan, interrupted_in(2))
+    (Path(plan.folder) / "state" / "round-001.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot read checkpoint"):
+        federation.run(reopen_run(Path(plan.folder)))
+
+
+def test_a_run_that_failed_in_void_rounds_goes_on_with_its_server_optimiser(federation):
+    whole = federation.plan("whole", strategy="fedadam", rounds=4)
+    federation.run(whole)
+    plan = federation.plan("broken", strategy="fedadam", rounds=4)
+
+    def silent_after_the_first(message, context):
+        silent = message.metadata.message_type == "train" and message.metadata.group_id != "1"
+        return None if silent else client_app(message, context)
+
+    with pytest.raises(RunError, match="3 round"):
+        federation.run(plan, silent_after_the_first)
+    federation.run(reopen_run(Path(plan.folder)))
+    assert federation.model_bytes(plan, 4) == federation.model_bytes(whole, 4)
