@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from typing import Any
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, cast
 
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from popmi_core.errors import ConfigError
+
+POLL_SECONDS = 0.05
 
 
 def run_ray(
@@ -21,6 +28,7 @@ def run_ray(
 
     Raises:
         ConfigError: If Ray is not installed.
+        KeyboardInterrupt: If it was stopped; the server app has closed its record by then.
         Whatever the server app raises.
     """
     try:
@@ -35,20 +43,78 @@ def run_ray(
     from flwr.simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    configured = ServerApp()
+    configured, stopping = ServerApp(), threading.Event()
 
     @configured.main()
     def main(grid: Grid, context: Context) -> None:
         # The engine hands over an empty run configuration; the deployed one does not.
         context.run_config.update(run_config)
-        server_app(grid, context)
+        # Once the server app has ended, the engine ends in order; the main thread then goes on with the interrupt.
+        with suppress(KeyboardInterrupt):
+            server_app(cast(Grid, _Stoppable(grid, stopping)), context)
 
-    run_simulation(
-        server_app=configured,
-        client_app=client_app,
-        num_supernodes=num_sites,
-        backend_config={
-            "client_resources": {"num_cpus": cpus_per_site, "num_gpus": 0.0},
-            "init_args": {"include_dashboard": False, "log_to_driver": False},
-        },
-    )
+    with _signals_set(stopping):
+        run_simulation(
+            server_app=configured,
+            client_app=client_app,
+            num_supernodes=num_sites,
+            backend_config={
+                "client_resources": {"num_cpus": cpus_per_site, "num_gpus": 0.0},
+                "init_args": {"include_dashboard": False, "log_to_driver": False},
+            },
+        )
+    if stopping.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _signals_set(stopping: threading.Event) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM set ``stopping``; a second one interrupts at once.
+
+    Raised in the main thread, KeyboardInterrupt would leave the engine's workers and the server app waiting for each
+    other in their own threads: the record would never be closed and the process never end.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # A shell's background job ignores Ctrl-C, and goes on doing so.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Stoppable:
+    """A grid whose waiting ends in KeyboardInterrupt once ``stopping`` is set."""
+
+    def __init__(self, grid: Grid, stopping: threading.Event) -> None:
+        self._grid, self._stopping = grid, stopping
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grid, name)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Send and wait for all replies, ``timeout`` seconds at most.
+
+        Raises:
+            KeyboardInterrupt: If the run was stopped meanwhile.
+        """
+        waiting = set(self._grid.push_messages(messages))
+        end = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting and (end is None or time.monotonic() < end):
+            if self._stopping.wait(POLL_SECONDS):
+                raise KeyboardInterrupt
+            came = list(self._grid.pull_messages(waiting))
+            replies += came
+            waiting -= {reply.metadata.reply_to_message_id for reply in came}
+        return replies
