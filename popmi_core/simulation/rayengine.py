@@ -73,6 +73,7 @@ def _signals_set(stopping: threading.Event) -> Iterator[None]:
 
     Raised in the main thread, KeyboardInterrupt would leave the engine's workers and the server app waiting for each
     other in their own threads: the record would never be closed and the process never end.
+    Ray's own handler takes SIGTERM over once it runs and aborts, as a kill would: such a run can be resumed as well.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
