@@ -16,7 +16,7 @@ from popmi_core.fusion import Fused
 from popmi_core.protocol import Assignment, Progress, Report, RunPlan
 from server.results import Evaluation, MatchedUpdate, RoundResult, SiteOutcome
 from server.roster import Roster
-from server.rounds.record import RunRecorder, _short, open_writer, pooled_figures
+from server.rounds.record import CARRIED_ROUNDS, RunRecorder, _short, open_writer, pooled_figures
 from server.store import RunReader
 
 MODEL = {"w": torch.ones(3)}
@@ -96,12 +96,11 @@ def test_the_model_on_disk_is_the_one_the_record_names_and_carries_its_card(tmp_
 
 
 def test_only_the_states_a_resume_can_need_are_kept(tmp_path):
-    recorded(tmp_path, done(1), done(2), done(3)).close()
-    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
-        "round-002.safetensors",
-        "round-003.safetensors",
-    ]
-    assert len(list((tmp_path / "models").glob("*.safetensors"))) == 3
+    last = CARRIED_ROUNDS + 2
+    recorded(tmp_path, *(done(server_round) for server_round in range(1, last + 1))).close()
+    kept = sorted(path.name for path in (tmp_path / "state").iterdir())
+    assert kept == [f"round-{server_round:03d}.safetensors" for server_round in range(3, last + 1)]
+    assert len(list((tmp_path / "models").glob("*.safetensors"))) == last
 
 
 def test_resuming_goes_on_after_the_last_round_and_knows_whether_there_is_a_model(tmp_path):
