@@ -33,9 +33,9 @@ def match_layer(
     """Minimise ``|W1 - P W2 R|_F**2`` over permutations P and orthogonal R.
 
     By turns: the polar factor of ``W2^T P^T W1`` is the best R for a P, an assignment the best P for an R. Both are
-    exact, so the objective never rises; the problem itself is not convex, hence several starts: the order as it is, the order
-    by what no rotation changes (norms and inner products of units), and ``starts`` random ones (seeded by 0 without a
-    generator). Stand-alone: a free R per layer is no symmetry of a network (see docs/opm.md), ``match`` is.
+    exact, so the objective never rises; the problem itself is not convex, hence several starts: the order as it is,
+    the order by what no rotation changes (norms and inner products of units), and ``starts`` random ones (seeded by 0
+    without a generator). Stand-alone: a free R per layer is no symmetry of a network (see docs/opm.md), ``match`` is.
 
     Raises:
         UpdateError: If the shapes differ or a weight is NaN or infinite.
