@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,9 +146,25 @@ def _from_card(root: Path, card: DatasetCard, image_size: int) -> Federation:
 
 def _from_sites(root: Path) -> Federation:
     folders = site_folders(root)
-    classes = unite_classes(classes_of_folder(folder) for folder in folders)
+    classes = unite_classes(_readable_classes(folders))
     sites = {folder.name: str(SiteSpec(folder, classes=classes)) for folder in folders}
     return Federation(root.name, classes, sites, None, False)
+
+
+def _readable_classes(folders: Sequence[Path]) -> Iterator[tuple[str, ...]]:
+    """Yield the classes of every site whose table can be read; the others will be refused when they join.
+
+    Raises:
+        DataError: The first site's, if no site's table can be read.
+    """
+    refusals: list[DataError] = []
+    for folder in folders:
+        try:
+            yield classes_of_folder(folder)
+        except DataError as error:
+            refusals.append(error)
+    if len(refusals) == len(folders) and refusals:
+        raise refusals[0]
 
 
 def _from_single(path: Path, shape: Shape) -> Federation:

@@ -233,3 +233,25 @@ def test_the_cache_follows_the_user_s_settings(monkeypatch: pytest.MonkeyPatch, 
 
 def _sums(folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in SHA256}
+
+
+def test_a_site_whose_table_is_broken_does_not_keep_the_others_from_a_study(
+    make_hospital: MakeHospital, tmp_path: Path
+) -> None:
+    make_hospital(name="all/north")
+    twice = [{"image": f"P{n // 2}", "lesion_id": f"L{n}", "diagnosis": "nv"} for n in range(8)]
+    make_hospital(twice, name="all/south")
+
+    found = locate(str(tmp_path / "all"), image_size=8)
+
+    assert sorted(found.sites) == ["north", "south"]
+    assert len(load_site("north", found.sites["north"], image_size=8, phantom_images=0, seed=0).train) > 0
+    with pytest.raises(DataError, match="site south"):
+        load_site("south", found.sites["south"], image_size=8, phantom_images=0, seed=0)
+
+
+def test_where_every_table_is_broken_the_first_reason_is_told(make_hospital: MakeHospital, tmp_path: Path) -> None:
+    make_hospital([{"image": "P", "lesion_id": "L", "diagnosis": "nv"}] * 2, name="all/north")
+
+    with pytest.raises(DataError, match="site north"):
+        locate(str(tmp_path / "all"), image_size=8)
