@@ -228,7 +228,7 @@ def test_the_report_opens_offline(
     with RunReader(pages.runs / "done" / "record.sqlite") as reader:
         path = write_report(reader, reader.run().id, tmp_path / "report.html")
     page = browse(path.as_uri(), offline=True, java_script_enabled=False, viewport={"width": 390, "height": 800})
-    assert page.locator("svg.drawn").count() == 14
+    assert page.locator("svg.drawn").count() == 7
     box = page.locator("svg.drawn").first.bounding_box()
     assert box is not None
     assert box["width"] > 250
