@@ -124,7 +124,10 @@ def choose_sites(wanted: tuple[str, ...] | None, federation: Federation) -> list
 
 def _tell_preparation(done: int, total: int) -> None:
     # Raw archives are prepared once; that takes seconds and should not look like a hang.
-    print(f"\rpreparing images, once: {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
+    if sys.stderr.isatty():
+        print(f"\rpreparing images, once: {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
+    elif done == total:
+        print(f"prepared {total} images, once", file=sys.stderr)
 
 
 def _lineup(config: RunConfig, federation: Federation, sites: list[str], folder: Path) -> tuple[Assignment, ...]:
