@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # For people with a package index of CPU-only torch builds: make demo INSTALL_FLAGS="--index ..."
 INSTALL_FLAGS ?=
-# Threads that wait must not spin: on a busy machine that makes torch several times slower.
+# Threads that wait must not spin: on a busy machine that slows torch down.
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 STAMP := .venv/.installed

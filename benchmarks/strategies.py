@@ -122,7 +122,8 @@ def table(rows: list[dict[str, Any]], plan: RunPlan, seeds: int) -> str:
     lines = [
         f"Data: {kind}, {len([item for item in plan.lineup if item.site != POOLED_SITE])} sites, test split. "
         f"{config.model.backbone} at {config.model.image_size} px from random weights, {config.rounds} rounds of "
-        f"{config.local.epochs} local epoch(s), {seeds} seeds: median (lowest to highest).",
+        f"{config.local.epochs} local epoch(s), {seeds} seeds: median (lowest to highest). "
+        "Seconds are wall time and grow with whatever else the machine does.",
         "",
         "| strategy | " + " | ".join(COLUMNS.values()) + " |",
         "| --- |" + " ---: |" * len(COLUMNS),

@@ -9,7 +9,7 @@ import sys
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
-# Threads that wait for one another must not spin: beside another busy process that made training up to 5 times slower.
+# Threads that wait for one another must not spin: beside another busy process that slows training down.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
