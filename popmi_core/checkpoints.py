@@ -47,7 +47,7 @@ def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, s
     notes |= {_FORMAT_KEY: _FORMAT, _DIGEST_KEY: _digest(tensors, notes)}
     payload = _in_fixed_order(format_tensors(tensors, notes))
     try:
-        _replace_atomically(path, payload)
+        replace_atomically(path, payload)
     except OSError as error:
         raise ModelError(f"cannot write {path}: {error.strerror}. Check that the folder can be written.") from error
     return hashlib.sha256(payload).hexdigest()
@@ -140,9 +140,14 @@ def _metadata_sorted(payload: bytes) -> dict[str, str]:
     return dict(sorted(_metadata(payload).items()))
 
 
-def _replace_atomically(path: Path, payload: bytes) -> None:
+def replace_atomically(path: Path, payload: bytes) -> None:
+    """Write ``payload`` to ``path`` in one step: after a crash the old file is there or the new one, never a half.
+
+    Raises:
+        OSError: If the folder cannot be written; the old file is untouched then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(payload)
