@@ -5,5 +5,6 @@ from popmi_core.models.exchange import exchanged_state, load_exchanged
 from popmi_core.models.inputs import normalise
 from popmi_core.models.predict import predict
 from popmi_core.models.presets import PRESETS
+from popmi_core.models.small_nets import STUDY_NETS
 
-__all__ = ["PRESETS", "build_model", "exchanged_state", "load_exchanged", "normalise", "predict"]
+__all__ = ["PRESETS", "STUDY_NETS", "build_model", "exchanged_state", "load_exchanged", "normalise", "predict"]
