@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from popmi_core.errors import ConfigError
+from popmi_core.errors import ConfigError, PrivacyError
 
 Strategy = Literal[
-    "opm", "fedavg", "fedprox", "fedadam", "fedyogi", "fedmedian", "trimmed-mean", "krum", "local", "pooled"
-]
+    "opm", "opm-soup", "opm-greedy-soup", "opm-regmean", "opm-learned", "opm-gated", "fedavg", "fedprox", "fedadam",
+    "fedyogi", "uniform-soup", "greedy-soup", "circuit", "lowrank", "regmean", "git-rebasin", "ot-fusion",
+    "ot-fusion-soft", "fedma", "fedmedian", "trimmed-mean", "krum", "best-single", "ensemble", "local", "pooled",
+]  # fmt: skip
+Rule = Literal[
+    "average", "uniform_soup", "greedy_soup", "circuit", "lowrank", "regmean", "opm", "opm_soup", "opm_greedy_soup",
+    "opm_regmean", "git_rebasin", "git_rebasin_activations", "ot_fusion", "ot_fusion_soft", "fedma", "best_single",
+    "ensemble", "median", "trimmed_mean", "krum",
+]  # fmt: skip
+MATCHING_RULES: frozenset[str] = frozenset(
+    {"opm", "opm_soup", "opm_greedy_soup", "opm_regmean", "git_rebasin", "git_rebasin_activations"}
+    | {"ot_fusion", "ot_fusion_soft", "fedma"}
+)
+"""Rules that put the models into one basis themselves, and so need the architecture's symmetry."""
+GRAM_RULES: frozenset[str] = frozenset({"regmean", "opm_regmean"})
+"""Rules that need the layers' input Gram matrices, which the sites compute on their own images."""
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -63,18 +77,66 @@ class LocalConfig(_Frozen):
 
 
 class MatchConfig(_Frozen):
-    """How the sites' models are put into one basis before they are averaged."""
+    """How the sites' models are put into one basis before they are averaged.
 
-    method: Literal["none", "opm"] = "none"
+    *opm* and *permutations* look at weights only; *activations* and *learned* need images, so the site matches its own
+    update to the broadcast model before it sends (``where`` = ``site``) and ``num_images`` of its own are looked at.
+    """
+
+    method: Literal["none", "opm", "permutations", "activations", "learned"] = "none"
+    where: Literal["server", "site"] = "server"
     sweeps: int = Field(default=10, ge=1)
+    starts: int = Field(default=1, ge=1, le=32)
+    learn_steps: int = Field(default=100, ge=1)
+    learn_rate: Positive = 0.01
+    num_images: int = Field(default=256, ge=5)
+
+    @model_validator(mode="after")
+    def _images_are_at_the_sites(self) -> Self:
+        if self.method in ("activations", "learned") and self.where == "server":
+            raise ValueError(f"{self.method} looks at images, which only sites have: set match.where = 'site'")
+        return self
+
+    @property
+    def uses_images(self) -> bool:
+        """Whether a site looks at its images to match."""
+        return self.method in ("activations", "learned")
 
 
 class FuseConfig(_Frozen):
-    """How matched models become one. ``trim`` is per side; ``faulty`` is Krum's assumed bad sites."""
+    """How matched models become one.
 
-    rule: Literal["average", "circuit", "median", "trimmed_mean", "krum"] = "average"
+    ``trim`` is per side; ``faulty`` is Krum's assumed bad sites; ``regmean_shrink`` scales the off-diagonal of the Gram
+    matrices (1: least squares, 0: an average weighted by the inputs' sizes); ``entropic_reg`` is the softness of soft
+    transport. ``gate`` names rules to be judged beside ``rule`` and the plain average on the sites' validation images,
+    of which the best is taken. ``repair`` measures BatchNorm statistics of the fused model anew at the sites.
+    """
+
+    rule: Rule = "average"
+    gate: tuple[Rule, ...] = ()
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     faulty: int = Field(default=1, ge=0)
+    regmean_shrink: Annotated[float, Field(ge=0, le=1)] = 0.9
+    entropic_reg: Positive = 0.05
+    repair: bool = False
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Every rule that is tried, plain average first where there is a gate."""
+        if not self.gate:
+            return (self.rule,)
+        return tuple(dict.fromkeys(("average", self.rule, *self.gate)))
+
+    @property
+    def needs_grams(self) -> bool:
+        """Whether sites must send the Gram matrices of their layers' inputs."""
+        return not GRAM_RULES.isdisjoint(self.rules)
+
+
+class PersonalConfig(_Frozen):
+    """Tensors whose names match a pattern stay at their site: neither sent nor averaged, used there only."""
+
+    keep_local: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
 class ServerOptimizerConfig(_Frozen):
@@ -109,6 +171,7 @@ class RunConfig(_Frozen):
     local: LocalConfig = LocalConfig()
     match: MatchConfig = MatchConfig()
     fuse: FuseConfig = FuseConfig()
+    personal: PersonalConfig = PersonalConfig()
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
     privacy: PrivacyConfig | None = None
 
@@ -126,19 +189,80 @@ class RunConfig(_Frozen):
             merged[part] = {**preset, **given} if isinstance(given, dict) else given
         return merged
 
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        fuse, moved_here = self.fuse, self.match.method != "none" and self.match.where == "server"
+        if ("ensemble" in fuse.rules) != (self.strategy == "ensemble"):
+            raise ValueError("the ensemble is no model and only a strategy of its own: take strategy = 'ensemble'")
+        if fuse.gate and moved_here:
+            raise ValueError(
+                "fuse.gate compares with the plain average of the models as they came, which server-side matching "
+                "moves: set match.method = 'none' and name rules such as opm, which match by themselves"
+            )
+        if not self.personal.keep_local:
+            return self
+        if self.strategy in ("local", "pooled", "ensemble"):
+            raise ValueError(f"personal.keep_local needs a common model; strategy {self.strategy} has none to share")
+        moving = sorted(MATCHING_RULES.intersection(fuse.rules))
+        if moved_here or moving:
+            raise ValueError(
+                f"personal.keep_local: {moving[0] if moving else 'server-side matching'} would move the shared part "
+                "and not the kept one: set match.where = 'site' with a rule that does not match, or keep nothing"
+            )
+        return self
 
+
+_AT_SITE = {"method": "opm", "where": "site"}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "opm": {"match": {"method": "opm"}, "fuse": {"rule": "circuit"}},
+    "opm-soup": {"match": {"method": "opm"}, "fuse": {"rule": "uniform_soup"}},
+    "opm-greedy-soup": {"match": {"method": "opm"}, "fuse": {"rule": "greedy_soup"}},
+    # Matched at the site: the Gram matrices are then measured in the common basis.
+    "opm-regmean": {"match": _AT_SITE, "fuse": {"rule": "regmean"}},
+    "opm-learned": {"match": {"method": "learned", "where": "site"}, "fuse": {"rule": "circuit"}},
+    "opm-gated": {"fuse": {"rule": "opm", "gate": ["circuit", "opm_soup", "opm_regmean"]}},
     "fedavg": {},
     "fedprox": {"local": {"objective": "proximal"}},
     "fedadam": {"server_optimizer": {"name": "adam", "learning_rate": 0.01}},
     "fedyogi": {"server_optimizer": {"name": "yogi", "learning_rate": 0.01}},
+    "uniform-soup": {"fuse": {"rule": "uniform_soup"}},
+    "greedy-soup": {"fuse": {"rule": "greedy_soup"}},
+    "circuit": {"fuse": {"rule": "circuit"}},
+    "lowrank": {"fuse": {"rule": "lowrank"}},
+    "regmean": {"fuse": {"rule": "regmean"}},
+    "git-rebasin": {"fuse": {"rule": "git_rebasin"}},
+    "ot-fusion": {"fuse": {"rule": "ot_fusion"}},
+    "ot-fusion-soft": {"fuse": {"rule": "ot_fusion_soft"}},
+    "fedma": {"fuse": {"rule": "fedma"}},
     "fedmedian": {"fuse": {"rule": "median"}},
     "trimmed-mean": {"fuse": {"rule": "trimmed_mean"}},
     "krum": {"fuse": {"rule": "krum"}},
+    "best-single": {"fuse": {"rule": "best_single"}},
+    "ensemble": {"fuse": {"rule": "ensemble"}},
     "local": {},
     "pooled": {},
 }
+
+
+def require_private(config: RunConfig) -> None:
+    """Refuse parts that look at a site's images outside DP-SGD in a run with a privacy budget.
+
+    Raises:
+        PrivacyError: If there is such a part; it is named.
+    """
+    if config.privacy is None:
+        return
+    named = {
+        f"match.method = '{config.match.method}'": config.match.uses_images,
+        f"fuse.rule or fuse.gate with {' or '.join(sorted(GRAM_RULES))}": config.fuse.needs_grams,
+        "fuse.repair": config.fuse.repair,
+    }
+    for part, looks in named.items():
+        if looks:
+            raise PrivacyError(
+                f"{part} sends what it saw in the sites' images without noise, so the privacy budget would be a void "
+                "promise. Drop this part or the budget."
+            )
 
 
 def parse_config(values: dict[str, Any], *, source: str = "the configuration") -> RunConfig:
@@ -150,12 +274,16 @@ def parse_config(values: dict[str, Any], *, source: str = "the configuration") -
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in item['loc'])}: {item['msg']} (got {item['input']!r})"
-            for item in error.errors()
-        ]
+        lines = [f"  {_told(item['loc'], item['msg'], item['input'])}" for item in error.errors()]
         message = f"{source} does not describe a run:\n" + "\n".join(lines)
         raise ConfigError(f"{message}\nSee docs/configuration.md for every key and its range.") from error
+
+
+def _told(where: tuple[int | str, ...], what: str, got: Any) -> str:
+    key, text = ".".join(str(part) for part in where), what.removeprefix("Value error, ")
+    # Of parts that do not fit together the text says all; the whole table would bury it.
+    shown = "" if isinstance(got, dict) and text != what else f" (got {got!r})"
+    return f"{f'{key}: ' if key else ''}{text}{shown}"
 
 
 def read_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfig:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from popmi_core.config import LocalConfig, ModelConfig, PrivacyConfig, RunConfig
+from popmi_core.config import LocalConfig, MatchConfig, ModelConfig, PrivacyConfig, RunConfig
 from popmi_core.errors import UpdateError
 
 # Record names inside a message.
@@ -20,7 +20,12 @@ REPORT = "report"
 MODEL = "model"
 CONTROL = "control"
 CONTROL_CHANGE = "control_change"
+GRAMS = "grams"
+NORMS = "norms"
 SCORES_PREFIX = "scores."
+# Questions beside training and evaluation, as Flower names message types: an action below a category.
+JUDGE = "judge"
+MEASURE_NORMS = "norms"
 JSON_KEY = "json"
 # Key of the run configuration.
 PLAN_KEY = "plan"
@@ -28,6 +33,7 @@ PLAN_KEY = "plan"
 POOLED_SITE = "pooled"
 
 Split = Literal["train", "val", "test"]
+Statistic = Literal["gram"]
 
 
 class _Frozen(BaseModel):
@@ -56,6 +62,12 @@ class Instruction(_Frozen):
     phantom_images: int
     splits: tuple[Split, ...] = ("val",)
     lineup: tuple[Assignment, ...] = ()
+    match: MatchConfig | None = Field(default=None, description="match to the broadcast model before sending")
+    statistics: tuple[Statistic, ...] = ()
+    frozen: tuple[str, ...] = Field(default=(), description="name prefixes that are not trained in this round")
+    keep_local: tuple[str, ...] = Field(default=(), description="name patterns of tensors that never leave")
+    candidate: str = Field(default="", description="whom a judged model stands for")
+    num_models: int = Field(default=1, ge=1, description="models to be judged together, as an ensemble")
 
 
 class RunPlan(_Frozen):
@@ -87,6 +99,14 @@ class Report(_Frozen):
     skipped_rows: int = 0
     phantom: bool = False
     split_sizes: dict[str, int] = Field(default_factory=dict)
+    gains: dict[str, float | None] = Field(default_factory=dict, description="by layer, where the site matched")
+    identity: dict[str, bool] = Field(default_factory=dict)
+    match_note: str = ""
+
+
+def model_record(number: int) -> str:
+    """Return the name of the record that holds an ensemble's model ``number``, from 0."""
+    return f"{MODEL}.{number}"
 
 
 def parse_report(text: object, *, site: str) -> Report:

@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from popmi_core.config import PRESETS, RunConfig, overlay, parse_config, read_config
-from popmi_core.errors import ConfigError
+from popmi_core.config import PRESETS, RunConfig, Strategy, overlay, parse_config, read_config, require_private
+from popmi_core.errors import ConfigError, PrivacyError
 
 
 def test_a_strategy_is_a_preset_of_four_parts():
@@ -40,6 +40,14 @@ def test_every_preset_describes_a_run_and_survives_a_round_trip(strategy):
         ({"fuse": {"trim": 0.5}}, "fuse.trim"),
         ({"privacy": {}}, "privacy.target_epsilon"),
         ({"fuse": 3}, "fuse"),
+        ({"fuse": {"regmean_shrink": 1.1}}, "fuse.regmean_shrink"),
+        ({"fuse": {"gate": ["best"]}}, "fuse.gate"),
+        ({"match": {"method": "learned"}}, "match: learned looks at images.*set match.where = 'site'"),
+        ({"fuse": {"rule": "ensemble"}}, "take strategy = 'ensemble'"),
+        ({"strategy": "opm", "fuse": {"gate": ["average"]}}, "set match.method = 'none'"),
+        ({"strategy": "local", "personal": {"keep_local": ["head"]}}, "strategy local has none to share"),
+        ({"strategy": "fedma", "personal": {"keep_local": ["head"]}}, "fedma would move the shared part"),
+        ({"strategy": "opm", "personal": {"keep_local": ["head"]}}, "server-side matching would move"),
     ],
 )
 def test_an_unknown_or_impossible_value_is_named(values, named):
@@ -86,3 +94,40 @@ def test_the_documentation_names_every_key():
             yield from keys(below[0]) if below else [name]
 
     assert [key for key in keys(RunConfig) if f"{key} |" not in text] == []
+
+
+def test_every_strategy_has_its_preset():
+    assert set(PRESETS) == set(get_args(Strategy))
+
+
+def test_a_gate_always_tries_the_plain_average_and_nothing_twice():
+    config = parse_config({"fuse": {"rule": "opm", "gate": ["opm", "regmean"]}, "match": {"method": "none"}})
+    assert config.fuse.rules == ("average", "opm", "regmean")
+    assert config.fuse.needs_grams
+    assert parse_config({"strategy": "krum"}).fuse.rules == ("krum",)
+
+
+def test_parts_that_do_not_fit_together_are_told_without_the_whole_table():
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"fuse": {"rule": "ensemble"}})
+    assert "got" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ({"strategy": "opm-learned"}, "match.method = 'learned'"),
+        ({"match": {"method": "activations", "where": "site"}}, "match.method = 'activations'"),
+        ({"strategy": "opm-gated"}, "fuse.gate with opm_regmean"),
+        ({"fuse": {"repair": True}}, "fuse.repair"),
+    ],
+)
+def test_parts_that_look_at_images_without_noise_are_refused_a_privacy_budget(parts, named):
+    require_private(parse_config(parts))
+    with pytest.raises(PrivacyError, match=named):
+        require_private(parse_config({**parts, "privacy": {"target_epsilon": 3.0}}))
+
+
+def test_matching_weights_at_the_site_keeps_the_privacy_promise():
+    parts = {"strategy": "opm", "match": {"where": "site"}, "privacy": {"target_epsilon": 3.0}}
+    require_private(parse_config(parts))
