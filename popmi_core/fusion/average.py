@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from popmi_core.config import FuseConfig
-from popmi_core.fusion.update import Fused, State, Update, cast, in_order, shares
-from popmi_core.matching import ViTSymmetry
+from popmi_core.fusion.score import Scorer
+from popmi_core.fusion.update import Fused, State, Symmetry, Update, cast, in_order, shares
 
 
 def fuse(
-    updates: Sequence[Update], *, reference: State, symmetry: ViTSymmetry | None = None, config: FuseConfig
+    updates: Sequence[Update],
+    *,
+    reference: State,
+    symmetry: Symmetry | None = None,
+    config: FuseConfig,
+    scorer: Scorer | None = None,
 ) -> Fused:
     """Average every tensor, weighted by num_examples and summed in float64 in the order of the sites' names.
 
@@ -24,12 +30,20 @@ def fuse(
     """
     ordered = in_order(updates, reference=reference)
     weights = shares(ordered)
+    return Fused(weighted_mean(ordered, weights, reference=reference), weights)
+
+
+def weighted_mean(ordered: Sequence[Update], weights: Mapping[str, float], *, reference: State) -> dict[str, Tensor]:
+    """Return ``sum_k weights[k] w_k`` in the reference's number formats, summed in float64 in the order given.
+
+    One update alone is returned as it is, bit for bit.
+    """
     if len(ordered) == 1:
-        return Fused({name: tensor.clone() for name, tensor in ordered[0].state.items()}, weights)
+        return {name: tensor.clone() for name, tensor in ordered[0].state.items()}
     state = {}
     for name, like in reference.items():
         total = torch.zeros(like.shape, dtype=torch.float64)
         for update in ordered:
             total += update.state[name].double() * weights[update.site]
         state[name] = cast(total, like)
-    return Fused(state, weights)
+    return state

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from popmi_core.config import FuseConfig
 from popmi_core.fusion import average
-from popmi_core.fusion.update import Fused, State, Update, cast
-from popmi_core.matching import ViTSymmetry, canonicalise
+from popmi_core.fusion.score import Scorer
+from popmi_core.fusion.update import Fused, State, Symmetry, Update, cast
+from popmi_core.matching import canonicalise
 from popmi_core.matching.canonical import spell_like
 from popmi_core.matching.factors import HeadFactors, head_factors, put_heads
 from popmi_core.matching.procrustes import polar
@@ -24,7 +25,12 @@ from popmi_core.matching.symmetry import HeadSlots
 
 
 def fuse(
-    updates: Sequence[Update], *, reference: State, symmetry: ViTSymmetry | None = None, config: FuseConfig
+    updates: Sequence[Update],
+    *,
+    reference: State,
+    symmetry: Symmetry | None = None,
+    config: FuseConfig,
+    scorer: Scorer | None = None,
 ) -> Fused:
     """Average heads as products and everything else as weights, both weighted by num_examples.
 
@@ -66,7 +72,7 @@ def _mean_heads(
     sites: Sequence[tuple[float, Mapping[str, Tensor]]],
     target: Mapping[str, Tensor],
     slots: HeadSlots,
-    symmetry: ViTSymmetry,
+    symmetry: Symmetry,
 ) -> tuple[HeadFactors, str]:
     """Return the averaged heads of one layer in the reference's basis, and how much of the mean their rank holds."""
     dim, count = symmetry.dim, symmetry.num_heads

@@ -1,22 +1,65 @@
-"""From a rule's name in the configuration to the rule."""
+"""From a rule's name in the configuration to the rule, and what each rule needs."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from popmi_core.config import FuseConfig
-from popmi_core.errors import ConfigError
-from popmi_core.fusion import average, circuit, krum, median, trimmed_mean
-from popmi_core.fusion.update import Fused, State, Update
-from popmi_core.matching import ViTSymmetry
+from popmi_core.errors import ConfigError, ModelError, UpdateError
+from popmi_core.fusion import average, best_single, circuit, greedy_soup, krum, median, soup, trimmed_mean
+from popmi_core.fusion.score import Scorer
+from popmi_core.fusion.update import Fused, State, Symmetry, Update
 
 RULES: dict[str, Callable[..., Fused]] = {
     "average": average.fuse,
+    "best_single": best_single.fuse,
     "circuit": circuit.fuse,
+    "greedy_soup": greedy_soup.fuse,
     "krum": krum.fuse,
     "median": median.fuse,
     "trimmed_mean": trimmed_mean.fuse,
+    "uniform_soup": soup.fuse,
 }
+# An answer, not a model: see popmi_core/fusion/ensemble.py.
+REFERENCES = ("ensemble",)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a rule cannot work without, so that a run that lacks it is refused when it is planned.
+
+    ``scorer``: sites score candidates on validation images. ``grams``: sites send RegMean's Gram matrices.
+    ``symmetry``: the architecture must be described. ``matches``: the rule puts the updates into one basis itself;
+    any other rule expects them in one basis. ``sites``: the fewest updates it takes.
+    """
+
+    scorer: bool = False
+    grams: bool = False
+    symmetry: bool = False
+    matches: bool = False
+    sites: int = 1
+
+
+_NEEDS: dict[str, Needs] = {
+    "best_single": Needs(scorer=True),
+    "greedy_soup": Needs(scorer=True),
+    "krum": Needs(sites=5),
+}
+
+
+def needs(rule: str, config: FuseConfig | None = None) -> Needs:
+    """Return what the rule of this name needs.
+
+    Raises:
+        ConfigError: If there is no such rule.
+    """
+    _known(rule)
+    if rule == "krum" and config is not None:
+        return Needs(sites=2 * config.faulty + 3)
+    return _NEEDS.get(rule, Needs())
 
 
 def fuse(
@@ -24,22 +67,61 @@ def fuse(
     updates: Sequence[Update],
     *,
     reference: State,
-    symmetry: ViTSymmetry | None = None,
+    symmetry: Symmetry | None = None,
     config: FuseConfig | None = None,
+    scorer: Scorer | None = None,
+    **options: Any,
 ) -> Fused:
     """Fuse the updates by the rule of this name.
 
     Args:
-        rule: A key of ``RULES``.
-        updates: One per site, matched already if matching is on; their order does not matter.
+        rule: A key of ``RULES``; dashes and underscores are the same.
+        updates: One per site, in one basis unless ``needs(rule).matches``; their order does not matter.
         reference: The global model the round started from; gives names, shapes and number formats.
         symmetry: What ``describe_model`` said about the architecture; None where it knows nothing.
-        config: Settings of the rules (``trim``, ``faulty``).
+        config: Settings of the rules (``trim``, ``faulty``, ``regmean_shrink``).
+        scorer: Scores a candidate at every site (see ``Score``), for the rules that choose.
+        options: Further keyword arguments of this one rule, such as ``grams_of`` of the RegMean rules.
 
     Raises:
-        ConfigError: If there is no such rule.
-        UpdateError: If an update is unfit or the rule needs more sites.
+        ConfigError: If there is no such rule or option, or the rule needs a scorer and has none.
+        ModelError: If the rule needs the architecture described and it is not.
+        UpdateError: If an update is unfit, or the rule needs more sites or Gram matrices that did not come.
     """
+    rule = rule.replace("-", "_")
+    function = _known(rule)
+    unknown = sorted(set(options) - set(inspect.signature(function).parameters))
+    if unknown:
+        raise ConfigError(f"rule {rule} has no option '{unknown[0]}'. See its docstring for those it has.")
+    wanted = needs(rule)
+    if wanted.scorer and scorer is None:
+        raise ConfigError(
+            f"rule {rule} chooses by validation loss but got no scorer. Let the sites score candidates on their "
+            "validation images, or take rule 'average'."
+        )
+    if wanted.symmetry and symmetry is None:
+        raise ModelError(
+            f"rule {rule} needs the architecture's symmetries but got none. Describe the model by hand, or take rule "
+            "'average'."
+        )
+    if wanted.grams and "grams_of" not in options and len(updates) > 1:
+        missing = [update.site for update in updates if not update.grams]
+        if missing:
+            raise UpdateError(
+                f"rule {rule} needs every site's input Gram matrices, but {', '.join(sorted(missing))} sent none. "
+                "Have the sites compute them (input_grams), or take rule 'average'."
+            )
+    return function(
+        updates, reference=reference, symmetry=symmetry, config=config or FuseConfig(), scorer=scorer, **options
+    )
+
+
+def _known(rule: str) -> Callable[..., Fused]:
+    if rule in REFERENCES:
+        raise ConfigError(
+            f"'{rule}' is a reference for comparison that gives answers, not a model. Use it where models are "
+            "evaluated; to fuse, take one of the other rules."
+        )
     if rule not in RULES:
         raise ConfigError(f"fuse.rule is {rule!r}, expected one of {', '.join(RULES)}. Correct the configuration.")
-    return RULES[rule](updates, reference=reference, symmetry=symmetry, config=config or FuseConfig())
+    return RULES[rule]

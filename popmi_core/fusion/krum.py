@@ -10,12 +10,17 @@ from torch import Tensor
 
 from popmi_core.config import FuseConfig
 from popmi_core.errors import UpdateError
-from popmi_core.fusion.update import Fused, State, Update, in_order
-from popmi_core.matching import ViTSymmetry
+from popmi_core.fusion.score import Scorer
+from popmi_core.fusion.update import Fused, State, Symmetry, Update, in_order
 
 
 def fuse(
-    updates: Sequence[Update], *, reference: State, symmetry: ViTSymmetry | None = None, config: FuseConfig
+    updates: Sequence[Update],
+    *,
+    reference: State,
+    symmetry: Symmetry | None = None,
+    config: FuseConfig,
+    scorer: Scorer | None = None,
 ) -> Fused:
     """Return the update with the least sum of squared distances to its ``n - faulty - 2`` nearest others.
 

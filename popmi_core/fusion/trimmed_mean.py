@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from popmi_core.config import FuseConfig
-from popmi_core.fusion.update import Fused, State, Update, cast, in_order, stack
-from popmi_core.matching import ViTSymmetry
+from popmi_core.fusion.score import Scorer
+from popmi_core.fusion.update import Fused, State, Symmetry, Update, cast, in_order, stack
 
 
 def fuse(
-    updates: Sequence[Update], *, reference: State, symmetry: ViTSymmetry | None = None, config: FuseConfig
+    updates: Sequence[Update],
+    *,
+    reference: State,
+    symmetry: Symmetry | None = None,
+    config: FuseConfig,
+    scorer: Scorer | None = None,
 ) -> Fused:
     """Drop ``int(trim * n)`` values at each side of every coordinate, average the rest; every site counts once.
 

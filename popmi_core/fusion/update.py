@@ -11,25 +11,42 @@ from torch import Tensor
 
 from popmi_core.errors import UpdateError
 
+# One name for the description of a network's symmetries, for every rule of this package.
+from popmi_core.matching import ViTSymmetry as Symmetry
+
+__all__ = ["Fused", "State", "Symmetry", "Update", "cast", "in_order", "shares", "stack"]
 State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Update:
-    """One site's model after local training; ``num_examples`` is its weight where a rule weighs."""
+    """One site's model after local training; ``num_examples`` is its weight where a rule weighs.
+
+    ``grams``: RegMean's input Gram matrices by layer name, float, divided by the number of images they are summed
+    over (see ``popmi_core.fusion.regmean.input_grams``); empty where the rule does not ask for them.
+    """
 
     site: str
     state: State
     num_examples: int
+    grams: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Fused:
-    """The fused model, the weight every site had in it, and what a person should know per layer."""
+    """The fused model, the weight every site had in it, and what a person should know per layer.
+
+    ``scores``: where candidates were compared, the validation loss in nats of every candidate at every site;
+    ``chosen``: the candidate taken; ``regret``: the most that one site loses (nats) because the choice is not the
+    candidate that is best for that site alone.
+    """
 
     state: dict[str, Tensor]
     weights: dict[str, float]
     notes: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    chosen: str = ""
+    regret: float | None = None
 
 
 def in_order(updates: Sequence[Update], *, reference: State) -> list[Update]:

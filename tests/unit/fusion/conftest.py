@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from popmi_core.fusion import Update
+from popmi_core.fusion import Score, Update
 
 
 @pytest.fixture
@@ -65,3 +65,17 @@ def outputs() -> Callable[[nn.Module, dict[str, Tensor]], Tensor]:
             return model(images)
 
     return run
+
+
+@pytest.fixture
+def scorer() -> Callable[[str, dict[str, Tensor]], dict[str, Score]]:
+    """Two sites whose loss is the mean square distance of all weights to 0 and to 1."""
+
+    def score(name: str, state: dict[str, Tensor]) -> dict[str, Score]:
+        flat = torch.cat([tensor.double().flatten() for tensor in state.values() if tensor.is_floating_point()])
+        return {
+            "site_0": Score(30, float(flat.square().mean()), accuracy=0.5),
+            "site_1": Score(10, float((flat - 1).square().mean()), accuracy=0.5),
+        }
+
+    return score
