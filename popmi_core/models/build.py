@@ -35,7 +35,7 @@ def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Modul
         ModelError: If the backbone is unknown, does not take the image or patch size, cannot run at
             that size, the weights do not fit, or PREA cannot make it exact.
     """
-    name = _known(config.backbone)
+    name = known_backbone(config.backbone)
     if num_classes < 1:
         raise ModelError(f"{name}: num_classes is {num_classes}, expected at least 1. Check the label list.")
     with _seeded(seed):
@@ -77,7 +77,12 @@ def _weights_file(name: str, weights: str) -> Path | None:
     return fetch_published(name) if weights == "pretrained" else Path(weights)
 
 
-def _known(backbone: str) -> str:
+def known_backbone(backbone: str) -> str:
+    """Return the name if timm knows it.
+
+    Raises:
+        ModelError: If it does not; near names are suggested.
+    """
     if timm.is_model(backbone):
         return backbone
     near = get_close_matches(backbone, timm.list_models(), n=3)

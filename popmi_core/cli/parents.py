@@ -1,0 +1,249 @@
+"""The models that `popmi fuse` and `popmi barrier` are given: plain files of one architecture, checked before use."""
+
+from __future__ import annotations
+
+import ast
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from popmi_core.adapters import attach
+from popmi_core.checkpoints import file_sha256, load_state
+from popmi_core.errors import ConfigError, ModelError
+from popmi_core.models.build import known_backbone
+
+# These would load weights, some by unpickling a file; the weights are the ones in the files.
+_NOT_ARGUMENTS = {
+    "num_classes",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+}
+_ADAPTER = "prea."
+_BACKBONE = "backbone."
+
+
+@dataclass(frozen=True)
+class Parent:
+    """One model file: a label no other parent has, the file's name without folders, its sha256, tensors and notes."""
+
+    label: str
+    file: str
+    sha256: str
+    state: dict[str, Tensor]
+    notes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What all parents are: a timm model by name and arguments, perhaps under PREA, with its classes and image size."""
+
+    name: str
+    arguments: dict[str, Any]
+    adapter: str
+    classes: int
+    image_size: int
+    model: nn.Module
+
+
+def read_parents(paths: Sequence[Path]) -> list[Parent]:
+    """Return the models of the files, in their order.
+
+    Raises:
+        ConfigError: If there are fewer than two.
+        ModelError: If a file is missing, no safetensors, damaged, or holds NaN or infinity.
+    """
+    if len(paths) < 2:
+        raise ConfigError(f"{len(paths)} model file given, expected at least two. Name all the models to put together.")
+    parents = []
+    for path in paths:
+        state, notes = load_state(path)
+        for name, tensor in state.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ModelError(f"{path}: '{name}' holds NaN or infinity, expected finite weights. Take another file.")
+        parents.append(Parent(path.stem, path.name, file_sha256(path), state, notes))
+    return _labelled(parents)
+
+
+def parse_arguments(given: Sequence[str]) -> dict[str, Any]:
+    """Return ``["img_size=64", ...]`` as timm's keyword arguments; values are Python literals, else text.
+
+    Raises:
+        ConfigError: If one is not NAME=VALUE, or is about weights or classes.
+    """
+    found: dict[str, Any] = {}
+    for item in given:
+        key, equals, text = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"--model-arg {item}: expected NAME=VALUE, such as img_size=64.")
+        if key in _NOT_ARGUMENTS:
+            raise ConfigError(f"--model-arg {key}: weights and classes come from the files. Leave it out.")
+        try:
+            found[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[key] = text
+    return found
+
+
+def architecture_of(
+    parents: Sequence[Parent],
+    *,
+    name: str | None,
+    arguments: Mapping[str, Any],
+    adapter: str | None = None,
+    image_size: int | None = None,
+) -> Architecture:
+    """Return the architecture all parents are of; the number of classes is read from the head.
+
+    What is not given (name, adapter, image size) is taken from the card in a POPMI file.
+
+    Raises:
+        ConfigError: If no name is given and the first file has no card.
+        ModelError: If timm does not know the name or the arguments, or a parent is another architecture.
+    """
+    card = _card(parents[0])
+    name = name or card.get("backbone")
+    if not name:
+        raise ConfigError(f"{parents[0].file} does not say which model it is. Give timm's name with --model.")
+    known_backbone(name)
+    arguments = {**_card_arguments(card), **arguments}
+    adapted = any(key.startswith(_ADAPTER) for key in parents[0].state)
+    group = adapter or card.get("adapter", {}).get("group") or "none"
+    if adapted != (group != "none"):
+        wanted = "has PREA inside: say which with --adapter C4 or D4" if adapted else "has no PREA inside"
+        raise ModelError(f"{parents[0].file} {wanted}; --adapter is {group}. Correct it.")
+    classes = {parent.file: _classes(parent, name, prefix=_BACKBONE if adapted else "") for parent in parents}
+    if len(set(classes.values())) > 1:
+        listed = ", ".join(f"{file} {count}" for file, count in classes.items())
+        raise ModelError(f"the models have different numbers of classes: {listed}. Fuse models of one list of classes.")
+    count = next(iter(classes.values()))
+    model = _create(name, arguments, count)
+    size = image_size or card.get("image_size") or _image_size(model, arguments)
+    if adapted:
+        model = _adapted(model, parents[0], group, card.get("adapter", {}).get("merge_block"))
+    return Architecture(name, arguments, group, count, int(size), model.eval())
+
+
+def fitted(parents: Sequence[Parent], architecture: Architecture) -> list[Parent]:
+    """Return the parents with every tensor of the architecture; counters that did not travel are filled in.
+
+    Raises:
+        ModelError: If a parent is not of the architecture.
+    """
+    own = architecture.model.state_dict()
+    whole = []
+    for parent in parents:
+        counters = {n: t.clone() for n, t in own.items() if n not in parent.state and not t.is_floating_point()}
+        state = {**parent.state, **counters}
+        _check(parent.file, state, own, architecture.name)
+        whole.append(replace(parent, state={key: state[key] for key in own}))
+    return whole
+
+
+def check_loads(state: Mapping[str, Tensor], architecture: Architecture) -> None:
+    """Load the state into a fresh model of the architecture with ``strict=True`` and run one image through it.
+
+    Raises:
+        ModelError: If it does not load, or the answer is not finite.
+    """
+    model = architecture.model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    try:
+        model.load_state_dict(dict(state), strict=True)
+        with torch.inference_mode():
+            side, like = architecture.image_size, next(iter(model.parameters()))
+            answer = model(torch.zeros(1, 3, side, side, dtype=like.dtype))
+    except RuntimeError as error:
+        raise ModelError(f"the fused model does not load into {architecture.name}: {error}") from error
+    finally:
+        model.load_state_dict(before, strict=True)
+    if not bool(torch.isfinite(answer).all()):
+        raise ModelError(f"the fused model of {architecture.name} answers NaN or infinity. Choose another rule.")
+
+
+def _labelled(parents: list[Parent]) -> list[Parent]:
+    stems = [parent.label for parent in parents]
+    return [
+        replace(parent, label=parent.label if stems.count(parent.label) == 1 else f"{parent.label}-{number}")
+        for number, parent in enumerate(parents, start=1)
+    ]
+
+
+def _card(parent: Parent) -> dict[str, Any]:
+    try:
+        card = json.loads(parent.notes.get("card", "{}"))
+    except ValueError:
+        return {}
+    model = card.get("model") if isinstance(card, dict) else None
+    return model if isinstance(model, dict) else {}
+
+
+def _card_arguments(card: Mapping[str, Any]) -> dict[str, Any]:
+    # Convolutional backbones take any image size without being told.
+    wanted = {"img_size": card.get("image_size"), "patch_size": card.get("patch_size")}
+    return {key: value for key, value in wanted.items() if value is not None and "vit" in str(card.get("backbone"))}
+
+
+def _classes(parent: Parent, name: str, *, prefix: str) -> int:
+    config = timm.get_pretrained_cfg(name)
+    named = (config.classifier if config else None) or "head"
+    classifiers = (named,) if isinstance(named, str) else tuple(named)
+    for classifier in classifiers:
+        weight = parent.state.get(f"{prefix}{classifier}.weight")
+        if weight is not None:
+            return int(weight.shape[0])
+    raise ModelError(
+        f"{parent.file} has no '{prefix}{classifiers[0]}.weight', the head of {name}, so its number of classes is "
+        "unknown. Check the model's name, and that the file holds the whole model."
+    )
+
+
+def _create(name: str, arguments: Mapping[str, Any], classes: int) -> nn.Module:
+    try:
+        # The global generator is left as it was: initial weights are thrown away.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
+    except (TypeError, ValueError, AssertionError, ZeroDivisionError, RuntimeError) as error:
+        said = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "no arguments"
+        raise ModelError(f"timm cannot make {name} with {said}: {error}. Correct --model-arg.") from error
+    return model
+
+
+def _image_size(model: nn.Module, arguments: Mapping[str, Any]) -> int:
+    own = getattr(getattr(model, "patch_embed", model), "img_size", None) or arguments.get("img_size")
+    config = getattr(model, "pretrained_cfg", None) or {}
+    size = own or config.get("input_size", (3, 224, 224))[-1]
+    return int(size[0] if isinstance(size, tuple | list) else size)
+
+
+def _adapted(model: nn.Module, parent: Parent, group: str, merge_block: int | None) -> nn.Module:
+    return attach(
+        model,
+        group=group,
+        merge_block=merge_block,
+        weights="lambda" if f"{_ADAPTER}score.weight" in parent.state else "mean",
+        rank=int(parent.state[f"{_ADAPTER}down.weight"].shape[0]),
+    )
+
+
+def _check(file: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> None:
+    problems = [f"{key!r} is missing" for key in sorted(set(own) - set(state))]
+    problems += [f"{key!r} is unknown to it" for key in sorted(set(state) - set(own))]
+    problems += [
+        f"{key!r} has shape {tuple(tensor.shape)}, expected {tuple(own[key].shape)}"
+        for key, tensor in state.items()
+        if key in own and tensor.shape != own[key].shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ModelError(f"{file} is not a {name}: {problems[0]}{more}. Check --model, --model-arg and --adapter.")
