@@ -1,0 +1,166 @@
+"""The steps to one spelling for every function: what LayerNorm, LayerScale and biases leave open is folded away.
+
+After all steps every tensor that touches a rotated stream is a plain linear map of it. Names and shapes stay those of
+the architecture, and so does the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+# Dividing by less than this share of the mean would blow up what little the entry lets through.
+_SMALLEST = 0.1
+
+
+class Step(Protocol):
+    """One change of spelling and its inverse, both in place on a float64 state, both the same function."""
+
+    def names(self) -> tuple[str, ...]:
+        """Return the tensors the step needs."""
+
+    def fold(self, state: dict[str, Tensor]) -> None:
+        """Bring the state into the common spelling."""
+
+    def unfold(self, state: dict[str, Tensor], like: State) -> None:
+        """Give a folded state the spelling of ``like``."""
+
+
+@dataclass(frozen=True)
+class NormFold:
+    """A LayerNorm's gamma goes into the columns of the layers that read it, beta into their bias.
+
+    Where ``readers`` have no bias, beta stays in the norm as ``beta / gamma`` (Swin's patch merging, ``repeat`` 4).
+    """
+
+    norm: str
+    readers: tuple[str, ...]
+    keep_beta: bool = False
+
+    def names(self) -> tuple[str, ...]:
+        return (f"{self.norm}.weight", *(f"{reader}.weight" for reader in self.readers))
+
+    def fold(self, state: dict[str, Tensor]) -> None:
+        gamma, beta = state[f"{self.norm}.weight"], state.get(f"{self.norm}.bias")
+        if self.keep_beta:
+            gamma = gauge(gamma)
+        for reader in self.readers:
+            weight = state[f"{reader}.weight"]
+            if beta is not None and not self.keep_beta:
+                state[f"{reader}.bias"] = state[f"{reader}.bias"] + _columns(weight, beta)
+            state[f"{reader}.weight"] = weight * _along_columns(gamma, weight)
+        state[f"{self.norm}.weight"] = state[f"{self.norm}.weight"] / gamma if self.keep_beta else _ones(gamma)
+        if beta is not None:
+            state[f"{self.norm}.bias"] = beta / gamma if self.keep_beta else torch.zeros_like(beta)
+
+    def unfold(self, state: dict[str, Tensor], like: State) -> None:
+        gamma, beta = gauge(like[f"{self.norm}.weight"]), like.get(f"{self.norm}.bias")
+        for reader in self.readers:
+            weight = state[f"{reader}.weight"] / _along_columns(gamma, state[f"{reader}.weight"])
+            state[f"{reader}.weight"] = weight
+            if beta is not None and not self.keep_beta:
+                state[f"{reader}.bias"] = state[f"{reader}.bias"] - _columns(weight, beta.to(weight.dtype))
+        state[f"{self.norm}.weight"] = state[f"{self.norm}.weight"] * gamma
+        if beta is not None:
+            folded = state[f"{self.norm}.bias"]
+            state[f"{self.norm}.bias"] = folded * gamma if self.keep_beta else beta.to(folded.dtype)
+
+
+@dataclass(frozen=True)
+class ScaleFold:
+    """A LayerScale goes into the rows (and the bias) of the layer before it."""
+
+    layer: str
+    scale: str
+
+    def names(self) -> tuple[str, ...]:
+        return (f"{self.layer}.weight", self.scale)
+
+    def fold(self, state: dict[str, Tensor]) -> None:
+        self._scale_rows(state, state[self.scale])
+        state[self.scale] = _ones(state[self.scale])
+
+    def unfold(self, state: dict[str, Tensor], like: State) -> None:
+        values = gauge(like[self.scale]).to(state[self.scale].dtype)
+        self._scale_rows(state, 1 / values)
+        state[self.scale] = values
+
+    def _scale_rows(self, state: dict[str, Tensor], factor: Tensor) -> None:
+        weight = state[f"{self.layer}.weight"]
+        state[f"{self.layer}.weight"] = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        if f"{self.layer}.bias" in state:
+            state[f"{self.layer}.bias"] = state[f"{self.layer}.bias"] * factor
+
+
+@dataclass(frozen=True)
+class ValueBias:
+    """Attention rows sum to one, so that the value bias is a constant: it moves into the projection's bias."""
+
+    bias: str
+    start: int
+    stop: int
+    proj: str
+
+    def names(self) -> tuple[str, ...]:
+        return (self.bias, f"{self.proj}.weight", f"{self.proj}.bias")
+
+    def fold(self, state: dict[str, Tensor]) -> None:
+        value = state[self.bias][self.start : self.stop]
+        state[f"{self.proj}.bias"] = state[f"{self.proj}.bias"] + state[f"{self.proj}.weight"] @ value
+        state[self.bias] = _with_zeros(state[self.bias], self.start, self.stop)
+
+    def unfold(self, state: dict[str, Tensor], like: State) -> None:
+        del like
+        self.fold(state)
+
+
+@dataclass(frozen=True)
+class ZeroBias:
+    """Softmax ignores the key bias: it is 0."""
+
+    bias: str
+    start: int
+    stop: int
+
+    def names(self) -> tuple[str, ...]:
+        return (self.bias,)
+
+    def fold(self, state: dict[str, Tensor]) -> None:
+        state[self.bias] = _with_zeros(state[self.bias], self.start, self.stop)
+
+    def unfold(self, state: dict[str, Tensor], like: State) -> None:
+        del like
+        self.fold(state)
+
+
+def gauge(values: Float[Tensor, " channels"]) -> Float[Tensor, " channels"]:
+    """Return the values kept away from zero (a tenth of the mean size, sign kept), so that one can divide by them."""
+    wide = values.double()
+    least = _SMALLEST * wide.abs().mean()
+    if least == 0:
+        return torch.ones_like(wide)
+    return torch.where(wide < 0, -1.0, 1.0) * wide.abs().clamp_min(least)
+
+
+def _along_columns(values: Tensor, weight: Tensor) -> Tensor:
+    return values.to(weight.dtype).reshape(1, -1, *[1] * (weight.ndim - 2))
+
+
+def _columns(weight: Tensor, values: Tensor) -> Tensor:
+    return weight.flatten(1) @ values if weight.ndim == 2 else weight.sum(dim=tuple(range(2, weight.ndim))) @ values
+
+
+def _with_zeros(values: Tensor, start: int, stop: int) -> Tensor:
+    result = values.clone()
+    result[start:stop] = 0
+    return result
+
+
+def _ones(like: Tensor) -> Tensor:
+    return torch.ones_like(like)
