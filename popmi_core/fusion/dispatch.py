@@ -9,7 +9,7 @@ from typing import Any
 
 from popmi_core.config import FuseConfig
 from popmi_core.errors import ConfigError, ModelError, UpdateError
-from popmi_core.fusion import average, best_single, circuit, greedy_soup, krum, median, soup, trimmed_mean
+from popmi_core.fusion import average, best_single, circuit, greedy_soup, krum, median, regmean, soup, trimmed_mean
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Symmetry, Update
 
@@ -20,6 +20,7 @@ RULES: dict[str, Callable[..., Fused]] = {
     "greedy_soup": greedy_soup.fuse,
     "krum": krum.fuse,
     "median": median.fuse,
+    "regmean": regmean.fuse,
     "trimmed_mean": trimmed_mean.fuse,
     "uniform_soup": soup.fuse,
 }
@@ -47,6 +48,7 @@ _NEEDS: dict[str, Needs] = {
     "best_single": Needs(scorer=True),
     "greedy_soup": Needs(scorer=True),
     "krum": Needs(sites=5),
+    "regmean": Needs(grams=True),
 }
 
 
