@@ -1,26 +1,43 @@
-"""The Flower client app of one hospital: join, train, evaluate."""
+"""The Flower client app of one hospital: join, train, evaluate, and what the server asks between the two."""
 
 from __future__ import annotations
 
 import time
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
+import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from client.control import load_control, save_control
-from client.evaluate import evaluate_images
+from client.align import Aligned, align
+from client.evaluate import Ensemble, evaluate_images, judge_images
+from client.kept import load_kept, save_kept
 from client.ledger import Ledger
 from client.load import assignment_of, read_data
 from client.privacy import PrivateRound
+from client.receive import read_tensors, receive_ensemble, receive_model, split_kept
 from client.reply import array_record, finite_or_none, guarded, read_instruction, reply, tensor_record
-from client.train import train_locally
-from popmi_core.config import ModelConfig
-from popmi_core.errors import PrivacyError, UpdateError
-from popmi_core.models import build_model, exchanged_state, load_exchanged, normalise
-from popmi_core.protocol import CONTROL, CONTROL_CHANGE, MODEL, SCORES_PREFIX, Instruction, Report, derive_seed
+from client.statistics import measure_grams, measure_norms, refuse_bare_statistics
+from client.train import TrainReport, train_locally
+from popmi_core.data import SiteData
+from popmi_core.errors import PrivacyError
+from popmi_core.models import exchanged_state, load_exchanged, normalise
+from popmi_core.protocol import (
+    CONTROL,
+    CONTROL_CHANGE,
+    GRAMS,
+    JUDGE,
+    MEASURE_NORMS,
+    MODEL,
+    NORMS,
+    SCORES_PREFIX,
+    Assignment,
+    Instruction,
+    Report,
+    derive_seed,
+)
 
 app = ClientApp()
 
@@ -47,29 +64,26 @@ def join(message: Message, context: Context) -> Message:
 @app.train()
 @guarded
 def train(message: Message, context: Context) -> Message:
-    """Train the broadcast model on this site's images and send it back."""
+    """Train the broadcast model on this site's images, match it if asked to, and send what is not to stay here."""
     instruction = read_instruction(message)
     assignment = assignment_of(context, instruction)
     data = read_data(assignment, instruction)
     begun = time.perf_counter()
-    model, received = receive_model(message, instruction)
-    state_folder = Path(assignment.state)
-    trained = train_locally(
-        model,
-        data.train,
-        instruction.local,
-        num_classes=len(instruction.classes),
-        normalise=partial(normalise, model=model),
-        seed=derive_seed("train", instruction.seed, assignment.site, instruction.server_round),
-        reference=received,
-        control=load_control(state_folder, instruction.run, instruction.server_round),
-        server_control=_tensors(message, CONTROL),
-        privacy=private_round(instruction, assignment.site, state_folder),
-    )
-    arrays: dict[str, ArrayRecord] = {MODEL: tensor_record(exchanged_state(model))}
-    if trained.control is not None:
-        save_control(state_folder, instruction.run, instruction.server_round, trained.control.control)
-        arrays[CONTROL_CHANGE] = tensor_record(trained.control.change)
+    if instruction.statistics:
+        refuse_bare_statistics(instruction, "a Gram matrix")
+    model, start = receive_model(message, instruction, kept_parts(assignment, instruction, instruction.server_round))
+    trained, change = train_site(message, instruction, assignment, data, model, start)
+    aligned = align(model, exchanged_state(model), start, data.train, instruction, assignment.site)
+    if aligned is not None:
+        load_exchanged(model, aligned.state)
+    shared, own = split_kept(exchanged_state(model), instruction.keep_local)
+    arrays: dict[str, ArrayRecord] = {MODEL: tensor_record(shared)}
+    if change is not None:
+        arrays[CONTROL_CHANGE] = tensor_record(change)
+    if "gram" in instruction.statistics:
+        arrays[GRAMS] = tensor_record(measure_grams(model, data.train, instruction, assignment.site))
+    if own:
+        save_kept(Path(assignment.state), "personal", instruction.run, instruction.server_round, own)
     report = Report(
         run=instruction.run,
         server_round=instruction.server_round,
@@ -79,6 +93,7 @@ def train(message: Message, context: Context) -> Message:
         metrics=finite_or_none({"train.loss": trained.loss}),
         epsilon=trained.epsilon,
         phantom=data.phantom,
+        **matching_told(aligned),
     )
     return reply(message, report, arrays)
 
@@ -91,7 +106,7 @@ def evaluate(message: Message, context: Context) -> Message:
     assignment = assignment_of(context, instruction)
     data = read_data(assignment, instruction)
     begun = time.perf_counter()
-    model, _ = receive_model(message, instruction)
+    model = received_to_judge(message, instruction, assignment)
     metrics: dict[str, float] = {}
     arrays: dict[str, ArrayRecord] = {}
     sizes = {split: len(getattr(data, split)) for split in instruction.splits}
@@ -112,6 +127,84 @@ def evaluate(message: Message, context: Context) -> Message:
     return reply(message, report, arrays)
 
 
+@app.evaluate(JUDGE)
+@guarded
+def judge(message: Message, context: Context) -> Message:
+    """Tell what a candidate is worth on the validation images: a few figures, in one pass."""
+    instruction = read_instruction(message)
+    assignment = assignment_of(context, instruction)
+    data = read_data(assignment, instruction)
+    begun = time.perf_counter()
+    figures = judge_images(received_to_judge(message, instruction, assignment), data.val)
+    report = Report(
+        run=instruction.run,
+        server_round=instruction.server_round,
+        site=assignment.site,
+        num_examples=len(data.val),
+        seconds=time.perf_counter() - begun,
+        metrics=finite_or_none({f"val.{name}": value for name, value in figures.items()}),
+        phantom=data.phantom,
+    )
+    return reply(message, report)
+
+
+@app.query(MEASURE_NORMS)
+@guarded
+def norms(message: Message, context: Context) -> Message:
+    """Measure the BatchNorm statistics of the fused model on this site's training images (REPAIR)."""
+    instruction = read_instruction(message)
+    refuse_bare_statistics(instruction, "measuring BatchNorm statistics")
+    assignment = assignment_of(context, instruction)
+    data = read_data(assignment, instruction)
+    begun = time.perf_counter()
+    model, _ = receive_model(message, instruction, kept_parts(assignment, instruction, instruction.server_round + 1))
+    report = Report(
+        run=instruction.run,
+        server_round=instruction.server_round,
+        site=assignment.site,
+        num_examples=len(data.train),
+        seconds=time.perf_counter() - begun,
+        phantom=data.phantom,
+    )
+    measured = measure_norms(model, data.train, instruction, assignment.site)
+    return reply(message, report, {NORMS: tensor_record(measured)})
+
+
+def train_site(
+    message: Message,
+    instruction: Instruction,
+    assignment: Assignment,
+    data: SiteData,
+    model: nn.Module,
+    start: dict[str, Tensor],
+) -> tuple[TrainReport, dict[str, Tensor] | None]:
+    """Train ``model`` in place; also return the change of the control variate that may leave."""
+    folder = Path(assignment.state)
+    control = load_kept(folder, "control", instruction.run, before=instruction.server_round)
+    server_control = read_tensors(message, CONTROL)
+    if instruction.keep_local and server_control is not None:
+        # A part that stays here has no common direction to be drawn to: its shift c - c_i is zero.
+        zero = {name: torch.zeros_like(tensor) for name, tensor in split_kept(start, instruction.keep_local)[1].items()}
+        server_control = {**server_control, **zero, **split_kept(control or {}, instruction.keep_local)[1]}
+    trained = train_locally(
+        model,
+        data.train,
+        instruction.local,
+        num_classes=len(instruction.classes),
+        normalise=partial(normalise, model=model),
+        seed=derive_seed("train", instruction.seed, assignment.site, instruction.server_round),
+        reference=start,
+        control=control,
+        server_control=server_control,
+        privacy=private_round(instruction, assignment.site, folder),
+        frozen=instruction.frozen,
+    )
+    if trained.control is None:
+        return trained, None
+    save_kept(folder, "control", instruction.run, instruction.server_round, trained.control.control)
+    return trained, split_kept(trained.control.change, instruction.keep_local)[0]
+
+
 def private_round(instruction: Instruction, site: str, folder: Path) -> PrivateRound | None:
     """Return the round as the site's privacy ledger sees it, or None for a run without a privacy budget.
 
@@ -130,27 +223,22 @@ def private_round(instruction: Instruction, site: str, folder: Path) -> PrivateR
     return PrivateRound(instruction.privacy, ledger, instruction.run, instruction.server_round, instruction.rounds)
 
 
-def receive_model(message: Message, instruction: Instruction) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return the run's model with the broadcast tensors in it, and those tensors.
-
-    Raises:
-        UpdateError: If the message brings no model.
-        ModelError: If it does not fit this site's model.
-    """
-    received = _tensors(message, MODEL)
-    if received is None:
-        raise UpdateError("the server's message holds no model. Check that it runs the same POPMI version.")
-    model = _built_once(instruction.model, len(instruction.classes), instruction.seed)
-    load_exchanged(model, received)
-    return model, received
+def kept_parts(assignment: Assignment, instruction: Instruction, before: int) -> dict[str, Tensor] | None:
+    """Return the tensors this site kept of the rounds below ``before``; None where it keeps none or has none yet."""
+    if not instruction.keep_local:
+        return None
+    return load_kept(Path(assignment.state), "personal", instruction.run, before=before)
 
 
-def _tensors(message: Message, record: str) -> dict[str, Tensor] | None:
-    arrays = message.content.array_records.get(record)
-    return None if not arrays else dict(arrays.to_torch_state_dict())
+def received_to_judge(message: Message, instruction: Instruction, assignment: Assignment) -> nn.Module:
+    """Return the model, or the ensemble of models, that a message asks to be judged."""
+    if instruction.num_models > 1:
+        return Ensemble(*receive_ensemble(message, instruction))
+    return receive_model(message, instruction, kept_parts(assignment, instruction, instruction.server_round + 1))[0]
 
 
-@lru_cache(maxsize=2)
-def _built_once(config: ModelConfig, num_classes: int, seed: int) -> nn.Module:
-    # Frozen weights do not travel, so every site builds them from the same description and seed.
-    return build_model(config, num_classes, seed=seed)
+def matching_told(aligned: Aligned | None) -> dict[str, object]:
+    """Return what a report says about matching at the site; nothing where there was none."""
+    if aligned is None:
+        return {}
+    return {"gains": finite_or_none(aligned.gains), "identity": aligned.identity, "match_note": aligned.note}

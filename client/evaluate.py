@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from popmi_core.data import ImageSet
 from popmi_core.metrics import ScoreSummary, classification_metrics, rotation_consistency, summarise_scores
 from popmi_core.metrics.rotation import rotation_total_variation
 from popmi_core.metrics.summary import MIN_CELL
 from popmi_core.models import predict
+
+JUDGED = ("nll", "accuracy", "auroc")
+
+
+class Ensemble(nn.Module):
+    """Several models of one architecture; the softmax of its logits is the mean of theirs (in float64)."""
+
+    def __init__(self, model: nn.Module, states: Sequence[dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.model, self.states = model, list(states)
+        self.pretrained_cfg = getattr(model, "pretrained_cfg", None)
+
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
+        """Return the logarithm of the mean probability of every class."""
+        scores = [torch.log_softmax(functional_call(self.model, state, (images,)).double(), 1) for state in self.states]
+        return torch.logsumexp(torch.stack(scores), dim=0)
 
 
 def evaluate_images(model: nn.Module, data: ImageSet) -> tuple[dict[str, float], ScoreSummary]:
@@ -31,3 +52,15 @@ def evaluate_images(model: nn.Module, data: ImageSet) -> tuple[dict[str, float],
         "num_examples": float(len(data)),
     }
     return figures, summary
+
+
+def judge_images(model: nn.Module, data: ImageSet) -> dict[str, float]:
+    """Return what candidates are compared by, in one pass: ``nll``, ``accuracy``, ``auroc`` and ``num_examples``.
+
+    Of fewer than ``MIN_CELL`` images only their number is told, as by ``evaluate_images``.
+    """
+    counted = {"num_examples": float(len(data))}
+    if len(data) < MIN_CELL:
+        return counted
+    figures = classification_metrics(predict(model, data.images), data.targets)
+    return counted | {name: figures[name] for name in JUDGED}

@@ -6,6 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,7 @@ def train_locally(
     control: State | None = None,
     server_control: State | None = None,
     privacy: PrivateRound | None = None,
+    frozen: Sequence[str] = (),
 ) -> TrainReport:
     """Train ``model`` in place on ``data`` and leave it in evaluation mode.
 
@@ -77,6 +79,7 @@ def train_locally(
         reference: The broadcast parameters (proximal); ``None`` is the model's own at the start.
         control: The site's control variate; ``server_control`` the server's; ``None`` is zero.
         privacy: The round's budget; ``None`` trains without noise.
+        frozen: Names of parameters or modules that do not move in this round.
 
     Raises:
         DataError: If the site has no training image.
@@ -85,14 +88,15 @@ def train_locally(
         PrivacyError: If the budget is spent or the model or objective would break the promise.
     """
     started = time.perf_counter()
-    named = trained_parameters(model)
     if len(data) == 0:
         raise DataError("the training set is empty, expected at least one image. Check the split column of labels.csv.")
-    broadcast = Broadcast(reference, control, server_control)
-    objective = build_objective(local, named, torch.tensor(data.targets), num_classes, broadcast)
-    charge = _pay(model, len(data), local, privacy)
-    step = _build_step(model, objective, build_optimizer(list(named.values()), local), named, charge, len(data))
-    losses = _run_epochs(step, data, local, normalise, charge, seed)
+    with held_still(model, frozen):
+        named = trained_parameters(model)
+        broadcast = Broadcast(reference, control, server_control)
+        objective = build_objective(local, named, torch.tensor(data.targets), num_classes, broadcast)
+        charge = _pay(model, len(data), local, privacy)
+        step = _build_step(model, objective, build_optimizer(list(named.values()), local), named, charge, len(data))
+        losses = _run_epochs(step, data, local, normalise, charge, seed)
     return TrainReport(
         loss=losses[-1],
         loss_by_epoch=tuple(losses),
@@ -103,6 +107,24 @@ def train_locally(
         noise_multiplier=charge.noise_multiplier if charge else None,
         epsilon=charge.epsilon if charge else None,
     )
+
+
+@contextmanager
+def held_still(model: nn.Module, frozen: Sequence[str]) -> Iterator[None]:
+    """Freeze the parameters of these names, and all below modules of these names, while the block runs."""
+    held = [
+        p
+        for name, p in model.named_parameters()
+        if p.requires_grad and any(name == prefix or name.startswith(f"{prefix}.") for prefix in frozen)
+    ]
+    for p in held:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        # What travels is told by what can be trained at all, not by what was trained in this round.
+        for p in held:
+            p.requires_grad_(True)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, Parameter]:

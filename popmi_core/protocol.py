@@ -7,6 +7,7 @@ floats; nothing is ever pickled.
 from __future__ import annotations
 
 import hashlib
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -64,6 +65,7 @@ class Instruction(_Frozen):
     lineup: tuple[Assignment, ...] = ()
     match: MatchConfig | None = Field(default=None, description="match to the broadcast model before sending")
     statistics: tuple[Statistic, ...] = ()
+    num_images: int = Field(default=256, ge=1, description="training images that statistics look at")
     frozen: tuple[str, ...] = Field(default=(), description="name prefixes that are not trained in this round")
     keep_local: tuple[str, ...] = Field(default=(), description="name patterns of tensors that never leave")
     candidate: str = Field(default="", description="whom a judged model stands for")
@@ -107,6 +109,11 @@ class Report(_Frozen):
 def model_record(number: int) -> str:
     """Return the name of the record that holds an ensemble's model ``number``, from 0."""
     return f"{MODEL}.{number}"
+
+
+def stays_at_site(name: str, patterns: tuple[str, ...]) -> bool:
+    """Return whether a tensor of this name stays at its site: a pattern lies in the name, ``*`` and ``?`` allowed."""
+    return any(fnmatchcase(name, f"*{pattern}*") for pattern in patterns)
 
 
 def parse_report(text: object, *, site: str) -> Report:

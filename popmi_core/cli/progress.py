@@ -16,7 +16,13 @@ from popmi_core.protocol import Progress
 
 LOGGER = "popmi"
 LOG_FILE = "log.txt"
-PHASES = {"query": "joining", "train": "training", "evaluate": "evaluating"}
+PHASES = {
+    "query": "joining",
+    "query.norms": "measuring norms",
+    "train": "training",
+    "evaluate": "evaluating",
+    "evaluate.judge": "judging candidates",
+}
 
 
 def _for_people(record: logging.LogRecord) -> bool:

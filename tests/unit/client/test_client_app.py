@@ -10,7 +10,8 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import app, receive_model
+from client.app import app
+from client.receive import receive_model
 from client.reply import tensor_record
 from popmi_core.config import LocalConfig, ModelConfig, PrivacyConfig
 from popmi_core.data import DERMOSCOPY_CLASSES

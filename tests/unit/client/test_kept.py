@@ -1,0 +1,60 @@
+"""What a site keeps from round to round."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from client.kept import KEPT_ROUNDS, load_kept, save_kept
+from popmi_core.errors import ModelError
+
+
+def control(value: float) -> dict[str, torch.Tensor]:
+    return {"w": torch.full((2,), value)}
+
+
+def test_the_first_round_has_no_control_variate(tmp_path):
+    assert load_kept(tmp_path, "control", "run", before=1) is None
+
+
+def test_a_round_starts_from_what_the_round_before_led_to(tmp_path):
+    for server_round in (1, 2, 3):
+        save_kept(tmp_path, "control", "run", server_round, control(server_round))
+    assert load_kept(tmp_path, "control", "run", before=4)["w"].tolist() == [3, 3]
+
+
+def test_a_repeated_round_starts_from_what_its_first_attempt_started_from(tmp_path):
+    for server_round in (1, 2):
+        save_kept(tmp_path, "control", "run", server_round, control(server_round))
+    assert load_kept(tmp_path, "control", "run", before=2)["w"].tolist() == [1, 1]
+
+
+def test_a_round_the_site_missed_changes_nothing(tmp_path):
+    save_kept(tmp_path, "control", "run", 1, control(1))
+    assert load_kept(tmp_path, "control", "run", before=3)["w"].tolist() == [1, 1]
+
+
+def test_another_run_has_its_own(tmp_path):
+    save_kept(tmp_path, "control", "old", 1, control(1))
+    assert load_kept(tmp_path, "control", "new", before=2) is None
+
+
+def test_old_rounds_are_cleared_away(tmp_path):
+    for server_round in range(1, KEPT_ROUNDS + 4):
+        save_kept(tmp_path, "control", "run", server_round, control(server_round))
+    assert len(list(tmp_path.iterdir())) == KEPT_ROUNDS
+
+
+def test_a_damaged_file_is_named_and_never_taken_for_zero(tmp_path):
+    save_kept(tmp_path, "control", "run", 1, control(1))
+    path = tmp_path / "control-001.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ModelError, match=r"control-001\.safetensors"):
+        load_kept(tmp_path, "control", "run", before=2)
+
+
+def test_control_variates_and_kept_parts_do_not_mix(tmp_path):
+    save_kept(tmp_path, "control", "run", 1, control(1))
+    save_kept(tmp_path, "personal", "run", 1, control(2))
+    assert load_kept(tmp_path, "personal", "run", before=2)["w"].tolist() == [2, 2]
+    assert load_kept(tmp_path, "control", "run", before=2)["w"].tolist() == [1, 1]
