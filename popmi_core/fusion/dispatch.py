@@ -9,7 +9,18 @@ from typing import Any
 
 from popmi_core.config import FuseConfig
 from popmi_core.errors import ConfigError, ModelError, UpdateError
-from popmi_core.fusion import average, best_single, circuit, greedy_soup, krum, median, regmean, soup, trimmed_mean
+from popmi_core.fusion import (
+    average,
+    best_single,
+    circuit,
+    greedy_soup,
+    krum,
+    lowrank,
+    median,
+    regmean,
+    soup,
+    trimmed_mean,
+)
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Symmetry, Update
 
@@ -19,6 +30,7 @@ RULES: dict[str, Callable[..., Fused]] = {
     "circuit": circuit.fuse,
     "greedy_soup": greedy_soup.fuse,
     "krum": krum.fuse,
+    "lowrank": lowrank.fuse,
     "median": median.fuse,
     "regmean": regmean.fuse,
     "trimmed_mean": trimmed_mean.fuse,
