@@ -1,0 +1,168 @@
+"""OPM: put every model into one basis, then average what its heads compute and everything else as weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from popmi_core.config import FuseConfig
+from popmi_core.errors import ConfigError
+from popmi_core.fusion import circuit
+from popmi_core.fusion.average import streamed_mean, weighted_mean
+from popmi_core.fusion.score import Scorer
+from popmi_core.fusion.update import Fused, State, Symmetry, Update, in_order, shares
+from popmi_core.matching import Matched, Matcher
+
+Anchor = Literal["reference", "medoid", "mean_of_others"]
+# Rounds over all models of the mean-of-others; planted copies settle in two.
+_CYCLES = 5
+# A cycle that brings the models closer by less than this share is the last.
+_SETTLED = 1e-3
+
+
+def fuse(
+    updates: Sequence[Update],
+    *,
+    reference: State,
+    symmetry: Symmetry | None = None,
+    config: FuseConfig,
+    scorer: Scorer | None = None,
+    anchor: Anchor = "reference",
+    sweeps: int = 10,
+) -> Fused:
+    """Match every update to one basis and fuse them by circuit averaging, weighted by num_examples.
+
+    Whose basis: ``reference``: that of the global model (rounds of a federation). Without one (one-shot fusion):
+    ``medoid``: the model closest to all others once matched (n^2 matches), or ``mean_of_others``: from there, each
+    model is matched to the mean of the others until they settle (as MergeMany of Git Re-Basin, arXiv:2209.04836,
+    algorithm 3). All maps go through one basis, so that they are consistent around every cycle. ``match.<site>`` in
+    the notes says what moved. A lone site's model is returned as it is.
+
+    Raises:
+        ConfigError: If there is no such anchor.
+        UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
+    """
+    basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, sweeps=sweeps)
+    aligned = list(basis.aligned())
+    fused = circuit.fuse(aligned, reference=basis.reference, symmetry=symmetry, config=config)
+    return replace(fused, notes={**fused.notes, **basis.notes})
+
+
+@dataclass
+class Basis:
+    """The model whose basis counts, and the updates that are to be put into it, one at a time.
+
+    ``notes`` tells what moved, after ``aligned`` has been gone through.
+    """
+
+    updates: list[Update]
+    reference: State
+    symmetry: Symmetry | None
+    sweeps: int
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def choose(
+        cls,
+        updates: Sequence[Update],
+        *,
+        reference: State,
+        symmetry: Symmetry | None,
+        anchor: Anchor = "reference",
+        sweeps: int = 10,
+    ) -> Basis:
+        """Check the updates and settle whose basis counts (see ``fuse``).
+
+        Raises:
+            ConfigError: If there is no such anchor.
+            UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
+        """
+        if anchor not in ("reference", "medoid", "mean_of_others"):
+            raise ConfigError(f"opm: anchor is {anchor!r}, expected reference, medoid or mean_of_others.")
+        ordered = in_order(updates, reference=reference)
+        weights = shares(ordered)
+        if anchor == "reference" or len(ordered) == 1 or symmetry is None:
+            return cls(ordered, reference, symmetry, sweeps)
+        centre = medoid(ordered, symmetry, sweeps=sweeps)
+        basis = cls(ordered, centre.state, symmetry, sweeps, {"match": f"in the basis of {centre.site}"})
+        if anchor == "mean_of_others":
+            _settle(basis, weights)
+        return basis
+
+    def aligned(self) -> Iterator[Update]:
+        """Yield every update in the chosen basis, by site's name; Gram matrices stay where nothing moved."""
+        if len(self.updates) == 1:
+            yield from self.updates
+            return
+        matcher = Matcher(self.reference, self.symmetry, sweeps=self.sweeps)
+        for update in self.updates:
+            yield self._match(update, matcher)
+
+    def _match(self, update: Update, matcher: Matcher) -> Update:
+        found = matcher.match(update.state, site=update.site)
+        self.notes[f"match.{update.site}"] = _said(found)
+        still = all(found.identity.values())
+        return replace(update, state=found.state, grams=update.grams if still else {})
+
+
+def medoid(updates: Sequence[Update], symmetry: Symmetry, *, sweeps: int = 10) -> Update:
+    """Return the update with the least example-weighted sum of squared distances of all others, once matched to it.
+
+    Ties go to the first site by name; of two, this is the one with more examples. Cost: n (n - 1) matches; memory:
+    one model beyond the updates.
+    """
+    ordered = sorted(updates, key=lambda update: update.site)
+    if len(ordered) == 2:
+        return max(ordered, key=lambda update: update.num_examples)
+    costs = []
+    for centre in ordered:
+        matcher = Matcher(centre.state, symmetry, sweeps=sweeps)
+        others = [update for update in ordered if update is not centre]
+        costs.append(sum(_distance(update, matcher) for update in others))
+    return ordered[costs.index(min(costs))]
+
+
+def _distance(update: Update, matcher: Matcher) -> float:
+    found = matcher.match(update.state, site=update.site)
+    return update.num_examples * (found.distances[-1] if found.distances else 0.0)
+
+
+def _settle(basis: Basis, weights: dict[str, float]) -> None:
+    """Match each model to the mean of the others until they settle; the basis then reads their mean."""
+    models = list(basis.aligned())
+    spread = _spread(models, weights)
+    for cycle in range(_CYCLES):
+        tried = list(models)
+        for index, update in enumerate(tried):
+            others = [(weights[other.site], other.state) for other in tried if other is not update]
+            mass = sum(weight for weight, _ in others) or 1.0
+            mean = streamed_mean(((weight / mass, state) for weight, state in others), reference=basis.reference)
+            matcher = Matcher(mean, basis.symmetry, sweeps=basis.sweeps)
+            tried[index] = basis._match(update, matcher)
+        after = _spread(tried, weights)
+        if after >= spread:
+            break
+        models, before, spread = tried, spread, after
+        basis.notes["match"] = f"each in the basis of the mean of the others, {cycle + 1} cycles"
+        if before - after <= _SETTLED * before:
+            break
+    basis.updates = models
+    basis.reference = weighted_mean(models, weights, reference=basis.reference)
+
+
+def _spread(models: Sequence[Update], weights: dict[str, float]) -> float:
+    """Return the weighted sum of squared distances to the weighted mean."""
+    mean = weighted_mean(models, weights, reference=models[0].state)
+    return sum(
+        weights[update.site] * float((update.state[name].double() - value.double()).square().sum())
+        for update in models
+        for name, value in mean.items()
+        if value.is_floating_point()
+    )
+
+
+def _said(found: Matched) -> str:
+    moved = [layer for layer, still in found.identity.items() if not still]
+    said = f"moved {len(moved)} of {len(found.identity)} bases" if moved else "nothing moved"
+    return f"{said}; {found.note}" if found.note else said
