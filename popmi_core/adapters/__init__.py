@@ -1,6 +1,16 @@
-"""PREA: exact C4/D4 equivariance for timm backbones, and the check of it."""
+"""PREA: exact C4/D4 equivariance for timm backbones, and the check of it; low-rank adapters on linear layers."""
 
 from popmi_core.adapters.exactness import equivariance_error, require_exact
+from popmi_core.adapters.lora import LoraLinear, add_lora, merge_lora
 from popmi_core.adapters.prea import Prea, attach, detach
 
-__all__ = ["Prea", "attach", "detach", "equivariance_error", "require_exact"]
+__all__ = [
+    "LoraLinear",
+    "Prea",
+    "add_lora",
+    "attach",
+    "detach",
+    "equivariance_error",
+    "merge_lora",
+    "require_exact",
+]

@@ -6,10 +6,10 @@ from torch import nn
 
 from popmi_core.errors import ModelError
 from popmi_core.matching2.builder import Builder
-from popmi_core.matching2.families import vit
+from popmi_core.matching2.families import adapters, swin, swinv2, vit
 from popmi_core.matching2.symmetry import Symmetry
 
-FAMILIES = {"vit": vit}
+FAMILIES = {"vit": vit, "swin": swin, "swinv2": swinv2}
 
 
 def describe(model: nn.Module) -> Symmetry:
@@ -18,12 +18,14 @@ def describe(model: nn.Module) -> Symmetry:
     Raises:
         ModelError: If no family knows the model or a part of it; the message names the module.
     """
+    backbone, prefix = adapters.inside(model)
     for name, family in FAMILIES.items():
-        if family.knows(model):
-            build = Builder(name, model.state_dict())
-            family.describe(model, build)
+        if family.knows(backbone):
+            build = Builder(name, model.state_dict(), prefix=prefix)
+            family.describe(backbone, build)
+            adapters.describe(model, build)
             return build.done()
     raise ModelError(
-        f"{type(model).__name__} is of no family that is described ({', '.join(FAMILIES)}). Describe it by hand with "
+        f"{type(backbone).__name__} is of no described family ({', '.join(FAMILIES)}). Describe it by hand with "
         "popmi_core.matching.Builder, or take a rule that needs no description, such as 'average'."
     )

@@ -1,25 +1,45 @@
 """ViT and DeiT: one rotation for the residual stream, heads with free bases inside, hidden units.
 
 A rotation of the stream has to pass every LayerNorm (``R 1 = 1``), whose gamma and beta are folded into the layers that
-read it. Where an affine norm writes the stream (CLIP's pre-norm) or tokens are pooled by their maximum, only
-permutations pass; where the features are the output, their basis stays.
+read it. Where an affine norm writes the stream (CLIP's pre-norm, post-norm blocks) or tokens are pooled by their
+maximum, only permutations pass; where the features are the output, their basis stays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from timm.layers.mlp import GluMlp, Mlp, SwiGLU
+from timm.layers.attention import Attention
+from timm.layers.attention_pool import AttentionPoolLatent, AttentionPoolPrr
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import (
+    Block,
+    ParallelScalingBlock,
+    ParallelThingsBlock,
+    ResPostBlock,
+    VisionTransformer,
+)
 from torch import nn
 
-from popmi_core.errors import ModelError
 from popmi_core.matching2.builder import Builder
-from popmi_core.matching2.steps import NormFold, ScaleFold, ValueBias, ZeroBias
-from popmi_core.matching2.symmetry import Kind, MapKind
+from popmi_core.matching2.families.transformer import (
+    attention,
+    first_layers,
+    head_space,
+    hidden,
+    packed,
+    project,
+    read_norm,
+    refuse,
+    scaled,
+    settle_biases,
+)
+from popmi_core.matching2.steps import ValueBias, ZeroBias
+from popmi_core.matching2.symmetry import Kind
 
 STREAM = "stream"
+POOLED = "attn_pool.stream"
 
 
 def knows(model: nn.Module) -> bool:
@@ -33,161 +53,176 @@ def describe(model: Any, build: Builder) -> None:
     Raises:
         ModelError: If it has a part that is not known here; the message names it.
     """
-    kind = _stream_kind(model)
-    if kind is not None:
+    kind = _stream_kind(model, build)
+    stream = None if kind is None else STREAM
+    if kind == "grouped":
+        heads = model.attn_pool.num_heads
+        build.space(STREAM, kind, heads, inner=model.embed_dim // heads)
+    elif kind is not None:
         build.space(STREAM, kind, model.embed_dim)
-        _embeddings(model, build)
+    _embeddings(build, stream)
     for index, block in enumerate(model.blocks):
-        if type(block) is not Block:
-            raise ModelError(
-                f"vit: module '{build.prefix}blocks.{index}' is a {type(block).__name__}, expected timm's Block. "
-                "Describe it by hand with popmi_core.matching.Builder."
-            )
         name = f"blocks.{index}"
-        attention(block.attn, f"{name}.attn", build, stream=STREAM if kind else None, scale=f"{name}.ls1.gamma")
-        read_norm(build, f"{name}.norm1", (f"{name}.attn.qkv",), STREAM if kind else None)
-        hidden(block.mlp, f"{name}.mlp", build, stream=STREAM if kind else None, scale=f"{name}.ls2.gamma")
-        readers = ("fc1_g", "fc1_x") if isinstance(block.mlp, SwiGLU) else ("fc1",)
-        read_norm(build, f"{name}.norm2", tuple(f"{name}.mlp.{layer}" for layer in readers), STREAM if kind else None)
-        if kind:
-            build.tap(name, "output", -1, STREAM)
-    _ends(model, build, kind)
+        known = _BLOCKS.get(type(block))
+        if known is None:
+            raise refuse(build, name, block, "a block of timm's VisionTransformer (Block, ResPostBlock, Parallel...)")
+        known(block, name, build, stream)
+        if stream is not None:
+            build.tap(name, "output", -1, stream)
+    _ends(model, build, stream)
 
 
-def attention(
-    layer: Any, name: str, build: Builder, *, stream: str | None, scale: str, positions: str | None = None
-) -> None:
-    """Describe one attention layer with a packed ``qkv``; ``positions`` is a table with one column a head."""
-    heads, dim = layer.num_heads, layer.num_heads * layer.head_dim
-    space = f"{name.removesuffix('.attn')}.heads"
-    normed = any(build.has(f"{name}.{norm}.weight") for norm in ("q_norm", "k_norm"))
-    inner_norm = build.has(f"{name}.norm.weight")
-    maps: dict[str, MapKind] = {
-        "query_key": "fixed" if normed else "linear",
-        "value": "fixed" if inner_norm else "linear",
-    }
-    build.space(space, "heads", heads, inner=layer.head_dim, maps=maps)
+def _plain(block: Any, name: str, build: Builder, stream: str | None) -> None:
+    readers = _attention(block.attn, f"{name}.attn", build, stream, f"{name}.ls1.gamma")
+    read_norm(f"{name}.norm1", readers, build, stream=stream)
+    readers = _hidden(block.mlp, f"{name}.mlp", build, stream, f"{name}.ls2.gamma")
+    read_norm(f"{name}.norm2", readers, build, stream=stream)
+
+
+def _post_norm(block: Any, name: str, build: Builder, stream: str | None) -> None:
+    """Norms that write the stream: it is a permutation, and they move with it."""
+    _attention(block.attn, f"{name}.attn", build, stream, "")
+    _hidden(block.mlp, f"{name}.mlp", build, stream, "")
+    for norm in ("norm1", "norm2"):
+        read_norm(f"{name}.{norm}", (), build, stream=stream)
+
+
+def _side_by_side(block: Any, name: str, build: Builder, stream: str | None) -> None:
+    """Several attentions at once, then several MLPs (Touvron et al. 2022, arXiv:2203.09795)."""
+    for index, branch in enumerate(block.attns):
+        part = f"{name}.attns.{index}"
+        readers = _attention(branch.attn, f"{part}.attn", build, stream, f"{part}.ls.gamma")
+        read_norm(f"{part}.norm", readers, build, stream=stream)
+    for index, branch in enumerate(block.ffns):
+        part = f"{name}.ffns.{index}"
+        readers = _hidden(branch.mlp, f"{part}.mlp", build, stream, f"{part}.ls.gamma")
+        read_norm(f"{part}.norm", readers, build, stream=stream)
+
+
+def _scaling(block: Any, name: str, build: Builder, stream: str | None) -> None:
+    """MLP and attention in parallel: ``in_proj`` packs hidden units, queries, keys, values (arXiv:2302.05442)."""
+    units, dim = block.in_split[0], block.in_split[1]
+    normed = build.has(f"{name}.q_norm.weight")
+    space = head_space(f"{name}.heads", block.num_heads, dim, build, normed=normed)
+    mlp = build.space(f"{name}.mlp", "permutation", units)
     build.still(*(f"{name}.{norm}.{part}" for norm in ("q_norm", "k_norm") for part in ("weight", "bias")))
-    for tensor in (f"{name}.qkv.weight", f"{name}.qkv.bias"):
+    packed(f"{name}.in_proj", space, dim, build, start=units)
+    for tensor in (f"{name}.in_proj.weight", f"{name}.in_proj.bias", f"{name}.mlp_bias"):
         if build.has(tensor):
-            build.axis(tensor, 0, space, part="query_key", stop=dim)
-            build.axis(tensor, 0, space, part="query_key", dual=True, start=dim, stop=2 * dim)
-            build.axis(tensor, 0, space, part="value", start=2 * dim)
-    build.axis(f"{name}.proj.weight", 1, space, part="value", dual=True)
-    if inner_norm:
-        for part in ("weight", "bias"):
-            build.axis(f"{name}.norm.{part}", 0, space, part="value")
-    if positions is not None:
-        build.axis(positions, 1, space)
-    if stream is not None:
-        build.axis(f"{name}.qkv.weight", 1, stream, dual=True)
-        build.linear(f"{name}.proj", writes=stream)
+            build.axis(tensor, 0, mlp, stop=units)
+    build.linear(f"{name}.in_proj", reads=stream)
+    read_norm(f"{name}.in_norm", (f"{name}.in_proj",), build, stream=stream)
+    if block.out_proj is None:
+        project(f"{name}.attn_out_proj", space, build, stream=stream)
+        build.linear(f"{name}.mlp_out_proj", reads=mlp, writes=stream)
+        build.tap(f"{name}.mlp_out_proj", "input", -1, mlp)
+        proj = f"{name}.attn_out_proj"
     else:
-        build.still(f"{name}.proj.bias")
-    build.tap(f"{name}.proj", "input", -1, space, part="value")
-    _scaled(build, f"{name}.proj", scale, stream)
-    _biases(build, name, dim, normed=normed, inner_norm=inner_norm)
+        build.axis(f"{name}.out_proj.weight", 1, space, part="value", dual=True, stop=dim)
+        build.axis(f"{name}.out_proj.weight", 1, mlp, dual=True, start=dim)
+        build.linear(f"{name}.out_proj", writes=stream)
+        build.tap(f"{name}.out_proj", "input", -1, space, part="value", stop=dim)
+        build.tap(f"{name}.out_proj", "input", -1, mlp, start=dim)
+        proj = None
+    settle_biases(f"{name}.in_proj", dim, build, proj=proj, normed=normed, start=units)
+    scaled(f"{name}.out_proj", f"{name}.ls.gamma", build, stream=stream)
 
 
-def _biases(build: Builder, name: str, dim: int, *, normed: bool, inner_norm: bool) -> None:
-    """The value bias moves into the projection's; softmax ignores the key bias (but not under a norm)."""
-    if not build.has(f"{name}.qkv.bias"):
-        return
-    bias = f"{build.prefix}{name}.qkv.bias"
-    if not normed:
-        build.step(ZeroBias(bias, dim, 2 * dim))
-    if build.has(f"{name}.proj.bias") and not inner_norm:
-        build.step(ValueBias(bias, 2 * dim, 3 * dim, f"{build.prefix}{name}.proj"))
+_BLOCKS: dict[type[nn.Module], Callable[[Any, str, Builder, str | None], None]] = {
+    Block: _plain,
+    ResPostBlock: _post_norm,
+    ParallelThingsBlock: _side_by_side,
+    ParallelScalingBlock: _scaling,
+}
 
 
-def hidden(layer: nn.Module, name: str, build: Builder, *, stream: str | None, scale: str) -> None:
-    """Describe one MLP, plain or gated (a gated one packs gate and value into fc1).
-
-    Raises:
-        ModelError: If it is another kind of MLP.
-    """
-    if not isinstance(layer, Mlp | GluMlp | SwiGLU):
-        raise ModelError(
-            f"vit: module '{build.prefix}{name}' is a {type(layer).__name__}, expected an MLP of timm. "
-            "Describe it by hand with popmi_core.matching.Builder."
-        )
-    units = build.shape(f"{name}.fc2.weight")[1]
-    build.space(name, "permutation", units)
-    packed = 2 if isinstance(layer, GluMlp) else 1
-    for first in ("fc1_g", "fc1_x") if isinstance(layer, SwiGLU) else ("fc1",):
-        for tensor in (f"{name}.{first}.weight", f"{name}.{first}.bias"):
-            if build.has(tensor):
-                build.axis(tensor, 0, name, repeat=packed)
-        if stream is not None:
-            build.linear(f"{name}.{first}", reads=stream)
-    if build.has(f"{name}.norm.weight"):
-        build.norm(f"{name}.norm", name)
-    build.linear(f"{name}.fc2", reads=name, writes=stream)
-    build.tap(f"{name}.fc2", "input", -1, name)
-    _scaled(build, f"{name}.fc2", scale, stream)
+def _attention(layer: Any, name: str, build: Builder, stream: str | None, scale: str) -> tuple[str, ...]:
+    if type(layer) is not Attention:
+        raise refuse(build, name, layer, "timm's Attention")
+    attention(name, layer.num_heads, build, stream=stream, scale=scale)
+    return tuple(f"{name}.{reader}" for reader in ("qkv", "gate") if build.has(f"{name}.{reader}.weight"))
 
 
-def read_norm(build: Builder, norm: str, readers: tuple[str, ...], stream: str | None) -> None:
-    """Describe a norm that only ``readers`` read; under a rotated stream it is folded into them.
-
-    Where a reader has no bias to take up beta, beta stays in the norm as a vector of the stream.
-    """
-    if not build.has(f"{norm}.weight"):
-        return
-    rotated = stream is not None and build.spaces[build.prefix + stream].kind == "orthogonal"
-    if not rotated:
-        if stream is not None:
-            build.norm(norm, stream)
-        else:
-            build.still(f"{norm}.weight", f"{norm}.bias")
-        return
-    has_beta = build.has(f"{norm}.bias")
-    keep = has_beta and not all(build.has(f"{reader}.bias") for reader in readers)
-    build.step(NormFold(build.prefix + norm, tuple(build.prefix + reader for reader in readers), keep_beta=keep))
-    if keep and stream is not None:
-        build.axis(f"{norm}.bias", 0, stream)
+def _hidden(layer: Any, name: str, build: Builder, stream: str | None, scale: str) -> tuple[str, ...]:
+    hidden(layer, name, build, stream=stream, scale=scale)
+    return tuple(f"{name}.{first}" for first in first_layers(layer))
 
 
-def _scaled(build: Builder, layer: str, scale: str, stream: str | None) -> None:
-    if not build.has(scale):
-        return
-    if stream is not None and build.spaces[build.prefix + stream].kind == "permutation":
-        build.axis(scale, 0, stream)
-        return
-    build.step(ScaleFold(build.prefix + layer, build.prefix + scale))
-
-
-def _stream_kind(model: Any) -> Kind | None:
-    if isinstance(model.head, nn.Identity):
+def _stream_kind(model: Any, build: Builder) -> Kind | None:
+    pool = model.attn_pool
+    if isinstance(model.head, nn.Identity) and not isinstance(pool, AttentionPoolLatent):
         return None
-    writes = not isinstance(model.norm_pre, nn.Identity) or hasattr(getattr(model.patch_embed, "norm", None), "weight")
-    headed = [name for name in ("norm", "fc_norm") if hasattr(getattr(model, name), "weight")]
-    pooled = model.global_pool in ("token", "avg")
-    return "orthogonal" if pooled and not writes and len(headed) <= 1 else "permutation"
+    if isinstance(pool, AttentionPoolPrr):
+        # It cuts the features themselves into heads: channels stay in theirs.
+        return "grouped"
+    affine = any(build.has(f"{norm}.weight") for norm in ("norm_pre", "patch_embed.norm"))
+    affine = affine or any(isinstance(block, ResPostBlock) for block in model.blocks)
+    # One LayerScale after two layers: it cannot be folded into either alone.
+    shared = any(getattr(block, "mlp_out_proj", None) and hasattr(block.ls, "gamma") for block in model.blocks)
+    linear = model.global_pool in ("token", "avg", "map")
+    return "orthogonal" if linear and not affine and not shared else "permutation"
 
 
-def _embeddings(model: Any, build: Builder) -> None:
-    build.linear("patch_embed.proj", writes=STREAM)
-    for token in ("cls_token", "dist_token", "reg_token", "pos_embed"):
-        if build.has(token):
-            build.axis(token, -1, STREAM)
-    for norm in ("norm_pre", "patch_embed.norm"):
-        if build.has(f"{norm}.weight"):
-            build.norm(norm, STREAM)
-
-
-def _ends(model: Any, build: Builder, kind: Kind | None) -> None:
-    if model.attn_pool is not None:
-        raise ModelError(
-            f"vit: module '{build.prefix}attn_pool' is not described. Describe it by hand with "
-            "popmi_core.matching.Builder, or take a model with token or average pooling."
-        )
-    heads = tuple(head for head in ("head", "head_dist") if build.has(f"{head}.weight"))
-    for norm in ("norm", "fc_norm"):
-        read_norm(build, norm, heads, STREAM if kind else None)
-    for head in heads:
-        build.linear(head, reads=STREAM if kind else None)
-    if kind is None:
+def _embeddings(build: Builder, stream: str | None) -> None:
+    tokens = [token for token in ("cls_token", "dist_token", "reg_token", "pos_embed") if build.has(token)]
+    if stream is None:
         build.note("stream fixed: the features are the output")
-        build.still("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed.proj.weight")
-        build.still("patch_embed.proj.bias", "norm_pre.weight", "norm_pre.bias")
+        build.still(*tokens, "patch_embed.proj.weight", "patch_embed.proj.bias", "norm_pre.weight", "norm_pre.bias")
+        build.still("patch_embed.norm.weight", "patch_embed.norm.bias")
+        return
+    build.linear("patch_embed.proj", writes=stream)
+    for token in tokens:
+        build.axis(token, -1, stream)
+    for norm in ("norm_pre", "patch_embed.norm"):
+        build.norm(norm, stream)
+
+
+def _ends(model: Any, build: Builder, stream: str | None) -> None:
+    heads = tuple(head for head in ("head", "head_dist") if build.has(f"{head}.weight"))
+    norms = [norm for norm in ("norm", "fc_norm") if build.has(f"{norm}.weight")]
+    if isinstance(model.attn_pool, AttentionPoolLatent):
+        stream = _attention_pool(model, build, stream, fixed=not heads)
+        norms = ["fc_norm"]
+    elif isinstance(model.attn_pool, AttentionPoolPrr):
+        for norm in ("attn_pool.pre_norm", "attn_pool.post_norm"):
+            read_norm(norm, (), build, stream=stream)
+    elif model.attn_pool is not None:
+        raise refuse(build, "attn_pool", model.attn_pool, "AttentionPoolLatent or AttentionPoolPrr")
+    for norm in norms:
+        read_norm(norm, heads, build, stream=stream)
+    for head in heads:
+        build.linear(head, reads=stream)
+
+
+def _attention_pool(model: Any, build: Builder, stream: str | None, *, fixed: bool) -> str | None:
+    """Pooling by a latent query: its own heads, MLP and residual stream, which the head reads."""
+    pool, name = model.attn_pool, "attn_pool"
+    dim = build.shape(f"{name}.kv.weight")[1]
+    normed = build.has(f"{name}.q_norm.weight")
+    space = head_space(f"{name}.heads", pool.num_heads, dim, build, normed=normed)
+    build.still(*(f"{name}.{norm}.{part}" for norm in ("q_norm", "k_norm") for part in ("weight", "bias")))
+    for part in ("weight", "bias"):
+        if build.has(f"{name}.q.{part}"):
+            build.axis(f"{name}.q.{part}", 0, space, part="query_key")
+        if build.has(f"{name}.kv.{part}"):
+            build.axis(f"{name}.kv.{part}", 0, space, part="query_key", dual=True, stop=dim)
+            build.axis(f"{name}.kv.{part}", 0, space, part="value", start=dim)
+    # One constant vector goes into the query: any basis does; rotations keep the matching well posed.
+    latent = build.space(f"{name}.latent", "heads", 1, inner=dim, maps={"latent": "orthogonal"})
+    build.axis(f"{name}.latent", -1, latent, part="latent")
+    build.axis(f"{name}.q.weight", 1, latent, part="latent", dual=True)
+    build.tap(f"{name}.q", "input", -1, latent, part="latent")
+    build.linear(f"{name}.kv", reads=stream)
+    read_norm("norm", (f"{name}.kv",), build, stream=stream)
+    pooled = None if fixed else build.space(POOLED, "orthogonal", pool.out_features)
+    project(f"{name}.proj", space, build, stream=pooled)
+    hidden(pool.mlp, f"{name}.mlp", build, stream=pooled)
+    read_norm(f"{name}.norm", (f"{name}.mlp.fc1",), build, stream=pooled)
+    if pooled is not None:
+        build.tap(f"{name}.norm", "input", -1, pooled)
+    if build.has(f"{name}.kv.bias"):
+        bias = f"{build.prefix}{name}.kv.bias"
+        build.step(ValueBias(bias, dim, 2 * dim, f"{build.prefix}{name}.proj"))
+        if not normed:
+            build.step(ZeroBias(bias, 0, dim))
+    return pooled

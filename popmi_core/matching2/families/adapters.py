@@ -1,0 +1,210 @@
+"""Adapters on any described backbone: PREA's bottleneck and low-rank factors, and where they meet the backbone.
+
+PREA reads and writes the features where copies are merged. After a ViT's block that is the residual stream. Elsewhere
+it is the last feature map: the space that the classifier reads; where its norm is folded (Swin), gamma goes through the
+adapter too: ``W (f + U d(D f)) = W' (m + U' d(D' m))`` with ``f = gamma m``, ``W' = W gamma``, ``U' = U / gamma``.
+
+The two factors of a low-rank adapter, ``B A``, have a basis of their own: any invertible ``G`` gives ``(B G)(G^-1 A)``.
+A reads and B writes what their layer does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from popmi_core.adapters import Prea, trunk
+from popmi_core.adapters.lora import scalings
+from popmi_core.matching2.builder import Builder
+from popmi_core.matching2.steps import NormFold, ScaleFold, State, Step, ValueBias, gauge
+from popmi_core.matching2.symmetry import Symmetry
+
+_A, _B = "lora_A", "lora_B"
+
+
+def inside(model: nn.Module) -> tuple[nn.Module, str]:
+    """Return the backbone that a family describes, and the prefix of its tensors."""
+    return (model.backbone, "backbone.") if isinstance(model, Prea) else (model, "")
+
+
+def describe(model: nn.Module, build: Builder) -> None:
+    """Add the model's adapters to the description of its backbone."""
+    # From here on names are those of the whole model.
+    build.prefix = ""
+    if isinstance(model, Prea):
+        _prea(model, build)
+    for layer, scaling in scalings(model).items():
+        _low_rank(layer, scaling, build)
+
+
+def exchanged_only(symmetry: Symmetry, names: set[str]) -> Symmetry:
+    """Return the subgroup that moves nothing but these tensors: what can be matched when only they travel.
+
+    With a frozen base all sites share one basis of streams and heads; what is left are the adapters' own spaces.
+    """
+    pinned = {axis.space for axis in symmetry.axes if axis.tensor not in names}
+    kept = symmetry.without(pinned & set(symmetry.spaces), "the base does not travel")
+    steps = tuple(step for step in symmetry.steps if set(step.names()) <= names)
+    return replace(kept, steps=steps)
+
+
+def _prea(model: Prea, build: Builder) -> None:
+    features = _features(model, build)
+    build.space("prea.hidden", "permutation", build.shape("prea.down.weight")[0])
+    build.linear("prea.down", reads=features, writes="prea.hidden")
+    build.linear("prea.up", reads="prea.hidden", writes=features)
+    build.tap("prea.up", "input", -1, "prea.hidden")
+    readers = ["prea.down"]
+    if build.has("prea.score.weight"):
+        build.linear("prea.score", reads=features)
+        readers.append("prea.score")
+    if features is None or trunk.is_plain_vit(model.backbone):
+        return
+    # The last norm lies before the adapter: what is folded out of the features leaves all that touch them.
+    classifiers = set(_classifiers(model))
+    for index, step in enumerate(build.steps):
+        if isinstance(step, NormFold) and classifiers & set(step.readers):
+            build.steps[index] = FeatureFold(step.norm, (*step.readers, *readers), keep_beta=True, writers=("prea.up",))
+            if build.has(f"{step.norm}.bias") and not step.keep_beta:
+                build.axis(f"{step.norm}.bias", 0, features)
+
+
+def _features(model: Prea, build: Builder) -> str | None:
+    """Return the space of the features that are merged: the residual stream, or what the classifier reads, if any."""
+    if trunk.is_plain_vit(model.backbone):
+        return "backbone.stream" if "backbone.stream" in build.spaces else None
+    heads = {f"{name}.weight" for name in _classifiers(model)}
+    found = {axis.space for axis in build.axes if axis.tensor in heads and axis.axis == 1}
+    return found.pop() if len(found) == 1 else None
+
+
+def _classifiers(model: Prea) -> tuple[str, ...]:
+    given: Any = model.get_classifier()
+    wanted = set(given) if isinstance(given, tuple) else {given}
+    return tuple(name for name, module in model.named_modules() if module in wanted)
+
+
+def _low_rank(layer: str, scaling: float, build: Builder) -> None:
+    space = build.space(
+        f"{layer}.lora", "heads", 1, inner=build.shape(f"{layer}.{_A}.weight")[0], maps={"factor": "linear"}
+    )
+    build.axis(f"{layer}.{_A}.weight", 0, space, part="factor")
+    build.axis(f"{layer}.{_B}.weight", 1, space, part="factor", dual=True)
+    build.tap(f"{layer}.{_A}", "output", -1, space, part="factor")
+    for axis in [axis for axis in build.axes if axis.tensor == f"{layer}.weight"]:
+        build.axes.append(replace(axis, tensor=f"{layer}.{_B if axis.axis == 0 else _A}.weight"))
+    build.steps[:] = [_with_adapter(step, layer, scaling) for step in build.steps]
+
+
+def _with_adapter(step: Step, layer: str, scaling: float) -> Step:
+    """Return the step as it is on a layer whose weight is ``W + scaling B A``."""
+    if isinstance(step, NormFold | LowRankNormFold) and layer in step.readers:
+        return LowRankNormFold(step, layer, scaling)
+    if isinstance(step, ScaleFold) and step.layer == layer:
+        return LowRankScaleFold(step.layer, step.scale)
+    if isinstance(step, ValueBias) and step.proj == layer:
+        return LowRankValueBias(step, scaling)
+    return step
+
+
+@dataclass(frozen=True)
+class FeatureFold(NormFold):
+    """A last norm whose features also pass an adapter: the rows of ``writers`` lose the gamma that readers take up."""
+
+    writers: tuple[str, ...] = ()
+
+    def names(self) -> tuple[str, ...]:
+        return (*super().names(), *(f"{writer}.weight" for writer in self.writers))
+
+    def fold(self, state: dict[str, Tensor]) -> None:
+        gamma = gauge(state[f"{self.norm}.weight"])
+        super().fold(state)
+        self._scale_rows(state, 1 / gamma)
+
+    def unfold(self, state: dict[str, Tensor], like: State) -> None:
+        super().unfold(state, like)
+        self._scale_rows(state, gauge(like[f"{self.norm}.weight"]))
+
+    def _scale_rows(self, state: dict[str, Tensor], factor: Tensor) -> None:
+        for name in (f"{writer}.{part}" for writer in self.writers for part in ("weight", "bias")):
+            if name in state:
+                values = factor.to(state[name].dtype)
+                state[name] = state[name] * values.reshape(-1, *[1] * (state[name].ndim - 1))
+
+
+@dataclass(frozen=True)
+class LowRankNormFold:
+    """A folded norm, one of whose readers has an adapter: A takes up gamma, beta passes through ``B A`` as well."""
+
+    step: Any
+    layer: str
+    scaling: float
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        return tuple(self.step.readers)
+
+    @property
+    def norm(self) -> str:
+        return str(self.step.norm)
+
+    @property
+    def keep_beta(self) -> bool:
+        return bool(self.step.keep_beta)
+
+    def names(self) -> tuple[str, ...]:
+        return (*self.step.names(), f"{self.layer}.{_A}.weight", f"{self.layer}.{_B}.weight")
+
+    def fold(self, state: dict[str, Tensor]) -> None:
+        gamma, beta = state[f"{self.norm}.weight"], state.get(f"{self.norm}.bias")
+        self.step.fold(state)
+        if beta is not None and not self.keep_beta:
+            _shift(state, self.layer, self.scaling, beta)
+        factor = state[f"{self.layer}.{_A}.weight"]
+        state[f"{self.layer}.{_A}.weight"] = factor * (gauge(gamma) if self.keep_beta else gamma)
+
+    def unfold(self, state: dict[str, Tensor], like: State) -> None:
+        self.step.unfold(state, like)
+        factor, beta = state[f"{self.layer}.{_A}.weight"], like.get(f"{self.norm}.bias")
+        state[f"{self.layer}.{_A}.weight"] = factor / gauge(like[f"{self.norm}.weight"]).to(factor.dtype)
+        if beta is not None and not self.keep_beta:
+            _shift(state, self.layer, -self.scaling, beta.to(factor.dtype))
+
+
+@dataclass(frozen=True)
+class LowRankScaleFold(ScaleFold):
+    """A LayerScale after a layer with an adapter: B's rows take it up as well."""
+
+    def names(self) -> tuple[str, ...]:
+        return (*super().names(), f"{self.layer}.{_B}.weight")
+
+    def _scale_rows(self, state: dict[str, Tensor], factor: Tensor) -> None:
+        super()._scale_rows(state, factor)
+        state[f"{self.layer}.{_B}.weight"] = state[f"{self.layer}.{_B}.weight"] * factor[:, None]
+
+
+@dataclass(frozen=True)
+class LowRankValueBias:
+    """The value bias passes through a projection with an adapter."""
+
+    step: ValueBias
+    scaling: float
+
+    def names(self) -> tuple[str, ...]:
+        return (*self.step.names(), f"{self.step.proj}.{_A}.weight", f"{self.step.proj}.{_B}.weight")
+
+    def fold(self, state: dict[str, Tensor]) -> None:
+        _shift(state, self.step.proj, self.scaling, state[self.step.bias][self.step.start : self.step.stop])
+        self.step.fold(state)
+
+    def unfold(self, state: dict[str, Tensor], like: State) -> None:
+        del like
+        self.fold(state)
+
+
+def _shift(state: dict[str, Tensor], layer: str, scaling: float, constant: Tensor) -> None:
+    """Add to the layer's bias what its adapter makes of a constant input."""
+    low = state[f"{layer}.{_A}.weight"] @ constant
+    state[f"{layer}.bias"] = state[f"{layer}.bias"] + scaling * (state[f"{layer}.{_B}.weight"] @ low)
