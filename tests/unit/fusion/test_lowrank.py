@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from popmi_core.fusion import Update, fuse
-from popmi_core.fusion.lowrank import Factors, adapter_pairs, mean_product
+from popmi_core.fusion.lowrank import adapter_pairs
 
 FIRST, SECOND = "q.lora_A.weight", "q.lora_B.weight"
 
@@ -139,17 +139,3 @@ def test_without_an_adapter_the_plain_average_is_taken_and_said(reference, make_
     fused = fuse("lowrank", make_updates(3), reference=reference)
 
     assert fused.notes == {"all": "plain average: no low-rank adapter was exchanged"}
-
-
-def test_products_of_several_heads_are_averaged_one_by_one():
-    rows = [(0.3, Factors(draw(2, 3, 5), draw(2, 3, 6, seed=1))), (0.7, Factors(draw(2, 3, 5, seed=2), draw(2, 3, 6)))]
-
-    together, _ = mean_product(rows, like=rows[0][1])
-
-    for head in range(2):
-        one, _ = mean_product(
-            [(w, Factors(f.left[head], f.right[head])) for w, f in rows],
-            like=Factors(rows[0][1].left[head], rows[0][1].right[head]),
-        )
-        torch.testing.assert_close(together.left[head], one.left, rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(together.right[head], one.right, rtol=1e-10, atol=1e-12)

@@ -1,0 +1,126 @@
+"""The mean of products against its dense singular value decomposition."""
+
+import pytest
+import torch
+
+from popmi_core.fusion import products
+from popmi_core.fusion.products import Factors, aligned_mean, mean_product
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def make(sites, *, heads=2, rank=3, out=8, into=7, drift=1.0):
+    """Sites' factors around a common start, each in a basis of its own."""
+    rows = []
+    for site in range(sites):
+        left = draw(heads, rank, out) + drift * draw(heads, rank, out, seed=10 + site)
+        right = draw(heads, rank, into, seed=1) + drift * draw(heads, rank, into, seed=50 + site)
+        basis = draw(heads, rank, rank, seed=90 + site)
+        rows.append(((1 + site) / sum(range(1, sites + 1)), Factors(basis @ left, torch.linalg.inv(basis).mT @ right)))
+    return rows
+
+
+def dense(rows, rank):
+    mean = sum(weight * factors.left.mT @ factors.right for weight, factors in rows)
+    left, values, right = torch.linalg.svd(mean, full_matrices=False)
+    kept = float(values[..., :rank].square().sum() / values.square().sum())
+    return left[..., :rank] * values[..., None, :rank] @ right[..., :rank, :], kept
+
+
+@pytest.mark.parametrize("sites", [1, 2, 5])
+def test_the_mean_product_is_the_best_of_its_rank(sites):
+    rows = make(sites)
+
+    found, kept = mean_product(rows, like=rows[0][1])
+
+    expected, share = dense(rows, 3)
+    # Bases of condition number up to about 30.
+    torch.testing.assert_close(found.left.mT @ found.right, expected, rtol=1e-9, atol=1e-9)
+    assert kept == pytest.approx(share, abs=1e-12)
+    torch.testing.assert_close(found.left @ found.left.mT, found.right @ found.right.mT, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("drift", [0.01, 0.1, 1.0])
+def test_the_iteration_finds_what_the_exact_decomposition_finds(monkeypatch, drift):
+    rows = make(6, rank=8, out=120, into=130, drift=drift)
+    expected, share = dense(rows, 8)
+    monkeypatch.setattr(products, "_EXACT", 0)
+
+    found, kept = mean_product(rows, like=rows[0][1])
+
+    # It stops when an iteration gains less than 1e-9 of the squared norm.
+    assert kept == pytest.approx(share, abs=1e-7)
+    assert (found.left.mT @ found.right - expected).norm() <= 1e-3 * expected.norm()
+
+
+def test_the_iteration_is_exact_where_the_product_has_the_rank(monkeypatch):
+    rows = make(4, rank=8, out=60, into=70, drift=0.0)
+    monkeypatch.setattr(products, "_EXACT", 0)
+
+    found, kept = mean_product(rows, like=rows[0][1])
+
+    torch.testing.assert_close(found.left.mT @ found.right, dense(rows, 8)[0], rtol=1e-8, atol=1e-8)
+    assert kept == pytest.approx(1, abs=1e-12)
+
+
+def test_the_iteration_starts_anywhere(monkeypatch):
+    """A reference of zeros (a fresh adapter) gives no direction to start from."""
+    rows = make(4, rank=4, out=60, into=70, drift=0.1)
+    monkeypatch.setattr(products, "_EXACT", 0)
+    nothing = Factors(torch.zeros(2, 4, 60, dtype=torch.float64), torch.zeros(2, 4, 70, dtype=torch.float64))
+
+    found, kept = mean_product(rows, like=nothing)
+
+    assert kept == pytest.approx(dense(rows, 4)[1], abs=1e-7)
+    assert found.left.isfinite().all()
+
+
+def test_factors_are_turned_to_the_given_ones():
+    rows = make(3)
+    start, _ = mean_product(rows, like=rows[0][1])
+    quarter = torch.linalg.qr(draw(2, 3, 3, seed=7)).Q
+
+    turned, _ = mean_product(rows, like=Factors(quarter @ start.left, quarter @ start.right))
+
+    torch.testing.assert_close(turned.left, quarter @ start.left, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(turned.right, quarter @ start.right, rtol=1e-9, atol=1e-9)
+
+
+def test_heads_wider_than_what_they_read_are_filled_with_zeros():
+    rows = make(2, rank=6, out=4, into=9)
+
+    found, kept = mean_product(rows, like=rows[0][1])
+
+    assert found.left.shape == (2, 6, 4)
+    torch.testing.assert_close(found.left.mT @ found.right, dense(rows, 6)[0], rtol=1e-8, atol=1e-8)
+    assert kept == pytest.approx(1)
+
+
+def test_products_of_zero_keep_their_factors_average():
+    rows = [(w, Factors(torch.zeros_like(f.left), f.right)) for w, f in make(3)]
+
+    found, kept = mean_product(rows, like=rows[0][1])
+
+    torch.testing.assert_close(found.right, sum(w * f.right for w, f in rows))
+    assert not found.left.any()
+    assert kept == 1
+
+
+def test_one_head_of_zeros_does_not_touch_the_others():
+    rows = make(3)
+    for _, factors in rows:
+        factors.left[1] = 0
+
+    found, _ = mean_product(rows, like=rows[0][1])
+
+    torch.testing.assert_close((found.left.mT @ found.right)[0], dense(rows, 3)[0][0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.right[1], sum(w * f.right[1] for w, f in rows))
+
+
+def test_rows_up_to_a_rotation_are_turned_before_they_are_averaged():
+    start = draw(2, 3, 9)
+    rows = [(0.5, torch.linalg.qr(draw(2, 3, 3, seed=k)).Q @ start) for k in (1, 2)]
+
+    torch.testing.assert_close(aligned_mean(rows, like=start), start, rtol=1e-12, atol=1e-12)
