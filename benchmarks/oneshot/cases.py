@@ -19,6 +19,7 @@ from popmi_core.fusion.grams import input_grams
 from popmi_core.fusion.path import evaluate, run
 from popmi_core.fusion.repair import norm_statistics, pool_norm_statistics, with_norm_statistics
 from popmi_core.fusion.score import Score
+from popmi_core.fusion.update import Symmetry
 from popmi_core.matching import describe_model
 from popmi_core.metrics import classification_metrics
 from popmi_core.models import normalise
@@ -27,7 +28,9 @@ State = Mapping[str, Tensor]
 # Unlabelled images of its own training split that a site lets a method look at.
 UNLABELLED = 256
 # Images of one barrier: drawn once, the same for every method.
-ON_PATH = 512
+ON_PATH = {"test": 512, "train": 256}
+# Three ways to pair four sites.
+_MEETINGS = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
 
 
 class Case:
@@ -63,7 +66,7 @@ class Case:
     def on_path(self) -> dict[str, ImageSet]:
         """Return the images of the barriers, by split."""
         train = _union([site.train for site in self._sites()])
-        return {"test": _draw(self.test, ON_PATH, 1), "train": _draw(train, ON_PATH, 2)}
+        return {"test": _draw(self.test, ON_PATH["test"], 1), "train": _draw(train, ON_PATH["train"], 2)}
 
     def unlabelled(self, member: int, count: int = UNLABELLED) -> ImageSet:
         """Return training images of one parent's site, drawn by the parent's seed (do not look at the targets)."""
@@ -127,19 +130,25 @@ class Case:
         return list({site.site: site for site in self.data}.values())
 
 
-def all_cases(dataset: str, architecture: str, sites: Mapping[str, SiteData], runs: Path) -> Iterator[Case]:
-    """Yield all pairs, then all fours: of one seed's sites, or of the seeds of one site with each as reference."""
+def all_cases(
+    dataset: str, architecture: str, sites: Mapping[str, SiteData], runs: Path, *, every_pair: bool
+) -> Iterator[Case]:
+    """Yield pairs, then fours, of parents from different starts.
+
+    One site: the pairs of its first four seeds and all fours. Several sites: one parent a site and all of one seed;
+    pairs are chosen so that every site is in one pair of every seed and every two sites meet. ``every_pair`` leaves
+    none out.
+    """
     found = [get_parent(recipe, sites[recipe.site], runs) for recipe in recipes(dataset, architecture)]
     if len(sites) == 1:
-        groups = [found]
-        fours = [found[turn:] + found[:turn] for turn in range(len(found))]
+        fours: list[tuple[Parent, ...]] = list(combinations(found, 4))
+        pairs = list(combinations(found if every_pair else found[:4], 2))
     else:
-        groups = fours = [found[start : start + len(sites)] for start in range(0, len(found), len(sites))]
-    for group in groups:
-        for pair in combinations(group, 2):
-            yield Case(dataset, architecture, list(pair), [sites[p.recipe.site] for p in pair])
-    for four in fours:
-        yield Case(dataset, architecture, four, [sites[p.recipe.site] for p in four])
+        fours = [tuple(found[start : start + 4]) for start in range(0, len(found), 4)]
+        chosen = [combinations(range(4), 2) if every_pair else _MEETINGS[turn % 3] for turn in range(len(fours))]
+        pairs = [(four[i], four[j]) for four, meets in zip(fours, chosen, strict=True) for i, j in meets]
+    for group in (*pairs, *fours):
+        yield Case(dataset, architecture, list(group), [sites[parent.recipe.site] for parent in group])
 
 
 def _union(sets: list[ImageSet]) -> ImageSet:
