@@ -64,14 +64,20 @@ def read_parents(paths: Sequence[Path]) -> list[Parent]:
     """
     if len(paths) < 2:
         raise ConfigError(f"{len(paths)} model file given, expected at least two. Name all the models to put together.")
-    parents = []
-    for path in paths:
-        state, notes = load_state(path)
-        for name, tensor in state.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise ModelError(f"{path}: '{name}' holds NaN or infinity, expected finite weights. Take another file.")
-        parents.append(Parent(path.stem, path.name, file_sha256(path), state, notes))
-    return _labelled(parents)
+    return _labelled([read_parent(path) for path in paths])
+
+
+def read_parent(path: Path) -> Parent:
+    """Return one model file, labelled by its name.
+
+    Raises:
+        ModelError: If it is missing, no safetensors, damaged, or holds NaN or infinity.
+    """
+    state, notes = load_state(path)
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{path}: '{name}' holds NaN or infinity, expected finite weights. Take another file.")
+    return Parent(path.stem, path.name, file_sha256(path), state, notes)
 
 
 def parse_arguments(given: Sequence[str]) -> dict[str, Any]:
@@ -179,15 +185,27 @@ def _labelled(parents: list[Parent]) -> list[Parent]:
 
 
 def _card(parent: Parent) -> dict[str, Any]:
+    """Return what a file of a POPMI run or fusion says of its model; nothing for files from elsewhere."""
+    card, lineage = (_parsed(parent.notes.get(key, "")) for key in ("card", "lineage"))
+    if isinstance(model := card.get("model"), dict):
+        return model
+    if not lineage:
+        return {}
+    known = {"backbone": lineage.get("model"), "image_size": lineage.get("image_size")}
+    return {**known, "arguments": lineage.get("model_arguments"), "adapter": {"group": lineage.get("adapter")}}
+
+
+def _parsed(text: str) -> dict[str, Any]:
     try:
-        card = json.loads(parent.notes.get("card", "{}"))
+        found = json.loads(text or "{}")
     except ValueError:
         return {}
-    model = card.get("model") if isinstance(card, dict) else None
-    return model if isinstance(model, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _card_arguments(card: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(arguments := card.get("arguments"), dict):
+        return arguments
     # Convolutional backbones take any image size without being told.
     wanted = {"img_size": card.get("image_size"), "patch_size": card.get("patch_size")}
     return {key: value for key, value in wanted.items() if value is not None and "vit" in str(card.get("backbone"))}

@@ -197,7 +197,9 @@ def run(model: nn.Module, state: State, images: Tensor) -> Tensor:
     if missing or unknown:
         problem = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is unknown to it"
         raise ModelError(f"the state does not fit the model: {problem}. Check the model's name and arguments.")
-    return torch.as_tensor(functional_call(model.eval(), dict(state), (images,)))
+    # Files may hold half or double precision: the images follow the weights.
+    like = next(tensor for tensor in state.values() if tensor.is_floating_point())
+    return torch.as_tensor(functional_call(model.eval(), dict(state), (images.to(like),)))
 
 
 def check_alike(first: State, second: State) -> None:

@@ -156,24 +156,6 @@ def head_similarity(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike,
     return np.divide(inner, scale, out=np.zeros_like(inner), where=scale > 0)
 
 
-def rotation_angle(rotation: ArrayLike) -> float:
-    """Return the mean angle, degrees, by which an orthogonal matrix ``[n, n]`` turns its invariant planes, 0..180.
-
-    The mean over its n eigenvalues ``exp(i t)`` of ``|t|``: 0 for the identity, 180 for ``-1``; about 90 for a random
-    rotation. A reflection counts as 180 degrees in one direction.
-
-    Raises:
-        UpdateError: If the matrix is not square or not orthogonal to 1e-3.
-    """
-    matrix = np.asarray(rotation, dtype=np.float64)
-    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
-    if not square or not np.allclose(matrix @ matrix.T, np.eye(len(matrix)), atol=1e-3):
-        raise UpdateError(
-            f"rotation_angle: the matrix of shape {matrix.shape} is not orthogonal. Take its polar factor first."
-        )
-    return float(np.degrees(np.abs(np.angle(np.linalg.eigvals(matrix)))).mean())
-
-
 def check_path(values: ArrayLike, name: str) -> FloatArray:
     """Return the values of a path as float64 ``[points]``.
 

@@ -1,0 +1,173 @@
+"""Pictures of two models before and after matching, as PNG and SVG; the same figures give the same files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from popmi_core.errors import RunError
+from popmi_core.fusion.comparison import PRODUCTS, Bounds, Line, Matrix
+
+# Okabe and Ito's colours, which people with any colour vision tell apart; before is always grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#8c8c8c"
+MARKERS = ("o", "^", "s", "D", "v", "P")
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.hashsalt": "popmi",
+}
+_PRODUCT_NAMES = dict(zip(PRODUCTS, ("query-key", "value-output"), strict=True))
+Points = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Features of one model on one site's images, already two numbers an image: ``[images, 2]``."""
+
+    model: str
+    site: str
+    points: Points
+
+
+def draw_line(before: Line, after: Line, folder: Path) -> list[Path]:
+    """Draw loss and accuracy along the line between the models; the thin lines join the ends: no barrier."""
+    with _figure((8.2, 3.4)) as figure:
+        panels = figure.subplots(1, 2)
+        lines = ((before, GREY, "before"), (after, COLOURS[0], "after"))
+        for line, colour, when in lines:
+            alphas, path = line.path.alphas, line.path
+            _curve(panels[0], alphas, path.losses, colour, f"{when} matching: barrier {path.barrier:.3f}")
+            _curve(panels[1], alphas, path.accuracies, colour, f"{when} matching: barrier {path.accuracy_barrier:.3f}")
+        for panel, title, unit in zip(panels, ("Loss", "Accuracy"), ("nats", "share of images"), strict=True):
+            panel.set(title=title, ylabel=unit, xlabel="share of B", xlim=(0, 1))
+            panel.legend(loc="upper left" if title == "Loss" else "lower left", fontsize=8)
+        # Room for the legend away from the hill of the curve.
+        panels[1].set_ylim(0, 1.02)
+        panels[0].set_ylim(0, 1.35 * max(*before.path.losses, *after.path.losses))
+        return _save(figure, folder, "line")
+
+
+def draw_heads(
+    before: Mapping[str, Mapping[str, Matrix]], after: Mapping[str, Mapping[str, Matrix]], folder: Path
+) -> list[Path]:
+    """Draw the likeness of every pair of heads, a column a layer: before and after, both products."""
+    layers = list(before)
+    rows = [(product, when, table) for product in PRODUCTS for when, table in (("before", before), ("after", after))]
+    width = max(4.5, min(16.0, 1.5 * len(layers) + 1.6))
+    with _figure((width, 7.0)) as figure:
+        panels = figure.subplots(len(rows), len(layers), squeeze=False)
+        for (product, when, table), line in zip(rows, panels, strict=True):
+            for layer, panel in zip(layers, line, strict=True):
+                picture = panel.imshow(table[layer][product], cmap="RdBu_r", vmin=-1, vmax=1)
+                panel.set(xticks=[], yticks=[])
+                panel.spines[:].set_visible(False)
+            line[0].set_ylabel(f"{_PRODUCT_NAMES[product]}\n{when}")
+        for layer, panel in zip(layers, panels[0], strict=True):
+            panel.set_title(layer.removesuffix(".attn"), fontsize=8, loc="center")
+        bar = figure.colorbar(picture, ax=panels, fraction=0.06, pad=0.03, aspect=40)
+        bar.set_label("cosine of the heads' products")
+        figure.suptitle("Attention heads: A down, B across", x=0.01, ha="left", fontsize=10)
+        return _save(figure, folder, "heads")
+
+
+def draw_layers(table: Mapping[str, Mapping[str, float]], folder: Path) -> list[Path]:
+    """Draw linear CKA block by block, a curve a pair of models."""
+    layers, pairs = list(table), list(next(iter(table.values())))
+    with _figure((max(5.6, 0.5 * len(layers) + 3.6), 3.4)) as figure:
+        panel = figure.subplots()
+        for index, pair in enumerate(pairs):
+            values = [table[layer][pair] for layer in layers]
+            panel.plot(values, marker=MARKERS[index % 6], color=COLOURS[index % 7], label=pair, markersize=4)
+        panel.set(title="Likeness of features (linear CKA)", ylabel="CKA", ylim=(0, 1.03))
+        panel.set_xticks(
+            range(len(layers)),
+            layers,
+            rotation=45 if len(layers) > 6 else 0,
+            ha="right" if len(layers) > 6 else "center",
+        )
+        panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+        return _save(figure, folder, "cka")
+
+
+def draw_bounds(line: Line, bounds: Bounds, folder: Path) -> list[Path]:
+    """Draw the measured loss under the bounds of proposition 2, for both estimates of the constant."""
+    with _figure((8.6, 3.6)) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        kinds = (
+            (f"K from the steepest step: {bounds.slope_constant:.3g}", bounds.slope),
+            (f"K from the largest gradient: {bounds.gradient_constant:.3g}", bounds.gradient),
+        )
+        for panel, (title, bound) in zip(panels, kinds, strict=True):
+            forms = ((bound.provable, "max + 2 K D a(1-a)", COLOURS[2]), (bound.tight, "from both ends", COLOURS[0]))
+            for values, label, colour in (*forms, (bound.stated, "as stated: max + K D a(1-a)", COLOURS[1])):
+                panel.plot(line.path.alphas, values, color=colour, label=label)
+            panel.plot(line.path.alphas, bound.losses, color="black", linewidth=2, label="measured loss")
+            panel.axhline(bound.trivial, color=GREY, linestyle=":", label="answer without looking")
+            panel.set(title=title, xlabel="share of B", xlim=(0, 1), yscale="log")
+        panels[0].set_ylabel("nats (logarithmic)")
+        panels[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+        return _save(figure, folder, "bound")
+
+
+def draw_features(panels: Sequence[tuple[str, Sequence[Cloud]]], folder: Path) -> list[Path]:
+    """Draw t-SNE maps side by side: colour is the site (the model where there is one site), shape the model."""
+    models = list(dict.fromkeys(cloud.model for _, clouds in panels for cloud in clouds))
+    sites = list(dict.fromkeys(cloud.site for _, clouds in panels for cloud in clouds))
+    by_site = len(sites) > 1
+    with _figure((4.3 * len(panels) + 1.8, 4.2)) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axis, (title, clouds) in zip(axes, panels, strict=True):
+            for cloud in clouds:
+                shade = sites.index(cloud.site) if by_site else models.index(cloud.model)
+                marker = MARKERS[models.index(cloud.model) % len(MARKERS)]
+                axis.scatter(*cloud.points.T, s=11, alpha=0.7, linewidths=0, marker=marker, color=COLOURS[shade % 7])
+            axis.set(title=title, xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        handles = [_key(MARKERS[i % 6], GREY if by_site else COLOURS[i % 7], name) for i, name in enumerate(models)]
+        handles += [_key("o", COLOURS[i % 7], name) for i, name in enumerate(sites)] if by_site else []
+        axes[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+        return _save(figure, folder, "features")
+
+
+def _curve(panel: Any, alphas: Points, values: Sequence[float], colour: str, label: str) -> None:
+    panel.plot(alphas, values, color=colour, marker="o", markersize=3, label=label)
+    panel.plot([0, 1], [values[0], values[-1]], color=colour, linewidth=0.7, linestyle=":")
+
+
+def _key(marker: str, colour: str, name: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], linestyle="", marker=marker, color=colour, label=name)
+
+
+@contextmanager
+def _figure(size: tuple[float, float]) -> Iterator[Figure]:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(paths[0], dpi=160)
+        figure.savefig(paths[1], metadata={"Date": None})
+    except OSError as error:
+        raise RunError(f"cannot write pictures to {folder}: {error.strerror}. Choose another folder.") from error
+    return paths
