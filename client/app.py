@@ -81,7 +81,7 @@ def train(message: Message, context: Context) -> Message:
     if change is not None:
         arrays[CONTROL_CHANGE] = tensor_record(change)
     if "gram" in instruction.statistics:
-        arrays[GRAMS] = tensor_record(measure_grams(model, data.train, instruction, assignment.site))
+        arrays[GRAMS] = tensor_record(measure_grams(model, data.train, instruction, assignment.site, names=shared))
     if own:
         save_kept(Path(assignment.state), "personal", instruction.run, instruction.server_round, own)
     report = Report(

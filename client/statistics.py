@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from popmi_core.data import ImageSet
 from popmi_core.errors import DataError, PrivacyError
+from popmi_core.fusion.grams import input_grams
+from popmi_core.fusion.repair import norm_statistics
 from popmi_core.metrics.summary import MIN_CELL
 from popmi_core.models import normalise
 from popmi_core.protocol import Instruction, derive_seed
@@ -47,16 +51,16 @@ def some_images(
     return normalise(torch.from_numpy(data.images[chosen]), model), torch.from_numpy(data.targets[chosen])
 
 
-def measure_grams(model: nn.Module, data: ImageSet, instruction: Instruction, site: str) -> dict[str, Tensor]:
-    """Return the Gram matrix of every layer's inputs, per image (RegMean), float32.
+def measure_grams(
+    model: nn.Module, data: ImageSet, instruction: Instruction, site: str, *, names: Container[str]
+) -> dict[str, Tensor]:
+    """Return the Gram matrix of the inputs of every layer whose weight is in ``names``, per image (RegMean), float32.
 
     Raises:
         DataError: If the site has too few images (see ``some_images``).
     """
-    from popmi_core.fusion.regmean import input_grams
-
     images, _ = some_images(data, model, instruction, site)
-    return {name: gram.float() for name, gram in input_grams(model, images).items()}
+    return {name: gram.float() for name, gram in input_grams(model, images).items() if f"{name}.weight" in names}
 
 
 def measure_norms(model: nn.Module, data: ImageSet, instruction: Instruction, site: str) -> dict[str, Tensor]:
@@ -65,7 +69,5 @@ def measure_norms(model: nn.Module, data: ImageSet, instruction: Instruction, si
     Raises:
         DataError: If the site has too few images (see ``some_images``).
     """
-    from popmi_core.fusion.repair import norm_statistics
-
     images, _ = some_images(data, model, instruction, site)
     return dict(norm_statistics(model, images))

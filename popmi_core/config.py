@@ -199,6 +199,11 @@ class RunConfig(_Frozen):
                 "fuse.gate compares with the plain average of the models as they came, which server-side matching "
                 "moves: set match.method = 'none' and name rules such as opm, which match by themselves"
             )
+        if fuse.needs_grams and moved_here:
+            raise ValueError(
+                "Gram matrices are measured in the basis a site sends its model in, which server-side matching leaves: "
+                "set match.where = 'site', or match.method = 'none'"
+            )
         if not self.personal.keep_local:
             return self
         if self.strategy in ("local", "pooled", "ensemble"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from popmi_core.errors import UpdateError
@@ -18,13 +19,19 @@ Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 @dataclass(frozen=True)
 class Expected:
-    """What a valid update of this round looks like; ``asked`` names the site behind each message id."""
+    """What a valid update of this round looks like; ``asked`` names the site behind each message id.
+
+    ``control`` and ``grams``: whether control variates and Gram matrices must come along. ``kept`` stands in for the
+    tensors that stay at the sites, so that every update is a whole model.
+    """
 
     run: str
     server_round: int
     layout: Layout
     asked: Mapping[str, str]
     control: bool = False
+    grams: bool = False
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def layout_of(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -73,3 +80,17 @@ def read_report(message: Message, site: str, expected: Expected) -> Report:
 def payload_bytes(message: Message) -> int:
     """Return the bytes of a message's tensors; its few figures are not counted."""
     return sum(record.count_bytes() for record in message.content.array_records.values())
+
+
+def decode_array(record: ArrayRecord, name: str, where: str) -> Tensor:
+    """Return one array of a record as a tensor that owns its memory.
+
+    Raises:
+        UpdateError: If the bytes are no array.
+    """
+    try:
+        # Copied: the decoded array can be read-only, and the average must own its memory.
+        return torch.from_numpy(np.array(record[name].numpy()))
+    except Exception as error:
+        # Whatever a stranger's bytes make of the decoder (a zip, a header of petabytes) is that site's fault alone.
+        raise UpdateError(f"{where}: '{name}' cannot be decoded as an array. The payload is damaged.") from error

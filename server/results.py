@@ -39,6 +39,8 @@ class TrainedUpdate:
     state: dict[str, Tensor]
     num_examples: int
     control_change: dict[str, Tensor] | None = None
+    grams: dict[str, Tensor] = field(default_factory=dict)
+    report: Report | None = None
 
 
 @dataclass
@@ -59,6 +61,17 @@ class MatchedUpdate:
     gains: dict[str, float] = field(default_factory=dict)
     identity: dict[str, bool] = field(default_factory=dict)
     note: str = ""
+    grams: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One candidate at one site's validation images: their number, mean loss (nats), accuracy and AUROC."""
+
+    num_examples: int
+    loss: float
+    accuracy: float | None = None
+    auroc: float | None = None
 
 
 @dataclass
@@ -72,7 +85,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """All that happened in one round. Seconds are wall time at the server; ``fused`` is None for a void round."""
+    """All that happened in one round; ``fused`` is None for a void one, ``judged`` holds candidates by name and site.
+
+    Seconds are wall time at the server; ``seconds_judge``, what sites took between training and evaluation, is part of
+    ``seconds_combine``.
+    """
 
     server_round: int
     seconds: float
@@ -83,3 +100,5 @@ class RoundResult:
     fused: Fused | None
     note: str
     evaluation: Evaluation
+    judged: Mapping[str, Mapping[str, Judgement]] = field(default_factory=dict)
+    seconds_judge: float = 0.0

@@ -1,14 +1,14 @@
 """Federated rounds with OPM: put the sites' models into one basis, average them, evaluate, record.
 
-FedAvg, FedProx, FedAdam, FedYogi, FedMedian, trimmed mean and Krum are the same rounds with other parts;
-``local`` never averages and ``pooled`` trains on all images in one place: the two ends to compare with.
+Every other strategy is the same rounds with other parts; ``local`` and ``ensemble`` never average and ``pooled`` trains
+on all images in one place: the ends to compare with.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -18,15 +18,18 @@ from torch import Tensor
 
 from popmi_core.errors import RunError, UpdateError
 from popmi_core.fusion import Fused, ServerOptimizer, Update
-from popmi_core.matching import describe_model
 from popmi_core.models import build_model, exchanged_state
-from popmi_core.protocol import CONTROL, MODEL, Instruction, RunPlan, Split
-from server.replies import Expected, layout_of, payload_bytes
+from popmi_core.protocol import CONTROL, MODEL, RunPlan, Split, model_record
+from server.carried import Carried
+from server.desk import Desk, split_layout
+from server.planning import common_rules, prepare
+from server.replies import Expected, layout_of
 from server.results import (
     Evaluation,
     MatchedUpdate,
     RoundResult,
     SiteOutcome,
+    TrainedUpdate,
     Validated,
     bounded_figures,
 )
@@ -35,7 +38,9 @@ from server.rounds.evaluate import collect
 from server.rounds.fuse import fuse_updates, move_control
 from server.rounds.match import match_updates
 from server.rounds.record import RunRecorder
+from server.rounds.repair import norm_layers
 from server.rounds.validate import validate
+from server.scorer import SiteScorer
 from server.wire import ask, tensor_record
 
 log = logging.getLogger("popmi.round")
@@ -43,20 +48,24 @@ EMPTY_ROUNDS_TO_FAIL = 3
 
 
 class OpmStrategy(Strategy):
-    """One round after another; every round is on disk before the next begins."""
+    """One round after another; every round is on disk before the next begins.
+
+    Raises:
+        ConfigError, PrivacyError, ModelError: If the parts of the run cannot work together (see ``prepare``).
+    """
 
     def __init__(self, plan: RunPlan, recorder: RunRecorder) -> None:
         self.plan, self.config, self.recorder = plan, plan.config, recorder
         self.model = build_model(self.config.model, len(plan.classes), seed=self.config.seed)
-        self.symmetry = describe_model(self.model)
+        self.symmetry = prepare(plan, self.model)
         self.global_model: dict[str, Tensor] = exchanged_state(self.model)
-        self.layout = layout_of(self.global_model)
         self.site_models: dict[str, Mapping[str, Tensor]] = {}
         self.control: dict[str, Tensor] = {}
         self.optimizer = ServerOptimizer(self.config.server_optimizer)
         self.roster = Roster()
-        self.asked: dict[str, str] = {}
-        self.sent_bytes: dict[str, int] = {}
+        layout = layout_of(self.global_model)
+        self.desk = Desk(plan, self.roster, *split_layout(layout, self.global_model, self.config.personal.keep_local))
+        self.repairs = self.config.fuse.repair and bool(norm_layers(layout))
         self.last_done: RoundResult | None = None
 
     def start(
@@ -77,13 +86,14 @@ class OpmStrategy(Strategy):
             RunError: If no site joins, or several rounds on end give no model.
         """
         result, arrays, empty = Result(), initial_arrays, 0
+        self.desk.open(grid, timeout)
         if self.recorder.last_round < num_rounds:
-            self.join(grid, timeout)
+            self.join(grid)
         for server_round in range(self.recorder.last_round + 1, num_rounds + 1):
             if not self.trainers:
                 log.warning("no site is left to train; the run ends after round %d", server_round - 1)
                 break
-            done = self.run_round(grid, server_round, arrays, timeout, evaluate_fn)
+            done = self.run_round(server_round, arrays, evaluate_fn)
             arrays = tensor_record(self.global_model)
             empty = 0 if done.fused is not None else empty + 1
             self.last_done = done
@@ -94,15 +104,15 @@ class OpmStrategy(Strategy):
         result.arrays = arrays
         return result
 
-    def join(self, grid: Grid, timeout: float) -> None:
+    def join(self, grid: Grid) -> None:
         """Ask every node which site it is; those that answer with an error stay out.
 
         Raises:
             RunError: If no site can join.
         """
-        instruction = self.instruction(0, ("val",))
+        instruction = self.desk.instruction(0)
         messages = [ask(node, MessageType.QUERY, instruction, {}) for node in sorted(grid.get_node_ids())]
-        replies = list(grid.send_and_receive(messages, timeout=timeout))
+        replies = list(grid.send_and_receive(messages, timeout=self.desk.timeout))
         nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         self.roster.enrol(replies, nodes, run=self.plan.run, phantom=self.plan.phantom)
         self.recorder.joined(self.roster)
@@ -112,25 +122,23 @@ class OpmStrategy(Strategy):
 
     def run_round(
         self,
-        grid: Grid,
         server_round: int,
         arrays: ArrayRecord,
-        timeout: float,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> RoundResult:
         """Train, validate, match, fuse, evaluate, record."""
         begun = time.perf_counter()
         self.recorder.begin_round(server_round)
-        replies = self.exchange(grid, self.configure_train(server_round, arrays, ConfigRecord(), grid), timeout)
-        updates = validate(replies, self.expected(server_round))
-        trained = self.with_bytes(updates.outcomes)
+        updates = validate(self.desk.exchange(self.training(server_round, arrays)), self.expected(server_round))
+        trained = self.desk.with_bytes(updates.outcomes)
         self.retire(trained)
         combining = time.perf_counter()
-        matched, fused, note = self.combine(updates, server_round)
+        scorer = self.scorer(server_round)
+        matched, fused, note = self.combine(updates, scorer)
         combined = time.perf_counter() - combining
         arrays = tensor_record(self.global_model)
         final = server_round == self.config.rounds or not self.trainers
-        evaluation, outcomes = self.evaluate(grid, server_round, arrays, timeout, final=final)
+        evaluation, outcomes = self.evaluate(server_round, arrays, final=final)
         if final and evaluate_fn is not None and (external := evaluate_fn(server_round, arrays)) is not None:
             evaluation.external = {name: float(value) for name, value in external.items()}  # type: ignore[arg-type]
         done = RoundResult(
@@ -138,51 +146,61 @@ class OpmStrategy(Strategy):
             seconds=time.perf_counter() - begun,
             seconds_combine=combined,
             train=self.with_stopped(trained),
-            evaluate=self.with_bytes(outcomes),
+            evaluate=self.desk.with_bytes(outcomes, aside=True),
             matched=matched,
             fused=fused,
             note=note,
             evaluation=evaluation,
+            judged=scorer.judged,
+            seconds_judge=scorer.seconds,
         )
         self.recorder.end_round(done, self.global_model, self.carried_state())
         return done
 
-    def combine(self, updates: Validated, server_round: int) -> tuple[list[MatchedUpdate], Fused | None, str]:
-        """Turn the usable updates into the next global model; a void round leaves it as it is and says why."""
-        usable = updates.updates
+    def combine(self, updates: Validated, scorer: SiteScorer) -> tuple[list[MatchedUpdate], Fused | None, str]:
+        """Turn the usable updates into the next global model; a void round leaves it as it is and says why.
+
+        What comes back of the matched updates is what a record needs: their models are given up.
+        """
         needed = 1 if self.config.strategy == "pooled" else self.config.min_sites
-        if len(usable) < needed:
-            return [], None, f"void: {len(usable)} usable update(s), at least {needed} needed"
-        if self.config.strategy == "local":
-            self.site_models |= {update.site: update.state for update in usable}
-            return [], Fused(state=self.global_model, weights={}, notes={"rule": "every site keeps its own model"}), ""
+        if (count := len(updates.updates)) < needed:
+            return [], None, f"void: {count} usable update(s), at least {needed} needed"
+        if not common_rules(self.config):
+            self.site_models |= {update.site: update.state for update in updates.updates}
+            return [], Fused(self.global_model, {}, {"rule": "every site keeps its own model"}), ""
+        changes = [update.control_change or {} for update in updates.updates]
         matched: list[MatchedUpdate] = []
         try:
-            matched = match_updates(
-                usable, reference=self.global_model, symmetry=self.symmetry, config=self.config.match
-            )
+            for update in match_updates(
+                _taken(updates.updates),
+                reference=self.global_model,
+                symmetry=self.symmetry,
+                config=self.config.match,
+            ):
+                matched.append(update)
             fused = fuse_updates(
-                [Update(update.site, update.state, update.num_examples) for update in matched],
+                [Update(update.site, update.state, update.num_examples, update.grams) for update in matched],
                 reference=self.global_model,
                 symmetry=self.symmetry,
                 config=self.config.fuse,
+                scorer=scorer,
             )
-            self.global_model = self.step(fused)
+            self.global_model = self.step(fused, scorer)
         except UpdateError as error:
-            return matched, None, f"void: {error}"
+            return _told(matched), None, f"void: {error}"
         if self.uses_control:
-            changes = [update.control_change or {} for update in usable]
             self.control = move_control(self.control, changes, num_sites=len(self.trainers) or 1)
-        return matched, replace(fused, state=self.global_model), ""
+        return _told(matched), replace(fused, state=self.global_model), ""
 
-    def step(self, fused: Fused) -> dict[str, Tensor]:
-        """Return the model the server optimiser makes of the fused one.
+    def step(self, fused: Fused, scorer: SiteScorer) -> dict[str, Tensor]:
+        """Return the model the server optimiser makes of the fused one, with BatchNorm statistics of its own.
 
         Raises:
             UpdateError: If it is not finite, as when huge updates overflow; the optimiser is left as it was.
         """
         before = self.optimizer.state_dict()
-        moved = self.optimizer.step(self.global_model, fused.state)
+        # What sites keep is no part of the common model: its stand-ins never change, not even by rounding.
+        moved = {**self.optimizer.step(self.global_model, fused.state), **self.desk.kept}
         for name, tensor in sorted(moved.items()):
             if not bool(tensor.isfinite().all()):
                 self.optimizer.load_state_dict(before)
@@ -190,14 +208,12 @@ class OpmStrategy(Strategy):
                     f"the fused model's '{name}' holds NaN or infinity, expected finite values. "
                     "Lower local.learning_rate or server_optimizer.learning_rate."
                 )
-        return moved
+        return scorer.repaired(moved) if self.repairs else moved
 
-    def evaluate(
-        self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout: float, *, final: bool
-    ) -> tuple[Evaluation, list[SiteOutcome]]:
+    def evaluate(self, server_round: int, arrays: ArrayRecord, *, final: bool) -> tuple[Evaluation, list[SiteOutcome]]:
         """Let every site evaluate; the test split is looked at in the last round only."""
         splits: tuple[Split, ...] = ("val", "test") if final else ("val",)
-        replies = self.exchange(grid, self.questions(MessageType.EVALUATE, server_round, arrays, splits), timeout)
+        replies = self.desk.exchange(self.evaluating(server_round, arrays, splits))
         return collect(replies, self.expected(server_round), splits, num_classes=len(self.plan.classes))
 
     # Flower's hooks: each is one step of the round above.
@@ -206,20 +222,20 @@ class OpmStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return one message for every site that trains."""
-        return self.questions(MessageType.TRAIN, server_round, arrays, ("val",))
+        return self.training(server_round, arrays)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the next global model, or None for a void round."""
-        _, fused, _ = self.combine(validate(replies, self.expected(server_round)), server_round)
+        _, fused, _ = self.combine(validate(replies, self.expected(server_round)), self.scorer(server_round))
         return (None if fused is None else tensor_record(self.global_model)), None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return one message for every site that evaluates."""
-        return self.questions(MessageType.EVALUATE, server_round, arrays, ("val",))
+        return self.evaluating(server_round, arrays, ("val",))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the figures pooled over the sites' validation images."""
@@ -237,7 +253,8 @@ class OpmStrategy(Strategy):
         log.info("%d classes: %s", len(self.plan.classes), ", ".join(self.plan.classes))
         log.info(
             "strategy %s: local %s, match %s, fuse %s, server optimiser %s",
-            parts.strategy, parts.local.objective, parts.match.method, parts.fuse.rule, parts.server_optimizer.name,
+            parts.strategy, parts.local.objective, parts.match.method,
+            " or ".join(parts.fuse.rules), parts.server_optimizer.name,
         )  # fmt: skip
 
     # What the steps above share.
@@ -252,55 +269,46 @@ class OpmStrategy(Strategy):
         """Whether control variates travel (SCAFFOLD)."""
         return self.config.local.objective == "control_variates"
 
-    def instruction(self, server_round: int, splits: tuple[Split, ...]) -> Instruction:
-        """Return what all sites are told in a round."""
-        return Instruction(
-            run=self.plan.run,
-            server_round=server_round,
-            rounds=self.config.rounds,
-            seed=self.config.seed,
-            classes=self.plan.classes,
-            model=self.config.model,
-            local=self.config.local,
-            privacy=self.config.privacy,
-            phantom_images=self.config.data.phantom_images,
-            splits=splits,
-            lineup=self.plan.lineup,
-        )
-
-    def questions(self, kind: str, server_round: int, arrays: ArrayRecord, splits: tuple[Split, ...]) -> list[Message]:
-        """Return one message a site, each with the model it should start from or be judged by."""
-        instruction = self.instruction(server_round, splits)
-        training = kind == MessageType.TRAIN
+    def training(self, server_round: int, arrays: ArrayRecord) -> list[Message]:
+        """Return one message for every site that trains, each with the model it should start from."""
+        instruction = self.desk.training(server_round, self.frozen(server_round))
         messages = []
-        for site in self.trainers if training else self.roster.evaluators:
+        for site in self.trainers:
             own = self.site_models.get(site)
             records = {MODEL: arrays if own is None else tensor_record(own)}
-            if training and self.uses_control:
+            if self.uses_control:
                 records[CONTROL] = tensor_record(self.control)
-            messages.append(ask(self.roster.nodes[site], kind, instruction, records))
+            messages.append(self.desk.message(site, MessageType.TRAIN, instruction, records))
         return messages
 
-    def exchange(self, grid: Grid, messages: Iterable[Message], timeout: float) -> list[Message]:
-        """Send, wait, and remember which message went to which site."""
-        sent = list(messages)
-        replies = list(grid.send_and_receive(sent, timeout=timeout))
-        sites = {node: site for site, node in self.roster.nodes.items()}
-        self.asked = {message.metadata.message_id: sites[message.metadata.dst_node_id] for message in sent}
-        self.sent_bytes = {sites[message.metadata.dst_node_id]: payload_bytes(message) for message in sent}
-        return replies
+    def evaluating(self, server_round: int, arrays: ArrayRecord, splits: tuple[Split, ...]) -> list[Message]:
+        """Return one message for every site that evaluates: the common model, its own, or all sites' together."""
+        ensemble = self.config.strategy == "ensemble"
+        members = [state for _, state in sorted(self.site_models.items())] if ensemble else []
+        instruction = self.desk.instruction(server_round, splits=splits, num_models=max(len(members), 1))
+        together = {model_record(number): tensor_record(state) for number, state in enumerate(members)}
+        messages = []
+        for site in self.roster.evaluators:
+            own = members[0] if len(members) == 1 else self.site_models.get(site)
+            records = together if len(members) > 1 else {MODEL: arrays if own is None else tensor_record(own)}
+            messages.append(self.desk.message(site, MessageType.EVALUATE, instruction, records))
+        return messages
+
+    def frozen(self, server_round: int) -> tuple[str, ...]:
+        """Return what sites leave as it is in this round."""
+        return ()
+
+    def scorer(self, server_round: int) -> SiteScorer:
+        """Return who has candidates judged in this round."""
+        return SiteScorer(self.desk, server_round, repair=self.repairs, warn=self.recorder.warn)
 
     def expected(self, server_round: int) -> Expected:
         """Return what valid replies to the last messages look like."""
-        return Expected(self.plan.run, server_round, self.layout, self.asked, control=self.uses_control)
+        return self.desk.expected(server_round, control=self.uses_control, grams=self.config.fuse.needs_grams)
 
     def retire(self, outcomes: Sequence[SiteOutcome]) -> None:
         """Ask sites that have stopped (privacy budget spent) no more."""
         self.roster.stopped |= {item.site: item.reason for item in outcomes if item.outcome == "stopped"}
-
-    def with_bytes(self, outcomes: Sequence[SiteOutcome]) -> list[SiteOutcome]:
-        """Add what the last messages weighed on their way down."""
-        return [replace(item, bytes_down=self.sent_bytes.get(item.site, 0)) for item in outcomes]
 
     def with_stopped(self, outcomes: Sequence[SiteOutcome]) -> list[SiteOutcome]:
         """Add the sites that had stopped earlier, so that every round shows every site."""
@@ -310,24 +318,25 @@ class OpmStrategy(Strategy):
 
     def carried_state(self) -> dict[str, Tensor]:
         """Return what the next round needs beside the global model, by name."""
-        carried = {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state_dict().items()}
-        carried |= {f"control/{name}": tensor for name, tensor in self.control.items()}
-        for site, state in self.site_models.items():
-            carried |= {f"site/{site}/{name}": tensor for name, tensor in state.items()}
-        return carried
+        sites = {site: dict(state) for site, state in self.site_models.items()}
+        return Carried(self.optimizer.state_dict(), self.control, sites).to_tensors()
 
     def restore(self, global_model: Mapping[str, Tensor], carried: Mapping[str, Tensor]) -> None:
         """Go on from a recorded round."""
-        self.global_model = dict(global_model)
-        self.optimizer.load_state_dict(_below("optimizer/", carried))
-        self.control = _below("control/", carried)
-        for name, tensor in _below("site/", carried).items():
-            site, _, parameter = name.partition("/")
-            self.site_models[site] = {**self.site_models.get(site, {}), parameter: tensor}
+        found = Carried.from_tensors(carried)
+        self.global_model, self.control = dict(global_model), found.control
+        self.optimizer.load_state_dict(found.optimizer)
+        self.site_models |= found.sites
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _taken(updates: list[TrainedUpdate]) -> Iterator[TrainedUpdate]:
+    """Yield the updates and let go of each: a site's model is held once, raw or matched."""
+    while updates:
+        yield updates.pop(0)
+
+
+def _told(matched: Sequence[MatchedUpdate]) -> list[MatchedUpdate]:
+    return [replace(update, state={}, grams={}) for update in matched]
 
 
 def _no_model(rounds: int, last: RoundResult | None) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from popmi_core.config import FuseConfig
-from popmi_core.fusion import Fused, Update, fuse
+from popmi_core.errors import UpdateError
+from popmi_core.fusion import Fused, Score, Scorer, Update, fuse
+from popmi_core.fusion.gate import never_worse
 from popmi_core.matching import ViTSymmetry
 
 
@@ -17,13 +20,38 @@ def fuse_updates(
     reference: Mapping[str, Tensor],
     symmetry: ViTSymmetry | None,
     config: FuseConfig,
+    scorer: Scorer | None = None,
 ) -> Fused:
     """Return the fused model, the sites' weights in it, and which rule each part was averaged by.
 
+    With ``config.gate`` the best of several rules on the sites' validation images; where no site can judge, the plain
+    average, saying so.
+
     Raises:
-        UpdateError: If the rule cannot work with this many updates (Krum).
+        UpdateError: If the rule cannot work with these updates (Krum: too few; RegMean: no Gram matrices).
     """
-    return fuse(config.rule, updates, reference=reference, symmetry=symmetry, config=config)
+    if not config.gate or scorer is None:
+        return fuse(config.rule, updates, reference=reference, symmetry=symmetry, config=config, scorer=scorer)
+    heard = _Heard(scorer)
+    try:
+        return never_worse(config.rules, updates, reference=reference, symmetry=symmetry, config=config, scorer=heard)
+    except UpdateError:
+        if heard.anyone:
+            raise
+        plain = fuse("average", updates, reference=reference, symmetry=symmetry, config=config)
+        return replace(plain, notes={**plain.notes, "gate": "no site could judge a candidate: plain average"})
+
+
+class _Heard:
+    """A scorer that remembers whether any site ever had a say."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer, self.anyone = scorer, False
+
+    def __call__(self, candidate: str, state: Mapping[str, Tensor]) -> Mapping[str, Score]:
+        found = self._scorer(candidate, state)
+        self.anyone = self.anyone or any(score.num_examples > 0 for score in found.values())
+        return found
 
 
 def move_control(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -10,22 +11,36 @@ from popmi_core.config import MatchConfig
 from popmi_core.matching import Matcher, ViTSymmetry
 from server.results import MatchedUpdate, TrainedUpdate
 
+HERE = ("opm", "permutations")
+"""Methods that look at weights only, so that the server can do them."""
+
 
 def match_updates(
-    updates: Sequence[TrainedUpdate],
+    updates: Iterable[TrainedUpdate],
     *,
     reference: Mapping[str, Tensor],
     symmetry: ViTSymmetry | None,
     config: MatchConfig,
-) -> list[MatchedUpdate]:
-    """Return the updates in the reference's basis; where nothing is to be matched, as they are, saying so."""
-    if config.method == "none":
-        return [MatchedUpdate(item.site, item.state, item.num_examples, note="matching is off") for item in updates]
+) -> Iterator[MatchedUpdate]:
+    """Yield the updates one by one in the reference's basis; where nothing is to be matched, as they are, saying so.
+
+    An update is asked for when the one before has been handed on: raw and matched models are not all held at once.
+    """
+    if config.method == "none" or config.where == "site":
+        yield from (_as_it_came(item, config) for item in updates)
+        return
     matcher = Matcher(reference, symmetry, sweeps=config.sweeps)
-    matched = []
     for item in updates:
         found = matcher.match(item.state, site=item.site)
-        matched.append(
-            MatchedUpdate(item.site, found.state, item.num_examples, found.gains, found.identity, found.note)
+        yield MatchedUpdate(
+            item.site, found.state, item.num_examples, found.gains, found.identity, found.note, item.grams
         )
-    return matched
+
+
+def _as_it_came(item: TrainedUpdate, config: MatchConfig) -> MatchedUpdate:
+    if config.method == "none" or item.report is None:
+        return MatchedUpdate(item.site, item.state, item.num_examples, note="matching is off", grams=item.grams)
+    told = item.report
+    gains = {layer: math.nan if gain is None else gain for layer, gain in told.gains.items()}
+    note = "; ".join(part for part in ("matched at the site", told.match_note) if part)
+    return MatchedUpdate(item.site, item.state, item.num_examples, gains, told.identity, note, item.grams)

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
@@ -106,6 +107,9 @@ class RunRecorder:
             self.writer.record_match(
                 done.server_round, update.site, gains=update.gains, identity=update.identity, note=update.note or None
             )
+        for candidate, found in done.judged.items():
+            told = {site: asdict(judgement) for site, judgement in found.items()}
+            self.writer.record_candidate(done.server_round, candidate, told)
         card = model_card(self.plan, done)
         digest = save_state(self._model_path(done.server_round), global_model, {"card": json.dumps(card)})
         write_card(self._model_path(done.server_round).with_suffix(".md"), self.plan.run, card, digest)
@@ -119,7 +123,7 @@ class RunRecorder:
             seconds_total=done.seconds,
             seconds_train=_busy(done.train),
             seconds_fuse=done.seconds_combine,
-            seconds_evaluate=_busy(done.evaluate),
+            seconds_evaluate=_busy(done.evaluate) + done.seconds_judge,
             notes=notes,
             model_sha256=digest,
         )
@@ -229,6 +233,8 @@ def _notes(done: RoundResult) -> dict[str, object]:
     return {
         "weights": dict(fused.weights) if fused is not None else {},
         "rules": dict(fused.notes) if fused is not None else {},
+        # Who won among the candidates, and what the worst-served site loses by it (nats of validation loss).
+        **({"chosen": fused.chosen, "regret": fused.regret} if fused is not None and fused.chosen else {}),
         # Figures over all sites are means over these many classes; a class with few images is told of by no site.
         "classes_pooled": {split: len(pooled.classes) for split, pooled in done.evaluation.pooled.items()},
         **({"void": done.note} if done.note else {}),

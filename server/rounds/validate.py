@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from popmi_core.errors import UpdateError
-from popmi_core.protocol import CONTROL_CHANGE, MODEL, Report
-from server.replies import Expected, Layout, open_replies, payload_bytes, read_report
+from popmi_core.protocol import CONTROL_CHANGE, GRAMS, MODEL, Report
+from server.replies import Expected, Layout, decode_array, open_replies, payload_bytes, read_report
 from server.results import SiteOutcome, TrainedUpdate, Validated
 
 MAX_EXAMPLES = 10_000_000
@@ -35,6 +33,8 @@ def validate(replies: Iterable[Message], expected: Expected) -> Validated:
             result.outcomes.append(SiteOutcome(site, "ok", bytes_up=size, report=report))
         except UpdateError as error:
             result.outcomes.append(SiteOutcome(site, "quarantined", str(error), bytes_up=size, report=report))
+        finally:
+            _drop_payload(message)
     result.outcomes.sort(key=lambda item: item.site)
     return result
 
@@ -50,12 +50,14 @@ def check_update(message: Message, site: str, report: Report, expected: Expected
         raise UpdateError(
             f"{where}: num_examples is {report.num_examples}, expected 1 to {MAX_EXAMPLES}. Check the site's data."
         )
-    state = _tensors(message.content.array_records.get(MODEL), expected.layout, where)
+    records = message.content.array_records
+    state = {**_tensors(records.get(MODEL), expected.layout, where), **expected.kept}
     change = None
     if expected.control:
         # Buffers travel with the model but have no gradient, so no control variate.
-        change = _tensors(message.content.array_records.get(CONTROL_CHANGE), expected.layout, where, partial=True)
-    return TrainedUpdate(site, state, report.num_examples, change)
+        change = _tensors(records.get(CONTROL_CHANGE), expected.layout, where, partial=True)
+    grams = _grams(records.get(GRAMS), expected.layout, where) if expected.grams else {}
+    return TrainedUpdate(site, state, report.num_examples, change, grams, report)
 
 
 def _tensors(
@@ -75,32 +77,54 @@ def _tensors(
         )
     tensors = {}
     for name in sorted(record.keys()):
-        array = _decode(record, name, where)
+        tensor = decode_array(record, name, where)
         shape, dtype = layout[name]
-        if array.shape != shape or torch.from_numpy(array).dtype != dtype:
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise UpdateError(
-                f"{where}: '{name}' has shape {array.shape} and dtype {array.dtype}, expected {shape} and "
+                f"{where}: '{name}' has shape {tuple(tensor.shape)} and dtype {_dtype(tensor)}, expected {shape} and "
                 f"{str(dtype).removeprefix('torch.')}. Check that the site runs the same backbone and adapter."
             )
-        bad = int(array.size - np.isfinite(array).sum())
-        if bad:
-            raise UpdateError(
-                f"{where}: '{name}' holds {bad} NaN or infinite of {array.size} values. "
-                "Lower the learning rate or look for broken images at the site."
-            )
-        tensors[name] = torch.from_numpy(array)
+        tensors[name] = _finite(tensor, name, where)
     return tensors
 
 
-def _decode(record: ArrayRecord, name: str, where: str) -> npt.NDArray[np.generic]:
-    try:
-        # Copied: the decoded array can be read-only, and the average must own its memory.
-        array = np.array(record[name].numpy())
-        torch.from_numpy(array)
-    except Exception as error:
-        # Whatever a stranger's bytes make of the decoder (a zip, a header of petabytes) is that site's fault alone.
-        raise UpdateError(f"{where}: '{name}' cannot be decoded as an array. The payload is damaged.") from error
-    return array
+def _grams(record: ArrayRecord | None, layout: Layout, where: str) -> dict[str, Tensor]:
+    if record is None:
+        raise UpdateError(
+            f"{where}: the reply holds no Gram matrices. Check that the site runs the same POPMI version."
+        )
+    grams = {}
+    for layer in sorted(record.keys()):
+        gram = decode_array(record, layer, where)
+        shape = layout.get(f"{layer}.weight", ((), gram.dtype))[0]
+        width = math.prod(shape[1:])
+        if not shape or tuple(gram.shape) != (width, width) or not gram.is_floating_point():
+            raise UpdateError(
+                f"{where}: the Gram matrix of '{layer[:80]}' has shape {tuple(gram.shape)} and dtype {_dtype(gram)}, "
+                f"expected a float matrix of the layer's {width} inputs. Check that the site runs the same backbone."
+            )
+        grams[layer] = _finite(gram, layer, where)
+    return grams
+
+
+def _finite(tensor: Tensor, name: str, where: str) -> Tensor:
+    bad = int(tensor.numel() - tensor.isfinite().sum())
+    if bad:
+        raise UpdateError(
+            f"{where}: '{name}' holds {bad} NaN or infinite of {tensor.numel()} values. "
+            "Lower the learning rate or look for broken images at the site."
+        )
+    return tensor
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _drop_payload(message: Message) -> None:
+    # The tensors live on in the update: a second copy of every site's model would stay until the round ends.
+    for name in list(message.content.array_records):
+        del message.content[name]
 
 
 def _some(names: list[str]) -> str:

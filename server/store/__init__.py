@@ -1,10 +1,11 @@
 """Round records in SQLite (WAL) or PostgreSQL; free of torch and flwr."""
 
 from server.store.reader import RunReader
-from server.store.records import EventRow, MatchRow, MetricRow, RoundRow, RunSummary, SiteRow
+from server.store.records import CandidateRow, EventRow, MatchRow, MetricRow, RoundRow, RunSummary, SiteRow
 from server.store.writer import RunWriter
 
 __all__ = [
+    "CandidateRow",
     "EventRow",
     "MatchRow",
     "MetricRow",

@@ -8,15 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from popmi_core.errors import RunError
-from server.store.records import EventRow, MatchRow, MetricRow, Pulse, RoundRow, RunSummary, SiteRow
-from server.store.schema import Base, Event, MatchLayer, Metric, Round, Run, SiteRound, connect, display_name
+from server.store.records import CandidateRow, EventRow, MatchRow, MetricRow, Pulse, RoundRow, RunSummary, SiteRow
+from server.store.schema import Base, Candidate, Event, MatchLayer, Metric, Round, Run, SiteRound, connect, display_name
 
-Value = TypeVar("Value", EventRow, MatchRow, MetricRow, RoundRow, SiteRow)
+Value = TypeVar("Value", CandidateRow, EventRow, MatchRow, MetricRow, RoundRow, SiteRow)
 
 
 class RunReader:
@@ -95,6 +95,17 @@ class RunReader:
         if server_round is not None:
             query = query.where(MatchLayer.server_round == server_round)
         return self._rows(MatchRow, query.order_by(MatchLayer.server_round, MatchLayer.site, MatchLayer.layer))
+
+    def candidates(self, run_id: int, server_round: int | None = None) -> tuple[CandidateRow, ...]:
+        """Return what sites found of candidates in one round, or in all, by round, candidate and site."""
+        with self._session() as session:
+            # A record of an earlier version has no such table.
+            if not inspect(session.connection()).has_table(Candidate.__tablename__):
+                return ()
+        query = select(Candidate).where(Candidate.run_id == run_id)
+        if server_round is not None:
+            query = query.where(Candidate.server_round == server_round)
+        return self._rows(CandidateRow, query.order_by(Candidate.server_round, Candidate.candidate, Candidate.site))
 
     def events(self, run_id: int, *, last: int = 200) -> tuple[EventRow, ...]:
         """Return the newest ``last`` lines of the diary, oldest of them first."""

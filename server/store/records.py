@@ -100,6 +100,19 @@ class MatchRow:
 
 
 @dataclass(frozen=True)
+class CandidateRow:
+    """One candidate at one site's validation images; ``loss`` is in nats, None where it is infinite."""
+
+    server_round: int
+    candidate: str
+    site: str
+    num_examples: int
+    loss: float | None
+    accuracy: float | None
+    auroc: float | None
+
+
+@dataclass(frozen=True)
 class EventRow:
     """One line of the run's diary."""
 

@@ -126,6 +126,21 @@ class MatchLayer(Base):
     note: Mapped[str | None] = mapped_column(Text)
 
 
+class Candidate(Base):
+    """What one site found of one candidate for a round's model, on its validation images; loss in nats."""
+
+    __tablename__ = "candidates"
+
+    run_id: Mapped[int] = _run()
+    server_round: Mapped[int] = mapped_column("round", Integer, primary_key=True, autoincrement=False)
+    candidate: Mapped[str] = mapped_column(String(200), primary_key=True)
+    site: Mapped[str] = mapped_column(String(200), primary_key=True)
+    num_examples: Mapped[int] = mapped_column(Integer)
+    loss: Mapped[float | None] = mapped_column(Float)
+    accuracy: Mapped[float | None] = mapped_column(Float)
+    auroc: Mapped[float | None] = mapped_column(Float)
+
+
 class Event(Base):
     """One line of the run's diary."""
 

@@ -17,11 +17,13 @@ from sqlalchemy.orm import Session
 from popmi_core.errors import RunError
 from server.store.cleaning import clean, ending, finite, jsonable, one_of, whole
 from server.store.heartbeat import Heartbeat
+from server.store.rows import Figure, candidate_rows, match_rows, metric_rows
 from server.store.schema import (
     RUN_STATUSES,
     SITE_OUTCOMES,
     SITE_PHASES,
     Base,
+    Candidate,
     Event,
     MatchLayer,
     Metric,
@@ -32,8 +34,7 @@ from server.store.schema import (
     display_name,
 )
 
-Figure = float | None | tuple[float | None, float | None, float | None]
-_ROUND_TABLES = (Round, SiteRound, Metric, MatchLayer)
+_ROUND_TABLES = (Round, SiteRound, Metric, MatchLayer, Candidate)
 
 
 class RunWriter:
@@ -186,22 +187,7 @@ class RunWriter:
 
         A figure is a number or ``(value, lower, upper)``; NaN and infinity are stored as undefined.
         """
-        rows = []
-        for name, figure in values.items():
-            value, lower, upper = figure if isinstance(figure, tuple) else (figure, None, None)
-            rows.append(
-                Metric(
-                    run_id=self.run_id,
-                    server_round=server_round,
-                    scope=clean(scope),
-                    split=split,
-                    name=name,
-                    value=finite(value),
-                    lower=finite(lower),
-                    upper=finite(upper),
-                )
-            )
-        self._replace(rows)
+        self._replace(metric_rows(self.run_id, server_round, scope, split, values))
 
     def record_match(
         self,
@@ -213,20 +199,11 @@ class RunWriter:
         note: str | Mapping[str, str] | None = None,
     ) -> None:
         """Record the matching of one site, layer by layer; ``note`` is for all layers or by layer."""
-        unmoved = identity or {}
-        rows = [
-            MatchLayer(
-                run_id=self.run_id,
-                server_round=server_round,
-                site=clean(site),
-                layer=clean(layer),
-                gain=finite(gain),
-                identity=bool(unmoved.get(layer, False)),
-                note=clean(note.get(layer) if isinstance(note, Mapping) else note),
-            )
-            for layer, gain in gains.items()
-        ]
-        self._replace(rows)
+        self._replace(match_rows(self.run_id, server_round, site, gains, identity or {}, note))
+
+    def record_candidate(self, server_round: int, candidate: str, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Record what the sites found of a candidate: by site ``num_examples``, ``loss``, ``accuracy``, ``auroc``."""
+        self._replace(candidate_rows(self.run_id, server_round, candidate, found))
 
     def finish_round(
         self,

@@ -8,7 +8,7 @@ import pytest
 
 from client.ledger import Ledger
 from popmi_core.cli.lineup import reopen_run
-from popmi_core.errors import RunError
+from popmi_core.errors import PrivacyError, RunError
 
 BUDGET = {"target_epsilon": 3.0, "target_delta": 1e-3}
 
@@ -78,8 +78,10 @@ def test_a_round_interrupted_after_its_charge_is_paid_for_twice(federation, monk
 def test_a_batchnorm_backbone_is_refused_with_the_remedy(federation):
     model = {"backbone": "resnet10t", "image_size": 32}
     plan = federation.plan(strategy="fedavg", rounds=1, sites=["phantom_slide"], model=model, privacy=BUDGET)
-    with pytest.raises(RunError, match="popmi_vit_nano"):
+    with pytest.raises(PrivacyError, match="BatchNorm.*popmi_vit_nano"):
         federation.run(plan)
+    with federation.read(plan) as reader:
+        assert reader.sites(1) == ()
 
 
 def test_a_run_without_a_budget_is_refused_images_that_were_promised_one(federation):

@@ -9,21 +9,23 @@ import numpy as np
 import pytest
 import torch
 
+from client.app import app as client_app
 from popmi_core.checkpoints import load_state
 from popmi_core.cli.summary import summarise
 from popmi_core.config import PRESETS, read_config
 from popmi_core.data import load_site
-from popmi_core.errors import RunError
+from popmi_core.errors import ConfigError, RunError
 from popmi_core.metrics import classification_metrics
 from popmi_core.models import build_model, load_exchanged, predict
 from popmi_core.simulation import InProcessGrid
 
 STRATEGIES = sorted(set(PRESETS) - {"krum"})
+TWO = ["phantom_polarised", "phantom_ruler"]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_finishes_with_a_finite_model(federation, strategy):
-    plan = federation.plan(strategy=strategy, rounds=1)
+    plan = federation.plan(strategy=strategy, rounds=1, sites=TWO)
     federation.run(plan)
     state, _ = load_state(Path(plan.folder) / "models" / "round-001.safetensors")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
@@ -42,10 +44,24 @@ def test_krum_with_enough_sites_takes_one_site_whole(federation):
     assert sorted(weights.values()) == [0.0, 0.0, 0.0, 0.0, 1.0]
 
 
-def test_krum_with_too_few_sites_is_void_and_says_what_it_needs(federation):
+def test_krum_with_too_few_sites_is_refused_before_any_trains(federation):
     plan = federation.plan(strategy="krum", rounds=1)
-    with pytest.raises(RunError, match="krum with faulty=1 got 3 updates"):
+    with pytest.raises(ConfigError, match=r"krum needs at least 5 sites \(fuse.faulty = 1\), but the run has 3"):
         federation.run(plan)
+    with federation.read(plan) as reader:
+        assert reader.run().status == "failed"
+        assert reader.sites(1) == ()
+
+
+def test_krum_left_with_too_few_sites_is_void_and_says_what_it_needs(federation):
+    plan = federation.plan(strategy="krum", rounds=1, sites=None)
+
+    def app(message, context):
+        silent = message.metadata.message_type == "train" and context.node_config["site"] in TWO
+        return None if silent else client_app(message, context)
+
+    with pytest.raises(RunError, match="krum with faulty=1 got 3 updates"):
+        federation.run(plan, app)
     with federation.read(plan) as reader:
         assert "void" in reader.rounds(1)[-1].notes
         assert reader.run().status == "failed"

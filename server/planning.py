@@ -1,0 +1,77 @@
+"""Refuse before any site trains what could not end well."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from popmi_core.config import RunConfig, require_private
+from popmi_core.errors import ConfigError, ModelError, PrivacyError
+from popmi_core.fusion import needs
+from popmi_core.matching import ViTSymmetry, describe_model
+from popmi_core.models import exchanged_state
+from popmi_core.protocol import RunPlan, stays_at_site
+
+log = logging.getLogger("popmi.round")
+
+
+def prepare(plan: RunPlan, model: nn.Module) -> ViTSymmetry | None:
+    """Check that the parts of a run can work together on this model; return the model's symmetries if known.
+
+    Raises:
+        ConfigError: If a rule needs more sites than there are, or a pattern of ``keep_local`` fits nothing or all.
+        PrivacyError: If a part would break the privacy promise.
+        ModelError: If matching or a rule needs the symmetries of an architecture that cannot be described.
+    """
+    config = plan.config
+    require_private(config)
+    _check_norms(config, model)
+    _check_sites(config, len(plan.lineup))
+    _check_kept(config, list(exchanged_state(model)))
+    try:
+        return describe_model(model)
+    except ModelError as error:
+        if config.match.method != "none" or any(needs(rule, config.fuse).symmetry for rule in common_rules(config)):
+            raise
+        log.debug("no symmetries are known of this model: %s", error)
+        return None
+
+
+def common_rules(config: RunConfig) -> tuple[str, ...]:
+    """Return the rules that make a common model; none where every site keeps its own or there is one stand-in."""
+    return () if config.strategy in ("local", "ensemble") else config.fuse.rules
+
+
+def _check_norms(config: RunConfig, model: nn.Module) -> None:
+    if config.privacy is None:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and any(p.requires_grad for p in module.parameters()):
+            raise PrivacyError(
+                f"'{name}' of {config.model.backbone} is a {type(module).__name__}, whose statistics mix the images of "
+                "a batch and leave the sites without noise. Use a backbone with LayerNorm or GroupNorm such as "
+                "popmi_vit_nano, or train the adapter only (model.adapter.train = 'adapter')."
+            )
+
+
+def _check_sites(config: RunConfig, num_sites: int) -> None:
+    for rule in common_rules(config) if config.strategy != "pooled" else ():
+        if num_sites < (needed := needs(rule, config.fuse).sites):
+            raise ConfigError(
+                f"rule {rule} needs at least {needed} sites (fuse.faulty = {config.fuse.faulty}), but the run has "
+                f"{num_sites}. Lower fuse.faulty, take more sites, or take fuse.rule = 'median'."
+            )
+
+
+def _check_kept(config: RunConfig, names: list[str]) -> None:
+    patterns = config.personal.keep_local
+    for pattern in patterns:
+        if not any(stays_at_site(name, (pattern,)) for name in names):
+            raise ConfigError(
+                f"personal.keep_local: '{pattern}' fits no tensor of {config.model.backbone} that sites send; there "
+                f"are, for example, {', '.join(names[:3])}. Correct the pattern."
+            )
+    if patterns and all(stays_at_site(name, patterns) for name in names):
+        raise ConfigError("personal.keep_local fits every tensor: nothing is left to share. Name fewer, or use local.")

@@ -1,0 +1,51 @@
+"""Collect what the sites think of candidate models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flwr.app import Message
+
+from popmi_core.errors import UpdateError
+from popmi_core.protocol import Report
+from server.replies import Expected, open_replies, read_report
+from server.results import Judgement, SiteOutcome
+
+
+def collect_judgements(
+    replies: Iterable[Message], expected: Expected
+) -> tuple[dict[str, Judgement], list[SiteOutcome]]:
+    """Return every site's judgement and an outcome for every site that was asked.
+
+    A site with too few validation images tells their number only: it is fine and has no say.
+    """
+    opened, outcomes = open_replies(replies, expected)
+    judged: dict[str, Judgement] = {}
+    for site, message in opened.items():
+        try:
+            report = read_report(message, site, expected)
+        except UpdateError as error:
+            outcomes.append(SiteOutcome(site, "quarantined", str(error)))
+            continue
+        if report.error is not None:
+            outcomes.append(SiteOutcome(site, "failed", report.error, report=report))
+            continue
+        outcomes.append(SiteOutcome(site, "ok", report=report))
+        found = _judgement(report)
+        if found is not None:
+            judged[site] = found
+    return judged, sorted(outcomes, key=lambda item: item.site)
+
+
+def _judgement(report: Report) -> Judgement | None:
+    figures = report.metrics
+    if report.num_examples <= 0 or "val.nll" not in figures:
+        return None
+    loss = figures["val.nll"]
+    return Judgement(
+        num_examples=report.num_examples,
+        # A loss that JSON cannot carry was infinite or no number: such a candidate never wins.
+        loss=float("inf") if loss is None else loss,
+        accuracy=figures.get("val.accuracy"),
+        auroc=figures.get("val.auroc"),
+    )

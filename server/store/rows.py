@@ -1,0 +1,71 @@
+"""From what a round tells to rows of the record's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from server.store.cleaning import clean, finite, whole
+from server.store.schema import Candidate, MatchLayer, Metric
+
+Figure = float | None | tuple[float | None, float | None, float | None]
+
+
+def metric_rows(run_id: int, server_round: int, scope: str, split: str, values: Mapping[str, Figure]) -> list[Metric]:
+    """Return one row a figure, which is a number or ``(value, lower, upper)``."""
+    rows = []
+    for name, figure in values.items():
+        value, lower, upper = figure if isinstance(figure, tuple) else (figure, None, None)
+        rows.append(
+            Metric(
+                run_id=run_id,
+                server_round=server_round,
+                scope=clean(scope),
+                split=split,
+                name=name,
+                value=finite(value),
+                lower=finite(lower),
+                upper=finite(upper),
+            )
+        )
+    return rows
+
+
+def match_rows(
+    run_id: int,
+    server_round: int,
+    site: str,
+    gains: Mapping[str, float],
+    identity: Mapping[str, bool],
+    note: str | Mapping[str, str] | None,
+) -> list[MatchLayer]:
+    """Return one row a layer; ``note`` is for all layers or by layer."""
+    return [
+        MatchLayer(
+            run_id=run_id,
+            server_round=server_round,
+            site=clean(site),
+            layer=clean(layer),
+            gain=finite(gain),
+            identity=bool(identity.get(layer, False)),
+            note=clean(note.get(layer) if isinstance(note, Mapping) else note),
+        )
+        for layer, gain in gains.items()
+    ]
+
+
+def candidate_rows(
+    run_id: int, server_round: int, candidate: str, found: Mapping[str, Mapping[str, Any]]
+) -> list[Candidate]:
+    """Return one row a site from ``num_examples``, ``loss``, ``accuracy`` and ``auroc`` by site."""
+    return [
+        Candidate(
+            run_id=run_id,
+            server_round=server_round,
+            candidate=clean(candidate),
+            site=clean(site),
+            num_examples=whole(figures["num_examples"]),
+            **{name: finite(figures.get(name)) for name in ("loss", "accuracy", "auroc")},
+        )
+        for site, figures in found.items()
+    ]
