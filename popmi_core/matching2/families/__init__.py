@@ -6,10 +6,19 @@ from torch import nn
 
 from popmi_core.errors import ModelError
 from popmi_core.matching2.builder import Builder
-from popmi_core.matching2.families import adapters, swin, swinv2, vit
+from popmi_core.matching2.families import adapters, convnext, efficientnet, equivariant, mlp, resnet, swin, swinv2, vit
 from popmi_core.matching2.symmetry import Symmetry
 
-FAMILIES = {"vit": vit, "swin": swin, "swinv2": swinv2}
+FAMILIES = {
+    "vit": vit,
+    "swin": swin,
+    "swinv2": swinv2,
+    "resnet": resnet,
+    "convnext": convnext,
+    "efficientnet": efficientnet,
+    "equivariant": equivariant,
+    "mlp": mlp,
+}
 
 
 def describe(model: nn.Module) -> Symmetry:
