@@ -40,11 +40,20 @@ def weighted_mean(ordered: Sequence[Update], weights: Mapping[str, float], *, re
     """
     if len(ordered) == 1:
         return {name: tensor.clone() for name, tensor in ordered[0].state.items()}
-    return streamed_mean(((weights[update.site], update.state) for update in ordered), reference=reference)
+    state = {}
+    for name, like in reference.items():
+        total = torch.zeros(like.shape, dtype=torch.float64)
+        for update in ordered:
+            total += update.state[name].double() * weights[update.site]
+        state[name] = cast(total, like)
+    return state
 
 
 def streamed_mean(states: Iterable[tuple[float, State]], *, reference: State) -> dict[str, Tensor]:
-    """Return ``sum_k weight_k w_k`` in the reference's number formats; one state is in memory at a time."""
+    """Return ``sum_k weight_k w_k`` in the reference's number formats; states are taken one at a time.
+
+    The sum itself is float64: twice a float32 model.
+    """
     totals = {name: torch.zeros(like.shape, dtype=torch.float64) for name, like in reference.items()}
     for weight, state in states:
         for name, total in totals.items():

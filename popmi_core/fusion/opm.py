@@ -37,7 +37,8 @@ def fuse(
     ``medoid``: the model closest to all others once matched (n^2 matches), or ``mean_of_others``: from there, each
     model is matched to the mean of the others until they settle (as MergeMany of Git Re-Basin, arXiv:2209.04836,
     algorithm 3). All maps go through one basis, so that they are consistent around every cycle. ``match.<site>`` in
-    the notes says what moved. A lone site's model is returned as it is.
+    the notes says what moved. A lone site's model is returned as it is. Memory beyond the updates: a copy of each
+    model that moved (none where sites started from the global model), and one attention layer of all sites in float64.
 
     Raises:
         ConfigError: If there is no such anchor.
