@@ -17,7 +17,7 @@ from typing import Literal
 from torch import Tensor
 
 from popmi_core.errors import ModelError
-from popmi_core.matching2.steps import Step
+from popmi_core.matching2.steps import NormFold, ScaleFold, Step
 from popmi_core.matching2.symmetry import Axis, Kind, MapKind, Space, Symmetry, Tap
 
 _STATISTICS = ("running_mean", "running_var")
@@ -190,6 +190,8 @@ class Builder:
                 f"{self.family}: module '{module}' is not described (its tensor '{unknown[0]}', {len(unknown)} such in "
                 "all). Describe it by hand with popmi_core.matching.Builder, or take a rule that needs no description."
             )
+        # Beta makes biases, and those are settled with the projection's rows unscaled: norms first, scales last.
+        steps = sorted(self.steps, key=lambda step: (not isinstance(step, NormFold), isinstance(step, ScaleFold)))
         return Symmetry(
-            self.family, dict(self.spaces), tuple(self.axes), tuple(self.steps), tuple(self.taps), tuple(self.notes)
+            self.family, dict(self.spaces), tuple(self.axes), tuple(steps), tuple(self.taps), tuple(self.notes)
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from popmi_core.matching2.steps import ScaleFold
 from popmi_core.matching2.symmetry import State, Symmetry
 
 
@@ -33,8 +32,7 @@ def spell_like(canonical: State, like: State, symmetry: Symmetry) -> dict[str, T
     Key and value biases stay 0 (in the spelling of ``like`` the value's share of beta is in the projection's bias).
     """
     result = dict(canonical)
-    # Biases are settled again after beta has come out of them, and before the projection's rows are scaled.
-    for step in sorted(symmetry.steps, key=lambda step: isinstance(step, ScaleFold)):
+    for step in symmetry.steps:
         step.unfold(result, like)
     return result
 

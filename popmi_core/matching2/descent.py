@@ -1,0 +1,155 @@
+"""Block-exact coordinate descent: orders, heads and rotations by turns, until no block improves.
+
+All states are in balanced bases. Every block is solved exactly with the others held, so the distance never rises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from popmi_core.matching2.blocks import HeadBlock, OrderBlock, Solved, StreamBlock
+from popmi_core.matching2.elements import Element, Move, act, compose, read_axis
+from popmi_core.matching2.procrustes import stream_rotation
+from popmi_core.matching2.symmetry import State, Symmetry
+
+# A sweep that brings the models closer by less than this share of their size ends the descent.
+_SETTLED = 1e-10
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the descent stands: the moves made, the candidate moved by them, the squared distance after every sweep."""
+
+    moves: Mapping[str, Move]
+    state: State
+    distances: tuple[float, ...]
+
+    @property
+    def same_basis(self) -> bool:
+        """No rotation, and every unit and head in its place."""
+        return all(move.perm is None and move.rotation is None for move in self.moves.values())
+
+
+class Target:
+    """A balanced reference and what is computed once for all candidates."""
+
+    def __init__(self, reference: State, symmetry: Symmetry) -> None:
+        self.reference, self.symmetry = reference, symmetry
+        self.names = sorted({axis.tensor for axis in symmetry.axes if axis.counts})
+        self.energy = sum(float(reference[name].square().sum()) for name in self.names)
+        self.blocks = {name: _block(reference, symmetry, name) for name in symmetry.spaces}
+
+    @property
+    def streams(self) -> list[str]:
+        """Return the orthogonal spaces."""
+        return [name for name, space in self.symmetry.spaces.items() if space.kind == "orthogonal"]
+
+    def distance(self, candidate: State) -> float:
+        """Return the squared distance over everything that counts."""
+        return sum(float((self.reference[name] - candidate[name]).square().sum()) for name in self.names)
+
+
+def descend(
+    target: Target,
+    candidate: State,
+    *,
+    start: Element | None = None,
+    sweeps: int,
+    generator: torch.Generator | None = None,
+) -> Position:
+    """Return the best position reachable from ``start`` (None: the identity, kept unless leaving it clearly pays).
+
+    Spaces are solved in the description's order, streams last; with a generator in random order.
+    """
+    moves = dict(start.moves) if start else {}
+    here = act(candidate, target.symmetry, start) if start else dict(candidate)
+    distances: list[float] = []
+    for sweep in range(max(1, sweeps)):
+        before = dict(moves)
+        for name in _sequence(target, generator):
+            move = _worthwhile(target, name, here, moved=bool(start) or name in moves)
+            if move is not None:
+                here = act(here, target.symmetry, Element({name: move}))
+                moves[name] = compose(moves[name], move) if name in moves else move
+        distances.append(target.distance(here))
+        stands = _orders(before) == _orders(moves) and not any(name in moves for name in target.streams)
+        if (sweep and distances[-2] - distances[-1] <= _SETTLED * target.energy) or (stands and not sweep):
+            break
+    return Position(moves, here, tuple(distances))
+
+
+def worth_turning(
+    before: Tensor, after: Tensor, *, turns: int, numbers: int, energy: Tensor | float, kin: bool = False
+) -> Tensor:
+    """Return, from squared distances, whether a basis change of ``turns`` degrees of freedom explains more than chance.
+
+    A random drift of ``numbers`` weights loses the share ``turns / numbers`` of its squared length to the best basis
+    change. Only a change that takes off twice that (at least 5 %, at most half) is one of basis rather than of drift;
+    and a distance that is rounding next to the squared length (``energy``) is none. Training's drift is not random
+    but of low rank, and loses more: where everything else says that one model stems from the other (``kin``), a
+    change has to take off half at least, and up to three quarters where chance alone would take off half.
+    """
+    least, most = (0.5, 0.75) if kin else (0.05, 0.5)
+    share = min(max(2 * turns / numbers, least), most)
+    return before - after > share * before + _SETTLED * energy
+
+
+def embedding_start(target: Target, candidate: State) -> Element:
+    """Return the rotations that fit what only the stream moves: embeddings, head and biases that write it.
+
+    A stream with fewer such numbers than channels stays: its rotation would be arbitrary.
+    """
+    symmetry = target.symmetry
+    others: dict[str, int] = {}
+    for axis in symmetry.axes:
+        others[axis.tensor] = others.get(axis.tensor, 0) + 1
+    moves = {}
+    for name in target.streams:
+        alone = [axis for axis in symmetry.of(name) if axis.counts and others[axis.tensor] == 1]
+        space = symmetry.spaces[name]
+        pairs = [
+            (read_axis(target.reference[axis.tensor], axis, space), read_axis(candidate[axis.tensor], axis, space))
+            for axis in alone
+        ]
+        if sum(own.shape[1] for own, _ in pairs) >= space.size:
+            total = sum(((own @ other.T).double() for own, other in pairs), torch.zeros(()))
+            moves[name] = Move(rotation=stream_rotation(total))
+    return Element(moves)
+
+
+def _block(reference: State, symmetry: Symmetry, name: str) -> HeadBlock | OrderBlock | StreamBlock:
+    kind = symmetry.spaces[name].kind
+    if kind == "heads":
+        return HeadBlock(reference, symmetry, name)
+    return StreamBlock(reference, symmetry, name) if kind == "orthogonal" else OrderBlock(reference, symmetry, name)
+
+
+def _worthwhile(target: Target, name: str, here: State, *, moved: bool) -> Move | None:
+    """Return the block's best move, or None where staying is as good; a first rotation has to pay clearly."""
+    block = target.blocks[name]
+    solved: Solved = block.solve(here)
+    if not isinstance(block, StreamBlock):
+        return solved.move if solved.move.perm is not None or solved.move.maps else None
+    if solved.identity:
+        return None
+    if not moved:
+        before = torch.tensor(target.distance(here), dtype=torch.float64)
+        after = before - 2 * solved.gain
+        if not bool(worth_turning(before, after, turns=block.turns, numbers=block.numbers, energy=target.energy)):
+            return None
+    return solved.move
+
+
+def _sequence(target: Target, generator: torch.Generator | None) -> list[str]:
+    names = [name for name in target.blocks if name not in target.streams]
+    if generator is not None:
+        names = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
+    return names + target.streams
+
+
+def _orders(moves: Mapping[str, Move]) -> dict[str, list[int]]:
+    return {name: move.perm.tolist() for name, move in moves.items() if move.perm is not None}
