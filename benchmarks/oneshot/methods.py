@@ -7,16 +7,15 @@ itself) and a rule (how the aligned models become one).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from cases import Case, State
+from alignments import ALIGNMENTS, Aligned, statistics_of
+from cases import Case
 from torch import Tensor
 
 from popmi_core.fusion.dispatch import REFERENCES, RULES, fuse, needs
 from popmi_core.fusion.update import Fused, Update
-from popmi_core.matching import Matcher
 
 Looks = Literal["weights", "unlabelled", "labelled"]
 
@@ -33,6 +32,7 @@ class Method:
         align: A key of ``ALIGNMENTS``, or empty.
         path: Whether the fused model is a linear average, so that the line it lies on has a barrier.
         epoch: Whether it is also trained for one epoch after the fusion of four.
+        sees: Whether the rule itself is given activation statistics.
         version: Raise it when the method's code changes, so that kept results are not used again.
     """
 
@@ -43,7 +43,7 @@ class Method:
     align: str = ""
     path: bool = False
     epoch: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    sees: bool = False
     version: int = 1
 
     def described(self) -> dict[str, Any]:
@@ -55,24 +55,29 @@ METHODS = (
     Method("average", "rival", "weights", "average", path=True, epoch=True),
     Method("uniform soup", "rival", "weights", "uniform_soup"),
     Method("circuit", "rival", "weights", "circuit"),
-    Method("OPM", "opm", "weights", "circuit", "opm", epoch=True),
-    Method("OPM-Soup", "opm", "weights", "uniform_soup", "opm", path=True),
+    Method("Git Re-Basin", "rival", "weights", "git_rebasin", path=True, epoch=True),
+    Method("OT-Fusion", "rival", "weights", "ot_fusion", path=True, epoch=True),
+    Method("OT-Fusion, soft", "rival", "weights", "ot_fusion_soft", path=True),
+    Method("FedMA", "rival", "weights", "fedma", path=True, epoch=True),
+    Method("OPM-Soup", "opm", "weights", "uniform_soup", "weights", path=True),
+    Method("OPM", "opm", "weights", "circuit", "weights", epoch=True),
+    Method("OPM, probes", "opm", "weights", "circuit", "probes"),
     Method("RegMean", "rival", "unlabelled", "regmean"),
-    Method("OPM-RegMean", "opm", "unlabelled", "regmean", "opm", epoch=True),
+    Method("Git Re-Basin, activations", "rival", "unlabelled", "git_rebasin_activations", path=True, epoch=True,
+           sees=True),
+    Method("OT-Fusion, activations", "rival", "unlabelled", "ot_fusion", path=True, sees=True),
+    Method("OT-Fusion, soft, activations", "rival", "unlabelled", "ot_fusion_soft", path=True, sees=True),
+    Method("OPM-Soup, statistics", "opm", "unlabelled", "uniform_soup", "statistics", path=True),
+    Method("OPM, statistics", "opm", "unlabelled", "circuit", "statistics"),
+    Method("OPM-RegMean", "opm", "unlabelled", "regmean", "statistics"),
+    Method("OPM, maps learned without labels", "opm", "unlabelled", "uniform_soup", "learned without labels",
+           path=True, epoch=True),
     Method("greedy soup", "rival", "labelled", "greedy_soup"),
-    Method("OPM greedy soup", "opm", "labelled", "greedy_soup", "opm"),
+    Method("OPM, learned maps", "opm", "labelled", "uniform_soup", "learned", path=True, epoch=True),
+    Method("OPM greedy soup, learned maps", "opm", "labelled", "greedy_soup", "learned"),
     Method("best single", "reference", "labelled", "best_single", epoch=True),
     Method("ensemble", "reference", "weights", "ensemble"),
-)
-
-
-def align_opm(case: Case) -> list[State]:
-    """Match every other parent to the first, by weights alone."""
-    matcher = Matcher(case.states[0], case.symmetry)
-    return [case.states[0], *(matcher.match(state).state for state in case.states[1:])]
-
-
-ALIGNMENTS: dict[str, Callable[[Case], list[State]]] = {"opm": align_opm}
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,24 +92,9 @@ class Outcome:
 
 def available(method: Method, case: Case) -> bool:
     """Return whether the library has what the method needs for this architecture."""
-    needs_symmetry = bool(method.align) or method.side == "opm"
+    needs_symmetry = bool(method.align) or needs(method.rule).symmetry if method.rule in RULES else False
     known = (method.rule in RULES or method.rule in REFERENCES) and (not method.align or method.align in ALIGNMENTS)
     return known and not (needs_symmetry and case.symmetry is None)
-
-
-class Aligned:
-    """The alignments of one case, each made once; ``seconds`` says what each cost."""
-
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        self.kept: dict[str, tuple[list[State], float]] = {"": (list(case.states), 0.0)}
-
-    def get(self, kind: str) -> tuple[list[State], float]:
-        if kind not in self.kept:
-            started = time.perf_counter()
-            states = ALIGNMENTS[kind](self.case)
-            self.kept[kind] = (states, time.perf_counter() - started)
-        return self.kept[kind]
 
 
 def apply_method(method: Method, case: Case, aligned: Aligned) -> Outcome:
@@ -122,7 +112,7 @@ def apply_method(method: Method, case: Case, aligned: Aligned) -> Outcome:
         reference=states[0],
         symmetry=case.symmetry,
         scorer=case.scorer,
-        **method.options,
+        **({"statistics": statistics_of(case, updates)} if method.sees else {}),
     )
     seconds = spent + time.perf_counter() - started
     partner = _partner(fused, case) if method.path and len(states) == 2 else None

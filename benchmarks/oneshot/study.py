@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from alignments import LABELLED, RESTARTS, STEPS, STEPS_WITHOUT_LABELS, Aligned
 from cases import ON_PATH, UNLABELLED, Case, State, all_cases
-from methods import METHODS, Aligned, Method, apply_method, available
+from methods import METHODS, Method, apply_method, available
 from parents import ARCHITECTURES, load_dataset, train
 from tables import DECIDES, report
 
@@ -87,7 +88,8 @@ def results(case: Case, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def key(case: Case, method: Method) -> str:
     """Return the name under which a result is kept: a hash of the parents' recipes, the method and the measurement."""
-    described = [[p.recipe.name for p in case.parents], method.described(), ON_PATH, UNLABELLED, POINTS]
+    aligning = [LABELLED, RESTARTS, STEPS, STEPS_WITHOUT_LABELS] if method.align else []
+    described = [[p.recipe.name for p in case.parents], method.described(), ON_PATH, UNLABELLED, POINTS, *aligning]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
