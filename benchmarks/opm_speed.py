@@ -15,7 +15,7 @@ from torch import Tensor
 
 from popmi_core.config import ModelConfig
 from popmi_core.fusion import Update, fuse
-from popmi_core.matching import Matcher, ViTSymmetry, describe_model
+from popmi_core.matching import Matcher, Symmetry, describe_model
 from popmi_core.models import build_model, exchanged_state
 
 SITES = 5
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def seconds_of_rule(
-    rule: str, updates: list[Update], reference: dict[str, Tensor], symmetry: ViTSymmetry | None
+    rule: str, updates: list[Update], reference: dict[str, Tensor], symmetry: Symmetry | None
 ) -> float:
     """Return the processor seconds of one fusion."""
     return timed(lambda: fuse(rule, updates, reference=reference, symmetry=symmetry))[1]

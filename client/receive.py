@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from popmi_core.config import ModelConfig
 from popmi_core.errors import UpdateError
-from popmi_core.matching import ViTSymmetry, describe_model
+from popmi_core.matching import Symmetry, describe_model
 from popmi_core.models import build_model, load_exchanged
 from popmi_core.protocol import MODEL, Instruction, model_record, stays_at_site
 
@@ -72,7 +72,7 @@ def build_once(instruction: Instruction) -> nn.Module:
     return _build(instruction.model, len(instruction.classes), instruction.seed)
 
 
-def symmetry_of(instruction: Instruction) -> ViTSymmetry | None:
+def symmetry_of(instruction: Instruction) -> Symmetry | None:
     """Return the symmetries of the run's model, described once per process.
 
     Raises:
@@ -82,7 +82,7 @@ def symmetry_of(instruction: Instruction) -> ViTSymmetry | None:
 
 
 @lru_cache(maxsize=2)
-def _describe(config: ModelConfig, num_classes: int, seed: int) -> ViTSymmetry | None:
+def _describe(config: ModelConfig, num_classes: int, seed: int) -> Symmetry | None:
     return describe_model(_build(config, num_classes, seed))
 
 

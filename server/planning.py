@@ -10,14 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from popmi_core.config import RunConfig, require_private
 from popmi_core.errors import ConfigError, ModelError, PrivacyError
 from popmi_core.fusion import needs
-from popmi_core.matching import ViTSymmetry, describe_model
+from popmi_core.matching import Symmetry, describe_model
 from popmi_core.models import exchanged_state
 from popmi_core.protocol import RunPlan, stays_at_site
 
 log = logging.getLogger("popmi.round")
 
 
-def prepare(plan: RunPlan, model: nn.Module) -> ViTSymmetry | None:
+def prepare(plan: RunPlan, model: nn.Module) -> Symmetry | None:
     """Check that the parts of a run can work together on this model; return the model's symmetries if known.
 
     Raises:

@@ -1,27 +1,28 @@
 """Circuit averaging: average what a head computes (QK and VO products), not the factors it is stored in.
 
 The factors of a head are only defined up to an invertible matrix; averaging them mixes bases, averaging their products
-``W_q^T W_k`` and ``W_o W_v`` does not. The mean product is refactored to the heads' rank by a truncated SVD
-(Eckart and Young 1936), so that the fused model has the architecture of its parents.
+``W_q^T W_k`` and ``W_o W_v`` does not (see products.py). The same holds for the factors of a low-rank adapter. Where a
+head may only be rotated (cosine attention), its factors are turned to the reference's and averaged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from popmi_core.config import FuseConfig
 from popmi_core.fusion import average
+from popmi_core.fusion.products import Factors, aligned_mean, mean_product
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Symmetry, Update, cast
 from popmi_core.matching import canonicalise
-from popmi_core.matching.canonical import spell_like
-from popmi_core.matching.factors import HeadFactors, head_factors, put_heads
-from popmi_core.matching.procrustes import polar
-from popmi_core.matching.symmetry import HeadSlots
+from popmi_core.matching.canonical import spell_like, touched
+from popmi_core.matching.elements import read_axis, write_axis
+from popmi_core.matching.factors import factors, put_factors
+from popmi_core.matching.symmetry import Space
 
 
 def fuse(
@@ -36,71 +37,136 @@ def fuse(
 
     Gamma, beta and LayerScale are folded in before products are taken, and the result gets back their averages. Its
     factors are balanced and turned to the reference's, so that the basis does not drift from round to round.
-    A layer whose heads are not known is averaged plainly; the notes say so. A lone site's model is returned as it is.
+    Heads whose bases are not free are averaged plainly; the notes say so for every attention layer. A lone site's
+    model is returned as it is. Memory: one attention layer of all sites in float64, beyond updates and result.
 
     Raises:
         UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
     """
     plain = average.fuse(updates, reference=reference, symmetry=symmetry, config=config)
     if symmetry is None:
-        return Fused(plain.state, plain.weights, {"all": "plain average: architecture not known yet"})
+        return replace(plain, notes={"all": "plain average: architecture not known yet"})
     if len(plain.weights) == 1:
-        return Fused(plain.state, plain.weights, {"all": "one site only: its model as it is"})
-    if not symmetry.heads or not symmetry.names() <= set(reference):
-        return Fused(plain.state, plain.weights, {"all": "plain average: no head with known symmetry was exchanged"})
-    small = symmetry.heads_only()
-    sites = [(plain.weights[update.site], canonicalise(update.state, small)) for update in sorted(updates, key=_site)]
-    target = canonicalise(reference, small)
-    folded = canonicalise(plain.state, small)
-    notes = {f"blocks.{index}.heads": "plain average: heads not known" for index in range(symmetry.depth)}
-    for index, slots in small.heads.items():
-        mean, kept = _mean_heads(sites, target, slots, small)
-        put_heads(folded, slots, mean)
-        bias = f"{slots.proj}.bias"
-        if bias in folded:
-            folded[bias] = sum((weight * state[bias] for weight, state in sites), torch.zeros_like(folded[bias]))
-        notes[f"blocks.{index}.heads"] = kept
-    spelled = spell_like(folded, plain.state, small)
-    return Fused({name: cast(spelled[name], like) for name, like in reference.items()}, plain.weights, notes)
+        return replace(plain, notes={"all": "one site only: its model as it is"})
+    heads = {name for name, space in symmetry.spaces.items() if space.kind == "heads"}
+    states = [(plain.weights[update.site], update.state) for update in sorted(updates, key=lambda update: update.site)]
+    changes, notes = mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=heads)
+    none = {"all": "plain average: no head with known symmetry was exchanged"}
+    return replace(plain, state={**plain.state, **changes}, notes=notes or none)
 
 
-def _site(update: Update) -> str:
-    return update.site
-
-
-def _mean_heads(
-    sites: Sequence[tuple[float, Mapping[str, Tensor]]],
-    target: Mapping[str, Tensor],
-    slots: HeadSlots,
+def mean_heads(
+    states: Sequence[tuple[float, State]],
+    plain: State,
+    *,
+    reference: State,
     symmetry: Symmetry,
-) -> tuple[HeadFactors, str]:
-    """Return the averaged heads of one layer in the reference's basis, and how much of the mean their rank holds."""
-    dim, count = symmetry.dim, symmetry.num_heads
-    heads = [(weight, head_factors(state, slots, count)) for weight, state in sites]
-    own = head_factors(target, slots, count)
-    value, kept_value = _refactor([(weight, rows.value) for weight, rows in heads], own.value, dim)
-    if slots.query_key == "fixed":
-        query_key = sum((weight * rows.query_key for weight, rows in heads), torch.zeros_like(own.query_key))
-        return HeadFactors(query_key, value), f"circuit average of VO ({kept_value:.1%} kept), qk-norm: QK plain"
-    query_key, kept = _refactor([(weight, rows.query_key) for weight, rows in heads], own.query_key, dim)
-    return HeadFactors(query_key, value), f"circuit average, kept {kept:.1%} of QK and {kept_value:.1%} of VO"
+    spaces: Collection[str],
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors that averaging products changes in the plain average, and a note for every space.
 
-
-def _refactor(
-    rows: Sequence[tuple[float, Float[Tensor, "heads head_dim width"]]],
-    target: Float[Tensor, "heads head_dim width"],
-    dim: int,
-) -> tuple[Float[Tensor, "heads head_dim width"], float]:
-    """Average the products of both parts of the rows; return balanced factors of their rank, turned to the target.
-
-    Also returns the share of the mean product's squared norm that the rank holds (1 if all sites agree).
+    Args:
+        states: Every site's weight (they sum to one) and model.
+        plain: Their plain average.
+        reference: Whose bases the factors are turned to; gives the number formats.
+        symmetry: Says where the factors lie.
+        spaces: Names of ``heads`` spaces; those that were not exchanged whole are left out.
     """
-    rank = target.shape[1]
-    left = torch.cat([weight * part[..., dim:] for weight, part in rows], dim=1)
-    right = torch.cat([part[..., :dim] for _, part in rows], dim=1)
-    u, s, vh = torch.linalg.svd(left.mT @ right, full_matrices=False)
-    root = s[:, :rank].sqrt()[..., None]
-    found = torch.cat([root * vh[:, :rank], root * u[..., :rank].mT], dim=-1)
-    energy = float(s.square().sum())
-    kept = float(s[:, :rank].square().sum()) / energy if energy > 0 else 1.0
-    return polar(target @ found.mT) @ found, kept
+    changes: dict[str, Tensor] = {}
+    notes: dict[str, str] = {}
+    for group in _groups(symmetry, spaces, reference):
+        names = touched(reference, group) & set(reference)
+        sites = [(weight, canonicalise({n: state[n] for n in names}, group)) for weight, state in states]
+        target = canonicalise({name: reference[name] for name in names}, group)
+        folded = {name: _mean([(w, s[name]) for w, s in sites]) for name in sorted(names)}
+        for name, space in group.spaces.items():
+            said = []
+            for part in space.maps:
+                folded, kept = _mean_part(folded, sites, target, group, space, part)
+                said.append(f"{part} {kept}")
+            notes[name] = "circuit average: " + ", ".join(said)
+        spelled = spell_like(folded, {name: plain[name] for name in names}, group)
+        changes |= {name: cast(spelled[name], reference[name]) for name in names}
+    return changes, notes
+
+
+def _mean_part(
+    folded: Mapping[str, Tensor],
+    sites: Sequence[tuple[float, State]],
+    target: State,
+    group: Symmetry,
+    space: Space,
+    part: str,
+) -> tuple[dict[str, Tensor], str]:
+    """Return the folded mean with one part of the heads averaged as its symmetry allows, and how."""
+    kind = space.maps[part]
+    if kind == "linear":
+        rows = [(weight, Factors(*factors(state, group, space.name, part))) for weight, state in sites]
+        like = Factors(*factors(target, group, space.name, part))
+        mean, kept = mean_product(rows, like=like)
+        return put_factors(folded, group, space.name, part, mean.left, mean.right), f"kept {kept:.1%}"
+    if kind == "orthogonal":
+        turned = [(weight, _read(state, group, space, part)) for weight, state in sites]
+        rows_mean = aligned_mean(turned, like=_read(target, group, space, part))
+        return _write(folded, group, space, part, rows_mean), "turned to the reference"
+    return dict(folded), "plain (its basis is fixed)"
+
+
+def _read(state: State, group: Symmetry, space: Space, part: str) -> Tensor:
+    """Return everything in the basis of a part, as rows of every head, shape ``[heads, inner, width]``."""
+    axes = [axis for axis in group.of(space.name) if axis.part == part]
+    rows = [read_axis(state[axis.tensor], axis, space).reshape(space.size, space.inner, -1) for axis in axes]
+    return torch.cat(rows, dim=-1)
+
+
+def _write(state: Mapping[str, Tensor], group: Symmetry, space: Space, part: str, rows: Tensor) -> dict[str, Tensor]:
+    result, begun = dict(state), 0
+    for axis in group.of(space.name):
+        if axis.part == part:
+            width = read_axis(result[axis.tensor], axis, space).shape[1]
+            mine = rows[..., begun : begun + width].reshape(space.size * space.inner, width)
+            result[axis.tensor] = write_axis(result[axis.tensor], axis, space, mine)
+            begun += width
+    return result
+
+
+def _groups(symmetry: Symmetry, spaces: Collection[str], reference: State) -> list[Symmetry]:
+    """Return the subgroups to average one by one: each space with the steps that touch it.
+
+    Spaces whose steps overlap (two attentions behind one norm) stay together. Steps that need a tensor that was not
+    exchanged are left out: a norm that is the same everywhere need not be folded.
+    """
+    steps = [step for step in symmetry.steps if set(step.names()) <= set(reference)]
+    groups: list[tuple[set[str], set[int]]] = []
+    for name in _claims(symmetry, spaces, reference):
+        tensors = {axis.tensor for axis in symmetry.of(name)}
+        mine = {index for index, step in enumerate(steps) if tensors & set(step.names())}
+        near = [group for group in groups if group[1] & mine]
+        merged = ({name}.union(*(names for names, _ in near)), mine.union(*(found for _, found in near)))
+        groups = [*(group for group in groups if group not in near), merged]
+    return [
+        replace(
+            symmetry.without(set(symmetry.spaces) - names),
+            steps=tuple(steps[index] for index in sorted(found)),
+            notes=(),
+        )
+        for names, found in groups
+    ]
+
+
+def _claims(symmetry: Symmetry, spaces: Collection[str], reference: State) -> list[str]:
+    """Return the spaces whose products can be averaged; of two that share a tensor, the adapter's."""
+    claimed: set[str] = set()
+    found = []
+    wanted = [name for name in symmetry.spaces if name in spaces]
+    for name in sorted(wanted, key=lambda name: "factor" not in symmetry.spaces[name].maps):
+        tensors = {axis.tensor for axis in symmetry.of(name)}
+        free = any(kind != "fixed" for kind in symmetry.spaces[name].maps.values())
+        if free and tensors <= set(reference) and not tensors & claimed:
+            claimed |= tensors
+            found.append(name)
+    return sorted(found, key=list(symmetry.spaces).index)
+
+
+def _mean(rows: Sequence[tuple[float, Tensor]]) -> Tensor:
+    return sum((weight * tensor.double() for weight, tensor in rows), torch.zeros_like(rows[0][1], dtype=torch.float64))

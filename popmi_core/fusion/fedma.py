@@ -15,7 +15,7 @@ from popmi_core.fusion.merge_many import improve
 from popmi_core.fusion.permutable import Permutable, Visit, forward_order, permutable, tell, traced, untraced
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Update, in_order, shares
-from popmi_core.matching2.symmetry import Symmetry
+from popmi_core.matching.symmetry import Symmetry
 
 # Each round of re-matching one layer lowers the distances to its mean; two or three are usual.
 _REMATCHES = 20

@@ -13,7 +13,7 @@ from popmi_core.fusion.merge_many import merge_many
 from popmi_core.fusion.permutable import permutable, tell, traced, untraced
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Update, in_order, shares
-from popmi_core.matching2.symmetry import Symmetry
+from popmi_core.matching.symmetry import Symmetry
 
 
 def fuse(

@@ -17,9 +17,9 @@ from popmi_core.fusion.permutable import Permutable, crossed, move, permutable, 
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.transport import as_move, assign, solve
 from popmi_core.fusion.update import Fused, State, Update, in_order, shares
-from popmi_core.matching2.elements import Move
-from popmi_core.matching2.statistics import CrossStatistics, Moments
-from popmi_core.matching2.symmetry import Symmetry
+from popmi_core.matching.elements import Move
+from popmi_core.matching.statistics import CrossStatistics, Moments
+from popmi_core.matching.symmetry import Symmetry
 
 # A unit that is silent on all images has no correlation; this share of the mean variance keeps the division finite.
 _SILENT = 1e-12

@@ -10,7 +10,7 @@ from torch import Tensor
 from popmi_core.fusion.permutable import ORDER, Permutable, crossed, forward_order, move
 from popmi_core.fusion.transport import as_move, assign, solve
 from popmi_core.fusion.update import State
-from popmi_core.matching2.symmetry import Axis
+from popmi_core.matching.symmetry import Axis
 
 # Gains below this share of the inner product are rounding: without it equal units could change places for ever.
 _ROUNDING = 1e-6

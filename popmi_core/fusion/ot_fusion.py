@@ -16,9 +16,9 @@ from popmi_core.fusion.permutable import Permutable, Visit, crossed, energies, f
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.transport import Solver, as_move, exact, solve
 from popmi_core.fusion.update import Fused, State, Update, in_order, shares
-from popmi_core.matching2.elements import Move
-from popmi_core.matching2.statistics import CrossStatistics, Moments
-from popmi_core.matching2.symmetry import Symmetry
+from popmi_core.matching.elements import Move
+from popmi_core.matching.statistics import CrossStatistics, Moments
+from popmi_core.matching.symmetry import Symmetry
 
 
 def fuse(

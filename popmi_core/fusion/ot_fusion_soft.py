@@ -10,8 +10,8 @@ from popmi_core.fusion.ot_fusion import transported
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.transport import entropic
 from popmi_core.fusion.update import Fused, State, Update
-from popmi_core.matching2.statistics import CrossStatistics
-from popmi_core.matching2.symmetry import Symmetry
+from popmi_core.matching.statistics import CrossStatistics
+from popmi_core.matching.symmetry import Symmetry
 
 
 def fuse(

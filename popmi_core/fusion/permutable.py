@@ -16,9 +16,9 @@ from torch import Tensor
 
 from popmi_core.errors import ModelError
 from popmi_core.fusion.update import State
-from popmi_core.matching2.elements import Element, Move, act, read_axis
-from popmi_core.matching2.steps import NormFold, ScaleFold
-from popmi_core.matching2.symmetry import Axis, Space, Symmetry
+from popmi_core.matching.elements import Element, Move, act, read_axis
+from popmi_core.matching.steps import NormFold, ScaleFold
+from popmi_core.matching.symmetry import Axis, Space, Symmetry
 
 # A tensor of this name beside a space's weights holds where each of its units came from: it moves along.
 ORDER = "#order"

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from popmi_core.matching2.elements import Move
-from popmi_core.matching2.symmetry import Space
+from popmi_core.matching.elements import Move
+from popmi_core.matching.symmetry import Space
 
 Plan = npt.NDArray[np.float64]
 Solver = Callable[[Plan], Plan]

@@ -12,7 +12,7 @@ from torch import Tensor
 from popmi_core.errors import UpdateError
 
 # One name for the description of a network's symmetries, for every rule of this package.
-from popmi_core.matching import ViTSymmetry as Symmetry
+from popmi_core.matching import Symmetry
 
 __all__ = ["Fused", "State", "Symmetry", "Update", "cast", "in_order", "shares", "stack"]
 State = Mapping[str, Tensor]

@@ -1,21 +1,21 @@
 """Putting models into one basis: what may move, and the move that brings a model closest to another."""
 
+from popmi_core.matching.builder import Builder
 from popmi_core.matching.canonical import canonicalise
 from popmi_core.matching.check import describe_model, verify_symmetry
-from popmi_core.matching.elements import random_element
-from popmi_core.matching.layer import match_layer
+from popmi_core.matching.elements import apply, random_element
 from popmi_core.matching.opm import Matched, Matcher, match
-from popmi_core.matching.symmetry import ViTSymmetry, describe
+from popmi_core.matching.symmetry import Symmetry
 
 __all__ = [
+    "Builder",
     "Matched",
     "Matcher",
-    "ViTSymmetry",
+    "Symmetry",
+    "apply",
     "canonicalise",
-    "describe",
     "describe_model",
     "match",
-    "match_layer",
     "random_element",
     "verify_symmetry",
 ]

@@ -1,4 +1,4 @@
-"""Elements of a ViT's symmetry group: draw one at random, apply one to a model."""
+"""Elements of a symmetry group: draw one at random, compose two, apply one to a model."""
 
 from __future__ import annotations
 
@@ -9,90 +9,139 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from popmi_core.matching.canonical import canonicalise, spell_like, widen
-from popmi_core.matching.symmetry import HeadSlots, HiddenSlots, ViTSymmetry
-
-State = Mapping[str, Tensor]
+from popmi_core.matching.canonical import canonicalise, spell_like, touched, widen
+from popmi_core.matching.symmetry import Axis, Space, State, Symmetry
 
 
 @dataclass(frozen=True)
-class HeadMove:
-    """New head i is old head ``perm[i]``: q times ``query_key``, k times its inverse transpose, v times ``value``."""
+class Move:
+    """What happens to one space; what is None stays as it is, bit for bit.
 
-    perm: Int[Tensor, " heads"]
-    query_key: Float[Tensor, "heads head_dim head_dim"]
-    value: Float[Tensor, "heads head_dim head_dim"]
+    Attributes:
+        perm: New entry i is old entry ``perm[i]`` (entries are heads in a ``heads`` space, channels elsewhere).
+        rotation: ``x -> R x`` after the permutation; any square matrix works, so that soft permutations do too.
+        maps: By part of a ``heads`` space: ``x -> M_h x`` inside new head h; dual axes by the inverse transpose.
+        scale: New unit i times ``scale[i]``; dual axes are divided by it.
+    """
+
+    perm: Int[Tensor, " entries"] | None = None
+    rotation: Float[Tensor, "channels channels"] | None = None
+    maps: Mapping[str, Float[Tensor, "heads inner inner"]] = field(default_factory=dict)
+    scale: Float[Tensor, " units"] | None = None
+
+    @property
+    def turns(self) -> bool:
+        """Whether a stream is rotated, for which norms have to be folded away first."""
+        return self.rotation is not None
 
 
 @dataclass(frozen=True)
 class Element:
-    """One group element; what is missing stays as it is, bit for bit.
+    """One group element: a move for every space that moves."""
 
-    ``stream`` rotates the residual stream (``R 1 = 1``); ``hidden``: new unit i is old unit ``perm[i]``.
-    """
-
-    stream: Float[Tensor, "dim dim"] | None = None
-    heads: Mapping[int, HeadMove] = field(default_factory=dict)
-    hidden: Mapping[int, Int[Tensor, " units"]] = field(default_factory=dict)
+    moves: Mapping[str, Move] = field(default_factory=dict)
 
 
-def apply(state: State, symmetry: ViTSymmetry, element: Element, *, like: State | None = None) -> dict[str, Tensor]:
+def apply(state: State, symmetry: Symmetry, element: Element, *, like: State | None = None) -> dict[str, Tensor]:
     """Return the moved model: another spelling of the same function, in the number formats it came in.
 
-    A rotation of the stream needs the folded spelling (see canonical.py); ``like`` says whose gamma, beta and
+    A rotation of a stream needs the folded spelling (see canonical.py); ``like`` says whose gamma, beta and
     LayerScale the result gets back then (by default: none, they stay folded).
     """
-    wide = widen(state, symmetry) if element.stream is None else canonicalise(state, symmetry)
-    for index, move in element.heads.items():
-        _move_heads(wide, symmetry.heads[index], move, symmetry)
-    for index, perm in element.hidden.items():
-        _move_hidden(wide, symmetry.hidden[index], perm)
-    if element.stream is not None:
-        _rotate(wide, symmetry, element.stream)
-        wide = spell_like(wide, like, symmetry) if like is not None else wide
+    turned = any(move.turns for move in element.moves.values())
+    wide = canonicalise(state, symmetry) if turned else widen(state, touched(state, symmetry))
+    wide = act(wide, symmetry, element)
+    if turned and like is not None:
+        wide = spell_like(wide, like, symmetry)
     return {name: wide[name].to(tensor.dtype) for name, tensor in state.items()}
 
 
-def _move_heads(state: dict[str, Tensor], slots: HeadSlots, move: HeadMove, symmetry: ViTSymmetry) -> None:
-    heads = symmetry.num_heads
-    maps = torch.stack([move.query_key, torch.linalg.inv(move.query_key).mT, move.value])
-    for name in (f"{slots.qkv}.weight", f"{slots.qkv}.bias"):
-        if name in state:
-            split = state[name].reshape(3, heads, symmetry.head_dim, -1)[:, move.perm]
-            state[name] = (maps @ split).reshape(state[name].shape)
-    proj = state[f"{slots.proj}.weight"]
-    split = proj.reshape(len(proj), heads, -1)[:, move.perm].transpose(0, 1)
-    moved = split @ torch.linalg.inv(move.value)
-    state[f"{slots.proj}.weight"] = moved.transpose(0, 1).reshape(proj.shape)
+def act(state: State, symmetry: Symmetry, element: Element) -> dict[str, Tensor]:
+    """Return the state with every axis of every moved space changed; differentiable, nothing is folded."""
+    result = dict(state)
+    for axis in symmetry.axes:
+        move = element.moves.get(axis.space)
+        if move is not None:
+            result[axis.tensor] = _act_on_axis(result[axis.tensor], axis, symmetry.spaces[axis.space], move)
+    return result
 
 
-def _move_hidden(state: dict[str, Tensor], slots: HiddenSlots, perm: Tensor) -> None:
-    for name in (f"{slots.fc1}.weight", f"{slots.fc1}.bias"):
-        if name in state:
-            state[name] = state[name][perm]
-    state[f"{slots.fc2}.weight"] = state[f"{slots.fc2}.weight"][:, perm]
+def read_axis(tensor: Tensor, axis: Axis, space: Space) -> Float[Tensor, "width rest"]:
+    """Return what a tensor holds along one axis of a space: a row for every entry."""
+    lead = tensor.movedim(axis.axis, 0)[axis.start : axis.stop]
+    parts = lead.reshape(axis.repeat, space.width(axis.part), axis.spread, -1)
+    return parts.movedim(1, 0).reshape(space.width(axis.part), -1)
 
 
-def _rotate(state: dict[str, Tensor], symmetry: ViTSymmetry, stream: Tensor) -> None:
-    for name in symmetry.tokens:
-        state[name] = state[name] @ stream.T
-    for layer in symmetry.readers:
-        state[f"{layer}.weight"] = state[f"{layer}.weight"] @ stream.T
-    for layer in symmetry.writers:
-        weight = state[f"{layer}.weight"]
-        state[f"{layer}.weight"] = (stream @ weight.flatten(1)).reshape(weight.shape)
-        if f"{layer}.bias" in state:
-            state[f"{layer}.bias"] = stream @ state[f"{layer}.bias"]
+def write_axis(tensor: Tensor, axis: Axis, space: Space, rows: Float[Tensor, "width rest"]) -> Tensor:
+    """Return the tensor with these rows along the axis; the inverse of ``read_axis``."""
+    lead = tensor.movedim(axis.axis, 0)
+    old = lead[axis.start : axis.stop]
+    parts = rows.reshape(space.width(axis.part), axis.repeat, axis.spread, -1).movedim(1, 0)
+    new = parts.reshape(old.shape)
+    if len(old) != len(lead):
+        stop = len(lead) if axis.stop is None else axis.stop
+        new = torch.cat([lead[: axis.start], new, lead[stop:]])
+    return new.movedim(0, axis.axis)
 
 
-def random_element(symmetry: ViTSymmetry, generator: torch.Generator) -> Element:
-    """Draw an element: a rotation with ``R 1 = 1``, head orders and bases (condition at most 4), unit orders."""
-    heads = {index: _random_move(slots, symmetry, generator) for index, slots in symmetry.heads.items()}
-    hidden = {index: torch.randperm(slots.units, generator=generator) for index, slots in symmetry.hidden.items()}
-    stream = None
-    if symmetry.stream == "orthogonal":
-        stream = random_rotation(symmetry.dim, generator)
-    return Element(stream, heads, hidden)
+def _act_on_axis(tensor: Tensor, axis: Axis, space: Space, move: Move) -> Tensor:
+    rows = read_axis(tensor, axis, space)
+    if space.kind == "heads" and axis.part:
+        split = rows.reshape(space.size, space.inner, -1)
+        split = split if move.perm is None else split[move.perm]
+        change = move.maps.get(axis.part)
+        if change is not None:
+            change = change.to(rows.dtype)
+            split = (torch.linalg.inv(change).mT if axis.dual else change) @ split
+        return write_axis(tensor, axis, space, split.reshape(rows.shape))
+    if move.perm is not None:
+        rows = rows[move.perm]
+    if move.rotation is not None:
+        rows = move.rotation.to(rows.dtype) @ rows
+    if move.scale is not None and axis.scales:
+        factor = (1 / move.scale if axis.dual else move.scale).to(rows.dtype)
+        rows = rows * factor[:, None]
+    return write_axis(tensor, axis, space, rows)
+
+
+def compose(first: Move, then: Move) -> Move:
+    """Return the one move that does ``first`` and then ``then`` (not both with a permutation and a rotation)."""
+    perm = first.perm if then.perm is None else (then.perm if first.perm is None else first.perm[then.perm])
+    maps = dict(then.maps)
+    for part, change in first.maps.items():
+        moved = change if then.perm is None else change[then.perm]
+        maps[part] = maps[part] @ moved if part in maps else moved
+    rotation = first.rotation if then.rotation is None else then.rotation
+    if first.rotation is not None and then.rotation is not None:
+        rotation = then.rotation @ first.rotation
+    scale = first.scale if first.scale is None or then.perm is None else first.scale[then.perm]
+    if then.scale is not None:
+        scale = then.scale if scale is None else then.scale * scale
+    return Move(perm, rotation, maps, scale)
+
+
+def random_element(symmetry: Symmetry, generator: torch.Generator) -> Element:
+    """Draw an element: rotations with ``R 1 = 1``, orders, group shifts, head bases and scales (at most 4 to 1)."""
+    return Element({name: random_move(space, generator) for name, space in symmetry.spaces.items()})
+
+
+def random_move(space: Space, generator: torch.Generator) -> Move:
+    """Draw a move of one space."""
+    if space.kind == "orthogonal":
+        return Move(rotation=random_rotation(space.size, generator))
+    perm = torch.randperm(space.size, generator=generator)
+    if space.kind == "heads":
+        size = (space.size, space.inner)
+        maps = {part: _random_map(kind, size, generator) for part, kind in space.maps.items() if kind != "fixed"}
+        return Move(perm, maps=maps)
+    if space.kind == "grouped":
+        inside = torch.stack([torch.randperm(space.inner, generator=generator) for _ in range(space.size)])
+        return Move((perm[:, None] * space.inner + inside).flatten())
+    if space.kind == "fields":
+        drawn = torch.randint(len(space.shifts), (space.size,), generator=generator)
+        return Move((perm[:, None] * space.inner + torch.tensor(space.shifts)[drawn]).flatten())
+    return Move(perm, scale=_random_stretch((space.size,), generator) if space.rescalable else None)
 
 
 def random_rotation(dim: int, generator: torch.Generator) -> Float[Tensor, "dim dim"]:
@@ -104,19 +153,14 @@ def random_rotation(dim: int, generator: torch.Generator) -> Float[Tensor, "dim 
     return ones @ ones.T / dim + basis @ turn @ basis.T
 
 
-def _random_move(slots: HeadSlots, symmetry: ViTSymmetry, generator: torch.Generator) -> HeadMove:
-    size = (symmetry.num_heads, symmetry.head_dim)
-    perm = torch.randperm(size[0], generator=generator)
-    identity = torch.eye(size[1], dtype=torch.float64).expand(size[0], -1, -1)
-    query_key = identity if slots.query_key == "fixed" else _random_basis(size, generator)
-    return HeadMove(perm, query_key, _random_basis(size, generator))
-
-
-def _random_basis(size: tuple[int, int], generator: torch.Generator) -> Tensor:
+def _random_map(kind: str, size: tuple[int, int], generator: torch.Generator) -> Tensor:
     square = (*size, size[1])
     left, right = torch.linalg.qr(_normal(square, generator)).Q, torch.linalg.qr(_normal(square, generator)).Q
-    stretch = 2 ** (2 * torch.rand(size, generator=generator, dtype=torch.float64) - 1)
-    return left * stretch[:, None, :] @ right
+    return left @ right if kind == "orthogonal" else left * _random_stretch(size, generator)[:, None, :] @ right
+
+
+def _random_stretch(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return 2 ** (2 * torch.rand(size, generator=generator, dtype=torch.float64) - 1)
 
 
 def _normal(size: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from popmi_core.errors import UpdateError
+from popmi_core.matching.canonical import canonicalise
 from popmi_core.matching.descent import Position, Target, descend, embedding_start
-from popmi_core.matching.elements import Element, apply
-from popmi_core.matching.factors import Factors, HeadBasis, balance, factorise, rebase
-from popmi_core.matching.settle import Candidate, gain_of, settle
-from popmi_core.matching.symmetry import ViTSymmetry
+from popmi_core.matching.elements import Element, act, apply
+from popmi_core.matching.factors import gauge_of
+from popmi_core.matching.settle import Bases, settle
+from popmi_core.matching.symmetry import State, Symmetry
 
-State = Mapping[str, Tensor]
 # Another start must beat the identity by this share of the squared distance: ties stay where they are.
 _CLEARLY = 0.99
+# Above so many numbers the descent runs in float32: half the memory and twice the speed, and orders do not care.
+_LARGE = 20_000_000
+Judge = Callable[[Mapping[str, Tensor]], float]
 
 
 @dataclass(frozen=True)
 class Matched:
     """One site's model in the reference's basis.
 
-    ``gains``: per layer, the share of its squared distance to the reference that the layer's own move took off (all
-    other moves in place), 0 to 1. ``identity``: which layers were left as they are. ``distances``: the squared
-    distance after every sweep; it never rises. ``element``: the move itself. A model that needed none is the very
-    tensors that came in.
+    ``gains``: per space, the share of its squared distance to the reference that its own move took off (all other
+    moves in place), 0 to 1. ``identity``: which spaces were left as they are. ``distances``: the squared distance
+    after every sweep; it never rises. ``element``: the move itself. A model that needed none is the very tensors that
+    came in.
     """
 
     state: dict[str, Tensor]
@@ -39,58 +42,98 @@ class Matched:
 
 
 class Matcher:
-    """Match any number of candidates against one reference; its rows are prepared once (memory: one model)."""
+    """Match any number of candidates against one reference, which is prepared once (memory: one model).
 
-    def __init__(self, reference: State, symmetry: ViTSymmetry | None, *, sweeps: int = 10) -> None:
-        self.reference = reference
-        self.symmetry = symmetry
-        self.sweeps = sweeps
-        self._prepared = _prepare(reference, symmetry)
+    Args:
+        reference: The model whose basis counts, the global one.
+        symmetry: What ``describe_model`` said; None leaves every candidate as it is and says so in the note.
+        sweeps: At most so many rounds over all spaces.
+        restarts: Further descents in random order of the spaces, for nets without a rotated stream.
+        generator: Gives those orders; None is seeded by 0.
+    """
 
-    def match(self, candidate: State, *, site: str = "candidate") -> Matched:
-        """Return the candidate in the reference's basis; ``site`` is whom an error names.
+    def __init__(
+        self,
+        reference: State,
+        symmetry: Symmetry | None,
+        *,
+        sweeps: int = 10,
+        restarts: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.reference, self.symmetry = reference, symmetry
+        self.sweeps, self.restarts = sweeps, restarts
+        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self._prepared: tuple[Element, Target] | None = None
+        self.dtype = torch.float64 if sum(t.numel() for t in reference.values()) <= _LARGE else torch.float32
+        if symmetry is not None and symmetry.names() <= set(reference):
+            _check_finite(reference, "the reference")
+            canonical = canonicalise(reference, symmetry, self.dtype)
+            own = gauge_of(canonical, symmetry)
+            self._prepared = own, Target(act(canonical, symmetry, own), symmetry)
+
+    def match(
+        self,
+        candidate: State,
+        *,
+        site: str = "candidate",
+        starts: Iterable[Element] = (),
+        judge: Judge | None = None,
+    ) -> Matched:
+        """Return the candidate in the reference's basis.
+
+        Args:
+            candidate: A site's model.
+            site: Whom an error names.
+            starts: Further places to begin from, in canonical bases (from activations, or learned).
+            judge: Picks among the starts' ends instead of the distance: called with each moved model, lower is
+                better (a loss on validation images; distance in weights is a poor selector).
 
         Raises:
             UpdateError: If names or shapes differ from the reference, or a weight is NaN or infinite.
         """
         _check_like(candidate, self.reference, site)
         if self.symmetry is None:
-            return Matched(dict(candidate), {}, {}, "architecture not known yet: plain averaging")
+            return Matched(dict(candidate), {}, {}, "no description of this architecture: plain averaging")
         if self._prepared is None:
             return Matched(dict(candidate), {}, {}, "the matched layers are frozen and not exchanged: nothing to match")
-        own_bases, target = self._prepared
+        own, target = self._prepared
         _check_finite(candidate, f"site {site}")
-        model = _candidate(candidate, self.symmetry)
-        position, unturned = self._search(target, model.balanced)
-        element, gains = settle(position, target, own_bases, model)
-        if self.symmetry.stream == "orthogonal":
-            gains["stream"] = gain_of(unturned, position.distances[-1])
-        identity = _identity(element, self.symmetry)
+        canonical = canonicalise(candidate, self.symmetry, self.dtype)
+        bases = Bases(own, gauge_of(canonical, self.symmetry))
+        balanced = act(canonical, self.symmetry, bases.candidate)
+        found = self._positions(target, balanced, [_outer(start) for start in starts])
+        ends = [(position, *settle(position, target, bases, canonical)) for position in found]
+        position, element, gains = _best(ends, None if judge is None else lambda e: judge(self._moved(candidate, e)))
+        return self._matched(candidate, position, element, gains)
+
+    def _positions(self, target: Target, candidate: State, starts: list[Element]) -> list[Position]:
+        """Return where every start ends; one position only where the basis is the same already."""
+        first = descend(target, candidate, sweeps=self.sweeps)
+        if first.same_basis:
+            return [first]
+        found = [first]
+        if target.streams:
+            found.append(descend(target, candidate, start=embedding_start(target, candidate), sweeps=self.sweeps))
+        found += [descend(target, candidate, start=start, sweeps=self.sweeps) for start in starts]
+        for _ in range(self.restarts):
+            found.append(descend(target, candidate, sweeps=self.sweeps, generator=self.generator))
+        return found
+
+    def _moved(self, candidate: State, element: Element) -> dict[str, Tensor]:
+        assert self.symmetry is not None
+        return apply(candidate, self.symmetry, element, like=self.reference)
+
+    def _matched(self, candidate: State, position: Position, element: Element, gains: dict[str, float]) -> Matched:
+        assert self.symmetry is not None
+        identity = {name: name not in element.moves for name in self.symmetry.spaces}
         note = "; ".join(self.symmetry.notes)
-        if all(identity.values()):
-            return Matched(dict(candidate), gains, identity, note, position.distances, element)
-        state = apply(candidate, self.symmetry, element, like=self.reference)
+        state = dict(candidate) if all(identity.values()) else self._moved(candidate, element)
         return Matched(state, gains, identity, note, position.distances, element)
 
-    def _search(self, target: Target, candidate: Factors) -> tuple[Position, float]:
-        """Return the best position of all starts, and the squared distance without a rotation."""
-        first = descend(target, candidate, start=None, sweeps=self.sweeps)
-        if first.same_basis or target.symmetry.stream == "fixed":
-            return first, first.distances[0]
-        start = embedding_start(target, candidate)
-        second = descend(target, candidate, start=start, sweeps=self.sweeps)
-        better = second.distances[-1] < _CLEARLY * first.distances[-1]
-        return (second if better else first), first.distances[0]
 
-
-def match(candidate: State, reference: State, symmetry: ViTSymmetry | None, *, sweeps: int = 10) -> Matched:
+def match(candidate: State, reference: State, symmetry: Symmetry | None, *, sweeps: int = 10) -> Matched:
     """Put ``candidate`` into the basis of ``reference`` (see ``Matcher`` for many candidates).
-
-    Args:
-        candidate: A site's model.
-        reference: The model whose basis counts, the global one.
-        symmetry: What ``describe_model`` said; None leaves the candidate as it is and says so in the note.
-        sweeps: At most so many rounds over all blocks.
 
     Raises:
         UpdateError: If names or shapes differ, or a weight is NaN or infinite.
@@ -98,25 +141,22 @@ def match(candidate: State, reference: State, symmetry: ViTSymmetry | None, *, s
     return Matcher(reference, symmetry, sweeps=sweeps).match(candidate)
 
 
-def _prepare(reference: State, symmetry: ViTSymmetry | None) -> tuple[dict[int, HeadBasis], Target] | None:
-    if symmetry is None or not symmetry.names() <= set(reference):
-        return None
-    _check_finite(reference, "the reference")
-    model = _candidate(reference, symmetry)
-    return dict(model.bases), Target(model.balanced, symmetry)
+def _outer(start: Element) -> Element:
+    """Return a start without maps inside heads and scales: the descent finds those from the rest."""
+    return Element({name: replace(move, maps={}, scale=None) for name, move in start.moves.items()})
 
 
-def _candidate(state: State, symmetry: ViTSymmetry) -> Candidate:
-    raw = factorise(state, symmetry)
-    bases = {i: balance(rows, symmetry.heads[i], raw.dim) for i, rows in raw.heads.items()}
-    heads = {i: rebase(rows, bases[i], raw.dim) for i, rows in raw.heads.items()}
-    return Candidate(raw, bases, replace(raw, heads=heads))
-
-
-def _identity(element: Element, symmetry: ViTSymmetry) -> dict[str, bool]:
-    left = {f"blocks.{index}.heads": index not in element.heads for index in symmetry.heads}
-    left |= {f"blocks.{index}.mlp": index not in element.hidden for index in symmetry.hidden}
-    return left | ({"stream": element.stream is None} if symmetry.stream == "orthogonal" else {})
+def _best(
+    ends: list[tuple[Position, Element, dict[str, float]]], judge: Callable[[Element], float] | None
+) -> tuple[Position, Element, dict[str, float]]:
+    if judge is not None and len(ends) > 1:
+        return min(ends, key=lambda end: judge(end[1]))
+    best = ends[0]
+    for end in ends[1:]:
+        # The identity is the first; others have to beat what is best so far, and that one clearly.
+        if end[0].distances[-1] < (_CLEARLY if best is ends[0] else 1.0) * best[0].distances[-1]:
+            best = end
+    return best
 
 
 def _check_like(candidate: State, reference: State, site: str) -> None:

@@ -27,19 +27,3 @@ def stream_rotation(cross: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]
     inside = cross - ones @ (ones.T @ cross)
     inside = inside - (inside @ ones) @ ones.T
     return polar(inside + (1 + inside.norm()) * ones @ ones.T)
-
-
-def turn(rows: Float[Tensor, "*batch width"], rotation: Float[Tensor, "dim dim"] | None) -> Tensor:
-    """Rotate every full ``dim``-wide part of the rows, ``x -> R x``; what is left over (biases) stays."""
-    if rotation is None:
-        return rows
-    dim = len(rotation)
-    full = rows.shape[-1] // dim * dim
-    parts = rows[..., :full].unflatten(-1, (-1, dim)) @ rotation.T
-    return torch.cat([parts.flatten(-2), rows[..., full:]], dim=-1)
-
-
-def cross_covariance(reference: Tensor, candidate: Tensor, dim: int) -> Float[Tensor, "dim dim"]:
-    """Return the sum of ``a b^T`` over every full ``dim``-wide part of the rows of the two."""
-    full = reference.shape[-1] // dim * dim
-    return reference[..., :full].reshape(-1, dim).T @ candidate[..., :full].reshape(-1, dim)

@@ -2,57 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from popmi_core.matching.descent import Pairing, Position, Target, is_identity, pick_heads, worth_turning
-from popmi_core.matching.elements import Element, HeadMove
-from popmi_core.matching.factors import Factors, HeadBasis, rebase
-from popmi_core.matching.procrustes import turn
+from popmi_core.matching.blocks import HeadBlock, head_rows, is_identity
+from popmi_core.matching.descent import Position, Target, worth_turning
+from popmi_core.matching.elements import Element, Move, act
+from popmi_core.matching.symmetry import State, Symmetry
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One model's rows as they are and in balanced bases, and the maps between the two."""
+class Bases:
+    """The balancing moves of the reference and of the candidate."""
 
-    raw: Factors
-    bases: Mapping[int, HeadBasis]
-    balanced: Factors
-
-
-@dataclass(frozen=True)
-class _Side:
-    """Query/key or value/output of one layer: the maps from the candidate's bases into the reference's."""
-
-    change: Float[Tensor, "heads head_dim head_dim"]
-    leave: Bool[Tensor, " heads"]
-    before: float
-    after: float
+    own: Element
+    candidate: Element
 
 
-def settle(
-    position: Position, target: Target, own_bases: Mapping[int, HeadBasis], candidate: Candidate
-) -> tuple[Element, dict[str, float]]:
-    """Return the group element of a position, and each layer's gain with all other moves in place."""
-    kin = position.same_basis
-    heads: dict[int, HeadMove] = {}
-    hidden: dict[int, Tensor] = {}
+def settle(position: Position, target: Target, bases: Bases, candidate: State) -> tuple[Element, dict[str, float]]:
+    """Return the group element of a position, and each space's gain with all other moves in place.
+
+    ``candidate`` is canonical but not balanced.
+    """
+    moves: dict[str, Move] = {}
     gains: dict[str, float] = {}
-    for index, pairing in position.heads.items():
-        move, gain = _settle_heads(index, pairing, position.stream, target, own_bases[index], candidate, kin=kin)
-        gains[f"blocks.{index}.heads"] = gain
-        if move is not None:
-            heads[index] = move
-    for index, order in position.hidden.items():
-        own, rows = target.factors.hidden[index], turn(candidate.balanced.hidden[index], position.stream)
-        gains[f"blocks.{index}.mlp"] = gain_of(_squared(own, rows), _squared(own, rows[order]))
-        if not is_identity(order):
-            hidden[index] = order
-    return Element(position.stream, heads, hidden), gains
+    symmetry, kin = target.symmetry, position.same_basis
+    outside = Element({n: m for n, m in position.moves.items() if symmetry.spaces[n].kind != "heads"})
+    # What unmoved heads look like to the reference: only the other moves made, in the reference's bases.
+    still = act(act(candidate, symmetry, _without_scales(outside)), symmetry, bases.own)
+    for name, space in symmetry.spaces.items():
+        move = position.moves.get(name, Move())
+        if space.kind == "heads":
+            found, gains[name] = _settle_heads(name, move, target, bases, position.state, still, kin=kin)
+            if found is not None:
+                moves[name] = found
+        elif space.kind == "orthogonal":
+            gains[name] = _gain(target, position, name, move)
+            if move.rotation is not None:
+                moves[name] = move
+        else:
+            gains[name] = _gain(target, position, name, move)
+            scale = _rescaled(name, move, bases)
+            if move.perm is not None and not is_identity(move.perm):
+                moves[name] = replace(move, scale=scale)
+    return Element(moves), gains
 
 
 def gain_of(before: float, after: float) -> float:
@@ -60,51 +56,107 @@ def gain_of(before: float, after: float) -> float:
     return max(0.0, 1 - after / before) if before > 0 else 0.0
 
 
+def _gain(target: Target, position: Position, name: str, move: Move) -> float:
+    """Return the gain of one space's own move: undo it alone and compare the tensors it touches."""
+    if move.perm is None and move.rotation is None:
+        return 0.0
+    undone = act(position.state, target.symmetry, Element({name: inverse(move)}))
+    names = {axis.tensor for axis in target.symmetry.of(name) if axis.counts}
+    before = sum(float((target.reference[n] - undone[n]).square().sum()) for n in names)
+    after = sum(float((target.reference[n] - position.state[n]).square().sum()) for n in names)
+    return gain_of(before, after)
+
+
+def inverse(move: Move) -> Move:
+    """Return the move that undoes an order or a rotation (without scales and maps)."""
+    if move.rotation is not None:
+        return Move(rotation=move.rotation.T)
+    return Move() if move.perm is None else Move(perm=move.perm.argsort())
+
+
 def _settle_heads(
-    index: int,
-    pairing: Pairing,
-    stream: Tensor | None,
-    target: Target,
-    own_basis: HeadBasis,
-    candidate: Candidate,
-    *,
-    kin: bool,
-) -> tuple[HeadMove | None, float]:
-    own, basis, order = target.factors.heads[index], candidate.bases[index], pairing.order
-    moved = pick_heads(candidate.balanced.heads[index], order, stream)
-    # Both distances in the reference's balanced bases; unmoved heads only follow those.
-    still = pick_heads(candidate.raw.heads[index], torch.arange(len(order)), stream)
-    still = rebase(still, own_basis, candidate.raw.dim)
-    kept = order == torch.arange(len(order))
-    free = target.linear(index)
-    sides = [
-        _settle_side(own.query_key, moved.query_key, still.query_key, pairing.query_key, kept, free=free, kin=kin),
-        _settle_side(own.value, moved.value, still.value, pairing.value, kept, free=True, kin=kin),
-    ]
-    before, after = (sum(getattr(side, when) for side in sides) for when in ("before", "after"))
-    if all(bool(side.leave.all()) for side in sides) or after >= before:
+    name: str, move: Move, target: Target, bases: Bases, moved: State, still: State, *, kin: bool
+) -> tuple[Move | None, float]:
+    block = target.blocks[name]
+    assert isinstance(block, HeadBlock)
+    symmetry, space = target.symmetry, target.symmetry.spaces[name]
+    rows, rest = head_rows(moved, symmetry, name), head_rows(still, symmetry, name)
+    order = torch.arange(space.size) if move.perm is None else move.perm
+    kept = order == torch.arange(space.size)
+    before = after = 0.0
+    changes: dict[str, Tensor] = {}
+    stays = bool(kept.all())
+    for part, own in block.own.parts.items():
+        near, far = _distances(own, rows.parts[part]), _distances(own, rest.parts[part])
+        leave = kept
+        if space.maps[part] != "fixed":
+            worth = _worth(own, near, far, kin=kin)
+            leave = kept & ~worth
+            changes[part] = _change(name, part, move, order, leave, bases, space.inner)
+        stays = stays and bool(leave.all())
+        before += float(far.sum())
+        after += float(torch.where(leave, far, near).sum())
+    if stays or after >= before:
         return None, 0.0
-    query_key = _change(sides[0], own_basis.query_key, basis.query_key[order])
-    return HeadMove(order, query_key, _change(sides[1], own_basis.value, basis.value[order])), gain_of(before, after)
+    return Move(move.perm, maps=changes), gain_of(before, after)
 
 
-def _settle_side(
-    own: Tensor, moved: Tensor, still: Tensor, maps: Tensor, kept: Tensor, *, free: bool, kin: bool
-) -> _Side:
-    near = (own - maps @ moved).square().sum((-2, -1))
-    far = (own - still).square().sum((-2, -1))
+def _worth(own: Tensor, near: Tensor, far: Tensor, *, kin: bool) -> Bool[Tensor, " heads"]:
     turns, numbers = own.shape[-2] ** 2, own[0].numel()
-    energy = own.square().sum((-2, -1))
-    worth = worth_turning(far, near, turns=turns, numbers=numbers, energy=energy, kin=kin)
-    leave = kept & ~worth if free else kept
-    return _Side(maps, leave, float(far.sum()), float(torch.where(leave, far, near).sum()))
+    return worth_turning(far, near, turns=turns, numbers=numbers, energy=own.square().sum((-2, -1)), kin=kin)
 
 
-def _change(side: _Side, own_basis: Tensor, basis: Tensor) -> Tensor:
+def _distances(own: Tensor, other: Tensor) -> Float[Tensor, " heads"]:
+    return (own - other).square().sum((-2, -1)).double()
+
+
+def _change(
+    name: str, part: str, move: Move, order: Tensor, leave: Tensor, bases: Bases, inner: int
+) -> Float[Tensor, "heads inner inner"]:
     """Return raw to balanced, turned, and back in the reference's bases; exactly one where a head is left."""
-    change = torch.linalg.solve(own_basis, side.change @ basis)
-    return torch.where(side.leave[:, None, None], torch.eye(change.shape[-1], dtype=change.dtype), change)
+    identity = torch.eye(inner, dtype=torch.float64).expand(len(order), -1, -1)
+    turned = move.maps.get(part, identity)
+    into, back = (_maps_of(element, name, part, identity) for element in (bases.candidate, bases.own))
+    change = torch.linalg.solve(back, turned @ into[order])
+    return torch.where(leave[:, None, None], identity, change)
 
 
-def _squared(first: Tensor, second: Tensor) -> float:
-    return float((first - second).square().sum())
+def _maps_of(element: Element, name: str, part: str, otherwise: Tensor) -> Tensor:
+    return element.moves[name].maps.get(part, otherwise) if name in element.moves else otherwise
+
+
+def _rescaled(name: str, move: Move, bases: Bases) -> Float[Tensor, " units"] | None:
+    """Return the scales that bring moved units to the reference's, or None where they are not free."""
+    if name not in bases.own.moves or move.perm is None:
+        return None
+    own, other = bases.own.moves[name].scale, bases.candidate.moves[name].scale
+    return None if own is None or other is None else other[move.perm] / own
+
+
+def _without_scales(element: Element) -> Element:
+    return Element({name: replace(move, scale=None) for name, move in element.moves.items()})
+
+
+def units_moved(symmetry: Symmetry, element: Element) -> dict[str, int]:
+    """Return how many units, heads or channels changed places, by space."""
+    moved = dict.fromkeys(symmetry.spaces, 0)
+    for name, move in element.moves.items():
+        if move.perm is not None:
+            moved[name] = int((move.perm != torch.arange(len(move.perm))).long().sum())
+    return moved
+
+
+def angles_turned(symmetry: Symmetry, element: Element) -> dict[str, float]:
+    """Return the mean angle of every space's rotation (streams, orthogonal part of head bases), in degrees."""
+    angles = {}
+    for name in symmetry.spaces:
+        move = element.moves.get(name, Move())
+        turned = [move.rotation] if move.rotation is not None else list(move.maps.values())
+        mean = [float(torch.linalg.eigvals(_orthogonal(one)).angle().abs().mean()) for one in turned]
+        angles[name] = sum(mean) / len(mean) * 180 / torch.pi if mean else 0.0
+    return angles
+
+
+def _orthogonal(change: Tensor) -> Tensor:
+    left, _, right = torch.linalg.svd(change)
+    return left @ right

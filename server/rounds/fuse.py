@@ -11,14 +11,14 @@ from popmi_core.config import FuseConfig
 from popmi_core.errors import UpdateError
 from popmi_core.fusion import Fused, Score, Scorer, Update, fuse
 from popmi_core.fusion.gate import never_worse
-from popmi_core.matching import ViTSymmetry
+from popmi_core.matching import Symmetry
 
 
 def fuse_updates(
     updates: Sequence[Update],
     *,
     reference: Mapping[str, Tensor],
-    symmetry: ViTSymmetry | None,
+    symmetry: Symmetry | None,
     config: FuseConfig,
     scorer: Scorer | None = None,
 ) -> Fused:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import Tensor
 
 from popmi_core.config import MatchConfig
-from popmi_core.matching import Matcher, ViTSymmetry
+from popmi_core.matching import Matcher, Symmetry
 from server.results import MatchedUpdate, TrainedUpdate
 
 HERE = ("opm", "permutations")
@@ -19,7 +19,7 @@ def match_updates(
     updates: Iterable[TrainedUpdate],
     *,
     reference: Mapping[str, Tensor],
-    symmetry: ViTSymmetry | None,
+    symmetry: Symmetry | None,
     config: MatchConfig,
 ) -> Iterator[MatchedUpdate]:
     """Yield the updates one by one in the reference's basis; where nothing is to be matched, as they are, saying so.

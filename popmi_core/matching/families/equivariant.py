@@ -15,9 +15,9 @@ from torch import nn
 
 from popmi_core.errors import ModelError
 from popmi_core.groups import PointGroup
-from popmi_core.matching2.builder import Builder
-from popmi_core.matching2.families.channels import Channels, Layers
-from popmi_core.matching2.families.mlp import Leaf, chain
+from popmi_core.matching.builder import Builder
+from popmi_core.matching.families.channels import Channels, Layers
+from popmi_core.matching.families.mlp import Leaf, chain
 
 
 def knows(model: nn.Module) -> bool:

@@ -22,8 +22,8 @@ from timm.models.vision_transformer import (
 )
 from torch import nn
 
-from popmi_core.matching2.builder import Builder
-from popmi_core.matching2.families.transformer import (
+from popmi_core.matching.builder import Builder
+from popmi_core.matching.families.transformer import (
     attention,
     first_layers,
     head_space,
@@ -35,8 +35,8 @@ from popmi_core.matching2.families.transformer import (
     scaled,
     settle_biases,
 )
-from popmi_core.matching2.steps import ValueBias, ZeroBias
-from popmi_core.matching2.symmetry import Kind
+from popmi_core.matching.steps import ValueBias, ZeroBias
+from popmi_core.matching.symmetry import Kind
 
 STREAM = "stream"
 POOLED = "attn_pool.stream"

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from popmi_core.matching2.builder import Builder
-from popmi_core.matching2.families.channels import Channels, Layers, passes_scale
+from popmi_core.matching.builder import Builder
+from popmi_core.matching.families.channels import Channels, Layers, passes_scale
 from popmi_core.models.small_nets import Mlp
 
 Leaf = tuple[str, Any]

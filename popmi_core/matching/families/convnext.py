@@ -13,8 +13,8 @@ from timm.layers.mlp import GlobalResponseNormMlp, Mlp
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import nn
 
-from popmi_core.matching2.builder import Builder
-from popmi_core.matching2.families.channels import Channels, Layers
+from popmi_core.matching.builder import Builder
+from popmi_core.matching.families.channels import Channels, Layers
 
 
 def knows(model: nn.Module) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from popmi_core.errors import ModelError
-from popmi_core.matching2.builder import Builder
-from popmi_core.matching2.families import adapters, convnext, efficientnet, equivariant, mlp, resnet, swin, swinv2, vit
-from popmi_core.matching2.symmetry import Symmetry
+from popmi_core.matching.builder import Builder
+from popmi_core.matching.families import adapters, convnext, efficientnet, equivariant, mlp, resnet, swin, swinv2, vit
+from popmi_core.matching.symmetry import Symmetry
 
 FAMILIES = {
     "vit": vit,

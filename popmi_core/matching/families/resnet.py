@@ -13,8 +13,8 @@ from timm.layers.blur_pool import BlurPool2d
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from popmi_core.matching2.builder import Builder
-from popmi_core.matching2.families.channels import Channels, Layers
+from popmi_core.matching.builder import Builder
+from popmi_core.matching.families.channels import Channels, Layers
 
 Part = tuple[str, Any]
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, BlurPool2d)

@@ -11,10 +11,10 @@ from typing import Any
 from timm.models.swin_transformer_v2 import PatchMerging, SwinTransformerV2, SwinTransformerV2Block, WindowAttention
 from torch import nn
 
-from popmi_core.matching2.builder import Builder
-from popmi_core.matching2.families.swin import classify, embeddings
-from popmi_core.matching2.families.transformer import hidden, packed, project, read_norm, refuse
-from popmi_core.matching2.steps import ValueBias
+from popmi_core.matching.builder import Builder
+from popmi_core.matching.families.swin import classify, embeddings
+from popmi_core.matching.families.transformer import hidden, packed, project, read_norm, refuse
+from popmi_core.matching.steps import ValueBias
 
 _NEIGHBOURS = 4
 

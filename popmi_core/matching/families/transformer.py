@@ -9,9 +9,9 @@ from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from torch import nn
 
 from popmi_core.errors import ModelError
-from popmi_core.matching2.builder import Builder
-from popmi_core.matching2.steps import NormFold, ScaleFold, ValueBias, ZeroBias
-from popmi_core.matching2.symmetry import MapKind
+from popmi_core.matching.builder import Builder
+from popmi_core.matching.steps import NormFold, ScaleFold, ValueBias, ZeroBias
+from popmi_core.matching.symmetry import MapKind
 
 
 def refuse(build: Builder, module: str, found: object, expected: str) -> ModelError:

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from popmi_core.matching2.assignment import best_order
-from popmi_core.matching2.elements import Move, read_axis
-from popmi_core.matching2.orders import best_field_order, best_grouped_order
-from popmi_core.matching2.procrustes import polar, stream_rotation
-from popmi_core.matching2.symmetry import Space, State, Symmetry
+from popmi_core.matching.assignment import best_order
+from popmi_core.matching.elements import Move, read_axis
+from popmi_core.matching.orders import best_field_order, best_grouped_order
+from popmi_core.matching.procrustes import polar, stream_rotation
+from popmi_core.matching.symmetry import Space, State, Symmetry
 
 # What cancellation may take from inner products: duplicates must not look apart.
 _SLACK = {torch.float64: 1e-12, torch.float32: 1e-5}

@@ -17,8 +17,8 @@ from typing import Literal
 from torch import Tensor
 
 from popmi_core.errors import ModelError
-from popmi_core.matching2.steps import NormFold, ScaleFold, Step
-from popmi_core.matching2.symmetry import Axis, Kind, MapKind, Space, Symmetry, Tap
+from popmi_core.matching.steps import NormFold, ScaleFold, Step
+from popmi_core.matching.symmetry import Axis, Kind, MapKind, Space, Symmetry, Tap
 
 _STATISTICS = ("running_mean", "running_var")
 

@@ -13,9 +13,9 @@ from timm.layers.classifier import ClassifierHead
 from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import nn
 
-from popmi_core.matching2.builder import Builder
-from popmi_core.matching2.families.transformer import attention, first_layers, hidden, read_norm, refuse
-from popmi_core.matching2.symmetry import Kind
+from popmi_core.matching.builder import Builder
+from popmi_core.matching.families.transformer import attention, first_layers, hidden, read_norm, refuse
+from popmi_core.matching.symmetry import Kind
 
 _NEIGHBOURS = 4
 

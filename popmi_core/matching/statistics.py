@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from popmi_core.errors import UpdateError
-from popmi_core.matching2.symmetry import Space, State, Symmetry, Tap
+from popmi_core.matching.symmetry import Space, State, Symmetry, Tap
 
 Arrays = Mapping[str, npt.NDArray[np.float64]]
 # A unit that never moves has no correlation; this share of the mean variance keeps the division finite.

@@ -17,7 +17,7 @@ from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 
 from popmi_core.errors import ModelError
-from popmi_core.matching2.builder import Builder
+from popmi_core.matching.builder import Builder
 
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNormAct2d)
 _LAYER = (nn.LayerNorm, RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from popmi_core.adapters import Prea, trunk
 from popmi_core.adapters.lora import scalings
-from popmi_core.matching2.builder import Builder
-from popmi_core.matching2.steps import NormFold, ScaleFold, State, Step, ValueBias, gauge
-from popmi_core.matching2.symmetry import Symmetry
+from popmi_core.matching.builder import Builder
+from popmi_core.matching.steps import NormFold, ScaleFold, State, Step, ValueBias, gauge
+from popmi_core.matching.symmetry import Symmetry
 
 _A, _B = "lora_A", "lora_B"
 

@@ -1,0 +1,198 @@
+"""Learned maps: a site fits its own move against the broadcast model so that the loss half way between them falls.
+
+Only the move is learned, no weight: whatever comes out, the candidate computes what it computed before, and no image
+leaves the site. Literature: straight-through matching (Ainsworth et al. 2023, arXiv:2209.04836, section 3.3), Sinkhorn
+re-basin (Pena et al. 2023, arXiv:2212.12042), learned rotations of transformers (Theus et al. 2025, arXiv:2506.22712).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from popmi_core.errors import UpdateError
+from popmi_core.matching.canonical import canonicalise
+from popmi_core.matching.elements import Element, act
+from popmi_core.matching.freedom import Freedom, Orders
+from popmi_core.matching.symmetry import State, Symmetry
+
+Loss = Literal["supervised", "unsupervised"]
+# Images kept out of the training, by which the start and what was learned are compared: a tenth, at most so many.
+_HELD_OUT = 512
+# Where on the line the loss is taken: near the middle, but not only there, so that the whole line comes down.
+_SPAN = (0.3, 0.7)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a site learned.
+
+    Attributes:
+        element: An exact group element in canonical bases (see ``apply``); the start itself if nothing better came out.
+        losses: The training loss of every step (nats).
+        before: The midpoint's loss with the start, on images the training did not see (nats).
+        after: The same with ``element``; never above ``before``.
+    """
+
+    element: Element
+    losses: tuple[float, ...]
+    before: float
+    after: float
+
+
+def learn_element(
+    model: nn.Module,
+    reference: State,
+    candidate: State,
+    symmetry: Symmetry,
+    images: Float[Tensor, "n channels height width"],
+    targets: Int[Tensor, " n"] | None,
+    *,
+    start: Element,
+    steps: int = 300,
+    learning_rate: float = 0.003,
+    batch_size: int = 64,
+    generator: torch.Generator,
+    loss: Loss = "unsupervised",
+    orders: Orders = "kept",
+) -> Learned:
+    """Return the move of the candidate under which the models between it and the reference lose least.
+
+    Every step draws a batch and a place t of the line between 0.3 and 0.7 and follows, with Adam and a cosine to zero,
+    the gradient of the cross-entropy of ``(1 - t) reference + t moved``. Everything runs in float32 in the canonical
+    spelling; the result is rounded to the group and exact in float64. Cost: about three passes a step, and the
+    gradient through the move itself. BatchNorm uses the batch's statistics.
+
+    Args:
+        model: The architecture, on the CPU; not changed.
+        reference: The broadcast model.
+        candidate: The site's own model.
+        symmetry: What ``describe_model`` said.
+        images: The site's own, normalised as the model takes them.
+        targets: Their classes; not needed (None) for ``unsupervised``.
+        start: Where to begin, in canonical bases: what ``Matcher`` found. From the identity little is reached.
+        steps: Of the training.
+        learning_rate: Of Adam, for skew matrices, logarithms of head maps and cosines of units alike.
+        batch_size: Images a step.
+        generator: Gives batches and places.
+        loss: ``supervised``: against the classes. ``unsupervised``: against the probabilities of the two ends' mean
+            logits (of an ensemble, that is).
+        orders: What hidden units may do: keep the start's order, or learn it (see ``OrderKnob``).
+
+    Raises:
+        UpdateError: If there is no image, classes are missing or too few, or a loss is NaN or infinite.
+    """
+    _check(images, targets, loss)
+    line = _Line(model, reference, candidate, symmetry)
+    wanted = line.ensemble(images, batch_size) if targets is None or loss == "unsupervised" else targets
+    held, trained = _split(len(images), generator)
+    freedom = Freedom(symmetry, *line.ends, start=start, orders=orders)
+    optimizer = torch.optim.Adam(freedom.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    losses: list[float] = []
+    for index in _batches(trained, batch_size, steps, generator):
+        share = float(torch.empty(()).uniform_(*_SPAN, generator=generator))
+        value = line.loss(freedom.element(len(losses) / steps), share, images[index], wanted[index])
+        losses.append(_finite(value, len(losses), learning_rate))
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(value)
+        optimizer.step()
+        schedule.step()
+    found = freedom.settled()
+    before, after = (line.midpoint_loss(one, images[held], wanted[held], batch_size) for one in (start, found))
+    return Learned(found if after < before else start, tuple(losses), before, min(before, after))
+
+
+class _Line:
+    """The models between the two ends, in float32 and the canonical spelling."""
+
+    def __init__(self, model: nn.Module, reference: State, candidate: State, symmetry: Symmetry) -> None:
+        self.model = copy.deepcopy(model).eval().float().requires_grad_(False)
+        for module in self.model.modules():
+            # Half way the running statistics fit nobody; the fused model gets its own anyway.
+            module.train(isinstance(module, _BatchNorm))
+        self.symmetry = symmetry
+        self.ends = tuple(_single(canonicalise(state, symmetry)) for state in (reference, candidate))
+
+    def loss(self, element: Element, share: float, images: Tensor, wanted: Tensor) -> Tensor:
+        """Return the mean cross-entropy (nats) at a place of the line."""
+        moved = act(self.ends[1], self.symmetry, element)
+        return functional.cross_entropy(self._run(between(self.ends[0], moved, share), images), wanted)
+
+    def midpoint_loss(self, element: Element, images: Tensor, wanted: Tensor, batch_size: int) -> float:
+        """Return the loss half way over all images."""
+        with torch.no_grad():
+            parts = zip(images.split(batch_size), wanted.split(batch_size), strict=True)
+            total = sum(float(self.loss(element, 0.5, part, target)) * len(part) for part, target in parts)
+        return total / len(images)
+
+    def ensemble(self, images: Tensor, batch_size: int) -> Float[Tensor, "n classes"]:
+        """Return the probabilities of the two ends' mean logits."""
+        with torch.no_grad():
+            first, second = (
+                torch.cat([self._run(end, part) for part in images.split(batch_size)]) for end in self.ends
+            )
+        return ((first + second) / 2).softmax(dim=1)
+
+    def _run(self, state: State, images: Tensor) -> Tensor:
+        # BatchNorm writes its buffers: they are copies without a gradient.
+        buffers = {name for name, _ in self.model.named_buffers()}
+        own = {name: tensor.detach().clone() if name in buffers else tensor for name, tensor in state.items()}
+        return torch.as_tensor(functional_call(self.model, own, (images.float(),)))
+
+
+def between(first: State, second: State, share: float) -> dict[str, Tensor]:
+    """Return ``(1 - share) first + share second``, differentiable; whole numbers stay the first's."""
+    return {n: torch.lerp(t, second[n], share) if t.is_floating_point() else t for n, t in first.items()}
+
+
+def _check(images: Tensor, targets: Tensor | None, loss: Loss) -> None:
+    if not len(images):
+        raise UpdateError("learned map: there is no image to learn from, expected at least one. Match on weights.")
+    if loss == "supervised" and (targets is None or len(targets) != len(images)):
+        found = "no" if targets is None else str(len(targets))
+        raise UpdateError(
+            f"learned map: {len(images)} images have {found} classes, expected one each. Pass them, or learn with "
+            "loss='unsupervised'."
+        )
+
+
+def _finite(value: Tensor, step: int, learning_rate: float) -> float:
+    found = float(value.detach())
+    if not math.isfinite(found):
+        raise UpdateError(
+            f"learned map: the loss of step {step} is {found}, expected a finite one. Check both models, or lower the "
+            f"learning rate ({learning_rate})."
+        )
+    return found
+
+
+def _single(state: State) -> dict[str, Tensor]:
+    return {n: t.detach().float() if t.is_floating_point() else t for n, t in state.items()}
+
+
+def _split(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the images held out and those to train on; a site with few uses all for both."""
+    order = torch.randperm(count, generator=generator)
+    held = min(count // 10, _HELD_OUT)
+    return (order[:held], order[held:]) if held else (order, order)
+
+
+def _batches(known: Tensor, size: int, total: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield ``total`` batches; every image comes once before any comes again."""
+    order = known[:0]
+    for _ in range(total):
+        while len(order) < min(size, len(known)):
+            order = torch.cat([order, known[torch.randperm(len(known), generator=generator)]])
+        yield order[:size]
+        order = order[size:]
