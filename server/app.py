@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from popmi_core.errors import ConfigError, PopmiError
 from popmi_core.protocol import PLAN_KEY, RunPlan
 from server.dashboard.report import write_report
+from server.planning import common_rules
 from server.rounds.evaluate import evaluate_external
 from server.rounds.record import RunRecorder, open_writer
 from server.store import RunReader, RunWriter
@@ -103,12 +104,13 @@ def ending(strategy: OpmStrategy, plan: RunPlan) -> str | None:
 
 
 def external_figures(strategy: OpmStrategy, arrays: ArrayRecord) -> MetricRecord | None:
-    """Return the last global model's figures on the external test set, where there is one and one model.
+    """Return the last global model's figures on the external test set, where there is one and one whole model.
 
     An external set that cannot be used is told and left out: the training is done and must not be lost over it.
     """
     plan = strategy.plan
-    if plan.external is None or plan.config.strategy == "local":
+    whole = common_rules(plan.config) and not plan.config.personal.keep_local
+    if plan.external is None or not whole:
         return None
     try:
         figures = evaluate_external(

@@ -16,6 +16,14 @@ LOCAL_LIMIT = (
     "Strategy local has no common model: this file holds the weights all sites started from. The figures are of the "
     "sites' own models, kept in the run folder's state/ under the same round."
 )
+ENSEMBLE_LIMIT = (
+    "Strategy ensemble has no common model: this file holds the weights all sites started from. The figures are of all "
+    "sites' own models together, which are kept in the run folder's state/ under the same round."
+)
+KEPT_LIMIT = (
+    "Tensors with these names stay at the sites: {names}. In their place this file holds what they started from: the "
+    "figures are of the sites' complete models, not of this file alone."
+)
 PHANTOM_LIMIT = "Trained on a phantom (computer-drawn images): its figures say nothing about patients."
 
 
@@ -41,7 +49,7 @@ def model_card(plan: RunPlan, done: RoundResult) -> dict[str, Any]:
         "privacy": plan.config.privacy.model_dump(mode="json") if plan.config.privacy is not None else None,
         "limits": [
             *((PHANTOM_LIMIT,) if plan.phantom else ()),
-            *((LOCAL_LIMIT,) if plan.config.strategy == "local" else ()),
+            *_own_limits(plan),
             *LIMITS,
         ],
     }
@@ -67,6 +75,12 @@ def write_card(path: Path, run: str, card: dict[str, Any], sha256: str) -> None:
             lines += ["", f"| {split} | value |", "| --- | --- |"]
             lines += [f"| {name} | {'undefined' if value is None else value} |" for name, value in figures.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _own_limits(plan: RunPlan) -> list[str]:
+    kept = plan.config.personal.keep_local
+    limits = {"local": [LOCAL_LIMIT], "ensemble": [ENSEMBLE_LIMIT]}.get(plan.config.strategy, [])
+    return [*limits, *([KEPT_LIMIT.format(names=", ".join(kept))] if kept else [])]
 
 
 def _rounded(value: float) -> float | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from popmi_core.errors import RunError, UpdateError
 from popmi_core.fusion import Fused, ServerOptimizer, Update
+from popmi_core.fusion.fedma import schedule
 from popmi_core.models import build_model, exchanged_state
 from popmi_core.protocol import CONTROL, MODEL, RunPlan, Split, model_record
 from server.carried import Carried
@@ -295,8 +296,10 @@ class OpmStrategy(Strategy):
         return messages
 
     def frozen(self, server_round: int) -> tuple[str, ...]:
-        """Return what sites leave as it is in this round."""
-        return ()
+        """Return what sites leave as it is in this round: with FedMA the layers that are matched for good."""
+        if "fedma" not in common_rules(self.config) or self.symmetry is None:
+            return ()
+        return schedule(self.symmetry, self.config.rounds, server_round)
 
     def scorer(self, server_round: int) -> SiteScorer:
         """Return who has candidates judged in this round."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +22,7 @@ COLUMNS = {
 }
 VAGUE = 0.5
 """Bounds further apart than this say next to nothing: they are shown instead of the value between them."""
+OWN_MODELS = ("local", "ensemble")
 POOLED_ROW = "all sites together"
 EXTERNAL_ROW = "external test set"
 
@@ -31,7 +33,8 @@ class Summary:
 
     ``pooled_classes`` says over how many of the ``classes`` the sites' common figures are means: a class with few
     images is told of by no site. ``bounds`` enclose the exact common figures, by name. ``model`` is None where the
-    sites have no common one (strategy local).
+    sites have no common one (local, ensemble). ``wins`` counts by candidate how many rounds took it, where rounds
+    chose; ``regret`` is the most that one site lost by a choice (nats of validation loss), over all rounds.
     """
 
     run: str
@@ -54,6 +57,8 @@ class Summary:
     folder: str
     model: str | None
     report: str
+    wins: dict[str, int] = field(default_factory=dict)
+    regret: float | None = None
 
     def to_json(self) -> str:
         """Return the summary as JSON, sorted by key."""
@@ -113,8 +118,10 @@ def summarise(folder: Path) -> Summary:
         },
         epsilon={row.site: row.epsilon for row in sites if row.epsilon is not None},
         folder=str(folder),
-        model=str(model) if model.exists() and run.strategy != "local" else None,
+        model=str(model) if model.exists() and run.strategy not in OWN_MODELS else None,
         report=str(folder / "report.html"),
+        wins=dict(Counter(row.notes["chosen"] for row in done if row.notes.get("chosen")).most_common()),
+        regret=max((row.notes["regret"] for row in done if row.notes.get("regret") is not None), default=None),
     )
 
 
@@ -141,6 +148,10 @@ def print_summary(summary: Summary) -> None:
             table.add_row(name, *(_cell(row, column, bounds.get(column)) for column in COLUMNS))
     console.print(table)
     console.print(f"{summary.status}{f': {summary.reason}' if summary.reason else ''}", markup=False, highlight=False)
+    if summary.wins:
+        won = ", ".join(f"{name} {times}" for name, times in summary.wins.items())
+        lost = "" if summary.regret is None else f"; at most {summary.regret:.3f} nats worse for one site than its best"
+        console.print(f"rounds won on validation images: {won}{lost}", markup=False, highlight=False, soft_wrap=True)
     for site, epsilon in sorted(summary.epsilon.items()):
         console.print(f"epsilon spent at {site}: {epsilon:.3f}", markup=False, highlight=False)
     where = [("model", summary.model), ("report", summary.report), ("run folder", summary.folder)]

@@ -42,6 +42,6 @@ def run(request: Request, key: str) -> dict[str, Any]:
 
 @router.get("/api/v1/runs/{key}/{table}")
 def table(request: Request, key: str, table: str) -> list[dict[str, Any]]:
-    """Return ``rounds``, ``sites``, ``metrics``, ``matches`` or ``events`` of a run; null is undefined."""
+    """Return ``rounds``, ``sites``, ``metrics``, ``matches``, ``candidates`` or ``events``; null is undefined."""
     reader, run_id = request.app.state.catalogue.open(key)
     return [as_json(row) for row in rows_of(reader, run_id, table)]

@@ -10,10 +10,11 @@ from typing import Any
 
 from server.dashboard.catalogue import NotFound
 from server.dashboard.health import State
-from server.store import EventRow, MatchRow, MetricRow, RoundRow, RunReader, RunSummary, SiteRow
+from server.store import CandidateRow, EventRow, MatchRow, MetricRow, RoundRow, RunReader, RunSummary, SiteRow
 
-Row = EventRow | MatchRow | MetricRow | RoundRow | SiteRow
+Row = CandidateRow | EventRow | MatchRow | MetricRow | RoundRow | SiteRow
 TABLES: dict[str, type[Row]] = {
+    "candidates": CandidateRow,
     "events": EventRow,
     "matches": MatchRow,
     "metrics": MetricRow,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.dashboard.candidates import CandidateTable, candidate_table
 from server.dashboard.charts import Chart, build_charts, label, splits_of
 from server.dashboard.formats import split_name
 from server.dashboard.health import State, judge
@@ -83,6 +84,7 @@ class RunView:
     faults: tuple[SiteRow, ...]
     costs: tuple[SiteCost, ...]
     match: MatchTable | None
+    candidates: CandidateTable | None
     events: tuple[EventRow, ...]
     best: MetricRow | None
 
@@ -135,6 +137,7 @@ def view_run(reader: RunReader, run_id: int, *, split: str | None, now: float) -
         faults=tuple(row for row in sites if row.outcome != "ok")[::-1],
         costs=tuple(_cost(name, [row for row in sites if row.site == name]) for name in names),
         match=_match_table(matches),
+        candidates=candidate_table(reader.candidates(run_id), rounds),
         events=reader.events(run_id, last=100)[::-1],
         best=best_round(metrics),
     )
