@@ -1,14 +1,20 @@
 """Heads are averaged as what they compute: bases inside a head cannot matter."""
 
+from dataclasses import replace
+
 import pytest
+import timm
 import torch
 
 from popmi_core.fusion import Update, fuse
-from popmi_core.matching import canonicalise, describe_model, random_element
-from popmi_core.matching.elements import apply
-from popmi_core.matching.factors import head_factors
+from popmi_core.matching import Builder, apply, canonicalise, describe_model, random_element
+from popmi_core.matching.elements import Element
+from popmi_core.matching.factors import factors
+from popmi_core.matching.steps import NormFold
 
 FAMILIES = [{}, {"init_values": 0.3}, {"qk_norm": True}, {"qkv_bias": False}, {"global_pool": "avg", "fc_norm": False}]
+# Attention with a table of positions, and cosine attention whose heads may only be rotated.
+WINDOWED = ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"]
 # Float64 forward passes through equal functions; singular values of well-separated products.
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -29,13 +35,34 @@ def updates_of(states):
     return [Update(f"site_{index}", state, 10 + index) for index, state in enumerate(states)]
 
 
+def windowed(name):
+    torch.manual_seed(0)
+    shape = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
+    model = timm.create_model(name, num_classes=3, **shape).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def inside_heads(symmetry, seed):
+    """A random basis inside every head, in the heads' own order: the order is for matching."""
+    element = random_element(symmetry.only("heads"), torch.Generator().manual_seed(seed))
+    return Element({name: replace(move, perm=None) for name, move in element.moves.items()})
+
+
 def products(state, symmetry, index):
     """``[W_q b_q]^T W_k`` and ``W_v^T W_o^T`` of every head, computed here from the folded weights."""
-    folded = canonicalise(state, symmetry.heads_only())
+    folded = canonicalise(state, symmetry)
     query, key, value = folded[f"blocks.{index}.attn.qkv.weight"].reshape(3, 2, 16, 32)
     bias = folded[f"blocks.{index}.attn.qkv.bias"].reshape(3, 2, 16, 1)[0]
     output = folded[f"blocks.{index}.attn.proj.weight"].reshape(32, 2, 16).permute(1, 2, 0)
     return torch.cat([query, bias], dim=2).mT @ key, value.mT @ output
+
+
+def best_of_rank(product, rank):
+    left, values, right = torch.linalg.svd(product, full_matrices=False)
+    return left[..., :rank] * values[..., None, :rank] @ right[..., :rank, :]
 
 
 @pytest.mark.parametrize("changes", FAMILIES, ids=str)
@@ -53,11 +80,7 @@ def test_another_basis_inside_one_sites_heads_changes_nothing(small_vit, outputs
     model = small_vit(**changes)
     symmetry, reference = describe_model(model), clone(model)
     states = [drift(reference, 0.05, seed) for seed in range(3)]
-    element = random_element(symmetry.heads_only(), torch.Generator().manual_seed(1))
-    for move in element.heads.values():
-        # The order of heads is for matching; the basis inside them is not.
-        move.perm.copy_(torch.arange(2))
-    regauged = [apply(states[0], symmetry, element), *states[1:]]
+    regauged = [apply(states[0], symmetry, inside_heads(symmetry, 1)), *states[1:]]
 
     one = fuse("circuit", updates_of(states), reference=reference, symmetry=symmetry).state
     other = fuse("circuit", updates_of(regauged), reference=reference, symmetry=symmetry).state
@@ -65,6 +88,23 @@ def test_another_basis_inside_one_sites_heads_changes_nothing(small_vit, outputs
 
     torch.testing.assert_close(outputs(model, other), outputs(model, one), **CLOSE)
     assert (outputs(model, plain) - outputs(model, one)).norm() > 0.05 * outputs(model, one).norm()
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_windowed_attention_is_averaged_as_what_it_computes(outputs, name):
+    model = windowed(name)
+    symmetry, reference = describe_model(model), clone(model)
+    states = [drift(reference, 0.05, seed) for seed in range(2)]
+    regauged = [apply(states[0], symmetry, inside_heads(symmetry, 1)), states[1]]
+
+    same = fuse("circuit", updates_of([reference] * 2), reference=reference, symmetry=symmetry)
+    one = fuse("circuit", updates_of(states), reference=reference, symmetry=symmetry)
+    other = fuse("circuit", updates_of(regauged), reference=reference, symmetry=symmetry)
+
+    torch.testing.assert_close(outputs(model, same.state), outputs(model, reference), **CLOSE)
+    torch.testing.assert_close(outputs(model, other.state), outputs(model, one.state), **CLOSE)
+    how = "turned to the reference" if name.startswith("swinv2") else "kept"
+    assert f"query_key {how}" in one.notes["layers.0.blocks.0.heads"]
 
 
 def test_the_product_is_the_best_of_its_rank_for_the_mean_product(small_vit):
@@ -78,9 +118,7 @@ def test_the_product_is_the_best_of_its_rank_for_the_mean_product(small_vit):
     for index in range(2):
         for side in range(2):
             mean = sum(fused.weights[u.site] * products(u.state, symmetry, index)[side] for u in updates)
-            left, values, right = torch.linalg.svd(mean, full_matrices=False)
-            best = left[..., :16] * values[:, None, :16] @ right[:, :16]
-            torch.testing.assert_close(products(fused.state, symmetry, index)[side], best, **CLOSE)
+            torch.testing.assert_close(products(fused.state, symmetry, index)[side], best_of_rank(mean, 16), **CLOSE)
 
 
 def test_everything_but_the_heads_is_the_plain_average(small_vit):
@@ -116,12 +154,10 @@ def test_the_fused_factors_are_balanced(small_vit):
         "circuit", updates_of([drift(reference, 0.1, s) for s in range(3)]), reference=reference, symmetry=symmetry
     )
 
-    folded = canonicalise(fused.state, symmetry.heads_only())
-    rows = head_factors(folded, symmetry.heads[0], 2)
-
-    for part, tail in ((rows.query_key, 33), (rows.value, 32)):
-        key, query = part[..., :32], part[..., 32 : 32 + tail]
-        torch.testing.assert_close(query @ query.mT, key @ key.mT, **CLOSE)
+    folded = canonicalise(fused.state, symmetry)
+    for part in ("query_key", "value"):
+        left, right = factors(folded, symmetry, "blocks.0.heads", part)
+        torch.testing.assert_close(left @ left.mT, right @ right.mT, **CLOSE)
 
 
 def test_how_much_of_the_mean_the_rank_keeps_is_noted(small_vit):
@@ -131,21 +167,21 @@ def test_how_much_of_the_mean_the_rank_keeps_is_noted(small_vit):
     notes = fuse("circuit", updates_of([reference] * 2), reference=reference, symmetry=symmetry).notes
 
     assert notes == {
-        f"blocks.{index}.heads": "circuit average, kept 100.0% of QK and 100.0% of VO" for index in range(2)
+        f"blocks.{index}.heads": "circuit average: query_key kept 100.0%, value kept 100.0%" for index in range(2)
     }
 
 
 def test_a_layer_that_is_not_known_is_averaged_plainly_and_said(small_vit):
     model = small_vit()
     symmetry, reference = describe_model(model), clone(model)
-    smaller = symmetry.without_layers(heads=[1], hidden=[], reason="tested")
+    smaller = symmetry.without({"blocks.1.heads"}, reason="tested")
     updates = updates_of([drift(reference, 0.1, seed) for seed in range(3)])
 
     fused = fuse("circuit", updates, reference=reference, symmetry=smaller)
 
     plain = fuse("average", updates, reference=reference).state
     assert torch.equal(fused.state["blocks.1.attn.qkv.weight"], plain["blocks.1.attn.qkv.weight"])
-    assert fused.notes["blocks.1.heads"] == "plain average: heads not known"
+    assert list(fused.notes) == ["blocks.0.heads"]
 
 
 def test_an_unknown_architecture_is_averaged_plainly_and_said(reference, make_updates):
@@ -163,6 +199,62 @@ def test_updates_of_an_adapter_only_are_averaged_plainly(small_vit):
     fused = fuse("circuit", updates_of([head, head]), reference=head, symmetry=describe_model(model))
 
     assert fused.notes == {"all": "plain average: no head with known symmetry was exchanged"}
+
+
+def test_attention_is_averaged_where_only_attention_is_exchanged(small_vit):
+    """Norms that stay at the sites cannot be folded, and need not be."""
+    model = small_vit(qkv_bias=False)
+    symmetry = describe_model(model)
+    reference = {name: tensor for name, tensor in clone(model).items() if ".attn." in name}
+    states = [drift(reference, 0.1, seed) for seed in range(2)]
+
+    fused = fuse("circuit", updates_of(states), reference=reference, symmetry=symmetry)
+
+    parts = [s["blocks.0.attn.qkv.weight"].reshape(3, 2, 16, 32) for s in (*states, fused.state)]
+    scores = [query.mT @ key for query, key, _ in parts]
+    best = best_of_rank(fused.weights["site_0"] * scores[0] + fused.weights["site_1"] * scores[1], 16)
+    torch.testing.assert_close(scores[2], best, **CLOSE)
+
+
+def hand_made():
+    """Two products behind one norm, as in blocks with parallel attentions, and an adapter on the second."""
+    source = torch.Generator().manual_seed(0)
+    state = {f"{name}.weight": torch.randn(3, 4, generator=source).double() for name in ("a.q", "a.k", "b.q", "b.k")}
+    state |= {"norm.weight": 1 + 0.5 * torch.rand(4, generator=source).double()}
+    build = Builder("by hand", state)
+    for name in ("a", "b"):
+        build.space(name, "heads", 1, inner=3, maps={"factor": "linear"})
+        build.axis(f"{name}.q.weight", 0, name, part="factor")
+        build.axis(f"{name}.k.weight", 0, name, part="factor", dual=True)
+    build.step(NormFold("norm", ("a.q", "a.k", "b.q", "b.k")))
+    return state, build
+
+
+def test_two_products_behind_one_norm_are_averaged_together():
+    reference, build = hand_made()
+    states = [drift(reference, 0.1, seed) for seed in range(3)]
+
+    fused = fuse("circuit", updates_of(states), reference=reference, symmetry=build.done())
+
+    for name in ("a", "b"):
+        folded = [
+            (s[f"{name}.q.weight"] * s["norm.weight"]).T @ (s[f"{name}.k.weight"] * s["norm.weight"])
+            for s in (*states, fused.state)
+        ]
+        mean = sum(weight * one for weight, one in zip(fused.weights.values(), folded, strict=False))
+        torch.testing.assert_close(folded[3], best_of_rank(mean, 3), **CLOSE)
+
+
+def test_of_two_spaces_that_share_a_tensor_the_adapter_is_averaged_as_a_product():
+    reference, build = hand_made()
+    build.space("other", "heads", 1, inner=4, maps={"value": "linear"})
+    build.axis("b.q.weight", 1, "other", part="value")
+    build.axis("b.k.weight", 1, "other", part="value", dual=True)
+    states = [drift(reference, 0.1, seed) for seed in range(2)]
+
+    notes = fuse("circuit", updates_of(states), reference=reference, symmetry=build.done()).notes
+
+    assert list(notes) == ["a", "b"]
 
 
 def test_a_lone_vit_is_returned_bit_for_bit(small_vit):
