@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from popmi_core.errors import ModelError
-from popmi_core.matching2.probes import probe_images
+from popmi_core.matching.probes import probe_images
 
 
 def test_every_image_has_mean_zero_and_variance_one(generator):

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from popmi_core.errors import UpdateError
-from popmi_core.matching2.assignment import best_order
-from popmi_core.matching2.check import describe_model
-from popmi_core.matching2.elements import apply, random_element
-from popmi_core.matching2.probes import probe_images
-from popmi_core.matching2.procrustes import stream_rotation
-from popmi_core.matching2.statistics import as_scores, cross_statistics, from_arrays
+from popmi_core.matching.assignment import best_order
+from popmi_core.matching.check import describe_model
+from popmi_core.matching.elements import apply, random_element
+from popmi_core.matching.probes import probe_images
+from popmi_core.matching.procrustes import stream_rotation
+from popmi_core.matching.statistics import as_scores, cross_statistics, from_arrays
 
 MLP, HEADS = "blocks.1.mlp", "blocks.1.heads"
 
