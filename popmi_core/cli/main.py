@@ -16,6 +16,8 @@ import typer
 
 from popmi_core import __version__
 from popmi_core.cli import data
+from popmi_core.cli.barrier import barrier
+from popmi_core.cli.fuse import fuse
 from popmi_core.cli.serve import serve
 from popmi_core.cli.simulate import simulate
 from popmi_core.errors import PopmiError
@@ -29,6 +31,8 @@ commands = typer.Typer(
 commands.add_typer(data.app, name="data")
 commands.command()(simulate)
 commands.command()(serve)
+commands.command()(fuse)
+commands.command()(barrier)
 
 
 @commands.callback(invoke_without_command=True)

@@ -1,0 +1,158 @@
+"""`popmi fuse`: several models of one architecture become one, with no federation and no configuration."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from popmi_core import __version__
+from popmi_core.cli.barrier import told
+from popmi_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from popmi_core.cli.fusing import Job, Outcome
+
+REFERENCES = ("first", "medoid", "mean")
+LINEAGE = "lineage"
+
+
+def fuse(
+    models: Annotated[list[Path], typer.Argument(help="Safetensors files of one architecture, two or more.")],
+    model: Annotated[str | None, typer.Option(help="timm's name; POPMI's own files know theirs.")] = None,
+    model_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for timm, such as img_size=64.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="PREA inside the files: C4 or D4.")] = None,
+    rule: Annotated[str, typer.Option(help="Fusion rule, such as opm, opm-soup, average; docs/fuse.md lists all.")] = (
+        "opm"
+    ),
+    gate: Annotated[str | None, typer.Option(help="Rules with commas between; the best on validation wins.")] = None,
+    reference: Annotated[str, typer.Option(help="Whose basis: first, medoid, mean, or a file.")] = "first",
+    weights: Annotated[str | None, typer.Option(help="Numbers of examples, with commas; default: all equal.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Images: npz, folder, class folders, phantom:<site>; repeat for more sites."),
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=8, help="Pixels per side, where the model takes any.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Measure BatchNorm statistics anew on the images.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write the fused model to.", dir_okay=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    json_only: Annotated[bool, typer.Option("--json", help="Print the result as JSON only.")] = False,
+) -> None:
+    """Put models of one architecture into one basis and fuse them into one plain timm checkpoint."""
+    _check_out(out, models, force=force)
+    counts = _weights(weights, len(models))
+    from popmi_core.cli.fusing import perform
+    from popmi_core.cli.parents import check_loads
+
+    started = time.perf_counter()
+    with told(quiet=json_only) as tell:
+        job = _read(
+            models, model=model, model_arg=model_arg or [], adapter=adapter, rule=rule, gate=gate,
+            reference=reference, weights=counts, data=data or [], image_size=image_size, repair=repair,
+        )  # fmt: skip
+        outcome = perform(job, tell)
+        check_loads(outcome.fused.state, job.architecture)
+        figures = {**describe(job, outcome), "seconds": round(time.perf_counter() - started, 2)}
+        figures["sha256"] = _save(out, outcome, figures) if out is not None else None
+    if json_only:
+        typer.echo(json.dumps({**figures, "out": None if out is None else str(out)}, indent=2, ensure_ascii=False))
+        return
+    show(job, outcome, out)
+
+
+def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
+    """Return what was done and what came of it, for JSON and for the file's lineage; no folder is named."""
+    architecture, fused = job.architecture, outcome.fused
+    figures = {
+        "parents": [{"file": parent.file, "sha256": parent.sha256} for parent in job.parents],
+        "model": architecture.name,
+        "model_arguments": architecture.arguments,
+        "adapter": architecture.adapter,
+        "classes": architecture.classes,
+        "image_size": architecture.image_size,
+        "rule": outcome.rule,
+        "gate": list(job.rules) if job.gate else None,
+        "reference": outcome.basis,
+        "weights": fused.weights,
+        "matching": {label: [asdict(move) for move in moves] for label, moves in outcome.moves.items()},
+        "distances": {label: list(pair) for label, pair in outcome.distances.items()},
+        "validation_losses": fused.scores,
+        "regret": fused.regret,
+        "notes": fused.notes,
+        "loads_strictly": True,
+        "version": __version__,
+    }
+    if outcome.scores:
+        scores = {name: {"loss": loss, "accuracy": hit} for name, (loss, hit) in outcome.scores.items()}
+        figures["judged"] = {"split": outcome.split, "images": outcome.images, "scores": scores}
+    return figures
+
+
+def show(job: Job, outcome: Outcome, out: Path | None) -> None:
+    """Print the moves of every model, the scores, the notes and where the result lies."""
+    from rich.console import Console
+
+    from popmi_core.cli import fuse_tables as tables
+
+    console = Console()
+    for label, moves in outcome.moves.items():
+        if tables.moved(moves):
+            console.print(tables.moves_table(label, moves, outcome))
+        else:
+            console.print(f"{label}: in the basis of {outcome.basis} already; nothing moved", markup=False)
+    if outcome.fused.scores:
+        console.print(tables.gate_table(outcome.fused))
+    if outcome.scores:
+        console.print(tables.scores_table(outcome))
+    for line in tables.plain_words(job, outcome, out):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _read(
+    models: list[Path], *, model: str | None, model_arg: list[str], adapter: str | None, rule: str, gate: str | None,
+    reference: str, weights: tuple[int, ...], data: list[str], image_size: int | None, repair: bool,
+) -> Job:  # fmt: skip
+    from popmi_core.cli.fusing import Job
+    from popmi_core.cli.parents import architecture_of, fitted, parse_arguments, read_parents
+    from popmi_core.cli.ruleinputs import rules_of
+    from popmi_core.cli.sites import read_sites
+
+    rules = rules_of(rule, gate, has_data=bool(data), models=len(models))
+    if repair and not data:
+        raise ConfigError("--repair measures BatchNorm statistics on images: give them with --data.")
+    if reference not in REFERENCES and not Path(reference).is_file():
+        raise ConfigError(f"--reference {reference}: expected {', '.join(REFERENCES)} or a safetensors file.")
+    arguments, parents = parse_arguments(model_arg), read_parents(models)
+    architecture = architecture_of(parents, name=model, arguments=arguments, adapter=adapter, image_size=image_size)
+    sites = read_sites(data, image_size=architecture.image_size, classes=architecture.classes)
+    whole = fitted(parents, architecture)
+    return Job(whole, architecture, rules, gate is not None, reference, weights, sites, repair)
+
+
+def _check_out(out: Path | None, models: list[Path], *, force: bool) -> None:
+    if out is None or not out.exists():
+        return
+    if any(path.exists() and path.samefile(out) for path in models):
+        raise ConfigError(f"--out {out} is one of the models to fuse. Choose another file.")
+    if not force:
+        raise ConfigError(f"--out {out} is there already. Choose another file, or write over it with --force.")
+
+
+def _weights(text: str | None, models: int) -> tuple[int, ...]:
+    if text is None:
+        return (1,) * models
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != models or not all(part.isdecimal() for part in parts) or not any(map(int, parts)):
+        raise ConfigError(f"--weights {text}: expected {models} whole numbers with commas between, not all 0.")
+    return tuple(map(int, parts))
+
+
+def _save(out: Path, outcome: Outcome, figures: dict[str, Any]) -> str:
+    from popmi_core.checkpoints import save_state
+
+    lineage = {key: value for key, value in figures.items() if key not in ("seconds", "loads_strictly")}
+    return save_state(out, outcome.fused.state, {LINEAGE: json.dumps(lineage, sort_keys=True)})

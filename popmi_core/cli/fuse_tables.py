@@ -1,0 +1,71 @@
+"""What `popmi fuse` prints: every layer's move, the gate's scores, how good the result is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from popmi_core.cli.fusing import Job, Outcome
+from popmi_core.cli.moves import LayerMove
+from popmi_core.fusion import Fused
+
+
+def moved(moves: Sequence[LayerMove]) -> bool:
+    """Return whether any layer of a model changed."""
+    return any(move.moved or move.angle for move in moves)
+
+
+def moves_table(label: str, moves: Sequence[LayerMove], outcome: Outcome) -> Table:
+    """Return one model's gain, angle and moved units by layer."""
+    title = f"{label}, matched to {outcome.basis}"
+    if label in outcome.distances:
+        before, after = outcome.distances[label]
+        title += f": distance {before:.4g} -> {after:.4g}"
+    table = _table(title, "layer", "group", "gain", "angle", "moved")
+    for move in moves:
+        angle = "-" if move.angle is None else f"{move.angle:.1f}°"
+        moved = "-" if move.moved is None else f"{move.moved} of {move.of}"
+        table.add_row(move.layer, move.kind, f"{move.gain:.1%}", angle, moved)
+    return table
+
+
+def gate_table(fused: Fused) -> Table:
+    """Return the validation loss of every candidate at every site."""
+    sites = sorted({site for row in fused.scores.values() for site in row})
+    table = _table("Validation loss, nats", "candidate", *sites)
+    for name, row in fused.scores.items():
+        cells = [f"{row[site]:.4f}" if site in row else "-" for site in sites]
+        table.add_row(f"{name} (taken)" if name == fused.chosen else name, *cells)
+    return table
+
+
+def scores_table(outcome: Outcome) -> Table:
+    """Return loss and accuracy of every parent and of the fused model."""
+    table = _table(f"On {outcome.images} {outcome.split} images", "model", "loss", "accuracy")
+    for name, (loss, accuracy) in outcome.scores.items():
+        if name == "fused":
+            table.add_section()
+        table.add_row(name, f"{loss:.4f}", f"{accuracy:.4f}")
+    return table
+
+
+def plain_words(job: Job, outcome: Outcome, out: Path | None) -> list[str]:
+    """Return what the rule noted, that the result loads, and where it is."""
+    fused, architecture = outcome.fused, job.architecture
+    name = architecture.name if architecture.adapter == "none" else f"{architecture.name} under {architecture.adapter}"
+    lines = [f"{key}: {note}" for key, note in fused.notes.items()]
+    if fused.regret is not None:
+        lines.append(f"regret of the worst site: {fused.regret:.4f} nats")
+    rule = outcome.rule.replace("_", "-")
+    lines.append(f"{len(job.parents)} models fused by {rule}; the result loads into timm's {name} with strict=True.")
+    lines.append(f"{'nothing was written: give --out' if out is None else out}")
+    return lines
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index == 0 else "right")
+    return table

@@ -1,0 +1,180 @@
+"""What `popmi fuse` does between reading and writing: choose a basis, match, fuse, and judge the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from popmi_core.cli.moves import LayerMove, layer_moves
+from popmi_core.cli.parents import Architecture, Parent, fitted, read_parent
+from popmi_core.cli.ruleinputs import RuleInputs
+from popmi_core.cli.sites import part_of, together
+from popmi_core.config import FuseConfig
+from popmi_core.data import SiteData
+from popmi_core.errors import ModelError
+from popmi_core.fusion import Fused, State, Update, fuse, needs
+from popmi_core.fusion.gate import never_worse
+from popmi_core.fusion.opm import Basis, medoid
+from popmi_core.fusion.path import distance, evaluate
+from popmi_core.matching import Matcher, describe_model
+from popmi_core.matching.symmetry import Symmetry
+
+# What an OPM rule does once every model is in one basis.
+_AFTER_MATCHING = {"opm": "circuit", "opm_soup": "average", "opm_greedy_soup": "greedy_soup", "opm_regmean": "regmean"}
+_JUDGED_ON = ("test", "val", "train")
+_MEDOID, _MEAN = "medoid", "mean"
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Everything a fusion needs.
+
+    ``rules``: one, or the gate's candidates. ``reference``: first, medoid, mean or a file. ``sites``: perhaps none.
+    """
+
+    parents: list[Parent]
+    architecture: Architecture
+    rules: tuple[str, ...]
+    gate: bool
+    reference: str
+    weights: tuple[int, ...]
+    sites: dict[str, SiteData]
+    repair: bool
+
+    @property
+    def inputs(self) -> RuleInputs:
+        """What rules need beyond the models."""
+        return RuleInputs(self.architecture.model, self.parents, self.sites)
+
+    @property
+    def updates(self) -> list[Update]:
+        """The models as fusion rules take them."""
+        pairs = zip(self.parents, self.weights, strict=True)
+        return [Update(parent.label, parent.state, weight) for parent, weight in pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The fused model, what matching did to every parent, and how good everything is on ``images`` of ``split``.
+
+    ``distances``: Frobenius distance of every parent to the basis before and after matching. ``scores``: loss (nats) and
+    accuracy, by parent and ``fused``.
+    """
+
+    fused: Fused
+    rule: str
+    basis: str
+    moves: dict[str, list[LayerMove]] = field(default_factory=dict)
+    distances: dict[str, tuple[float, float]] = field(default_factory=dict)
+    split: str = ""
+    images: int = 0
+    scores: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def perform(job: Job, tell: Callable[[str], None]) -> Outcome:
+    """Fuse the models and judge the result where there are images.
+
+    Raises:
+        ModelError: If a rule needs the architecture described and it is not, or the reference file does not fit.
+        UpdateError: If a model is unfit.
+    """
+    tell("describing the architecture")
+    symmetry, note = _described(job)
+    tell("matching and fusing")
+    outcome = _gated(job, symmetry) if job.gate else _single(job, job.rules[0], symmetry)
+    fused = outcome.fused
+    if note:
+        fused = replace(fused, notes={**fused.notes, "architecture": note})
+    if job.repair:
+        tell("measuring norm statistics anew")
+        fused = replace(fused, state=job.inputs.repaired(fused.state))
+    outcome = replace(outcome, fused=fused)
+    if not job.sites:
+        return outcome
+    tell("judging")
+    return _judged(job, outcome)
+
+
+def _described(job: Job) -> tuple[Symmetry | None, str]:
+    # Rules that match, and a medoid, cannot do without.
+    wanted = any(needs(rule).symmetry for rule in job.rules) or job.reference in (_MEDOID, _MEAN)
+    try:
+        return describe_model(job.architecture.model, image_size=job.architecture.image_size), ""
+    except ModelError as error:
+        if wanted:
+            raise
+        return None, str(error)
+
+
+def _single(job: Job, rule: str, symmetry: Symmetry | None) -> Outcome:
+    reference, basis = _reference(job, symmetry)
+    if rule in _AFTER_MATCHING and symmetry is not None:
+        return _matched(job, rule, symmetry, reference, basis)
+    inputs = job.inputs
+    updates, options = inputs.with_grams([rule], job.updates), inputs.options(rule, reference, symmetry)
+    fused = fuse(
+        rule, updates, reference=reference, symmetry=symmetry, config=FuseConfig(), scorer=inputs.scorer(), **options
+    )
+    return Outcome(fused, rule, basis)
+
+
+def _matched(job: Job, rule: str, symmetry: Symmetry, reference: State, basis: str) -> Outcome:
+    """Match here, where every layer's move can be told, and leave the second half of the rule to the library."""
+    matcher, inputs = Matcher(reference, symmetry), job.inputs
+    updates, moves, distances, notes = [], {}, {}, {}
+    for update in job.updates:
+        found = matcher.match(update.state, site=update.site)
+        moves[update.site] = layer_moves(found, symmetry)
+        distances[update.site] = (distance(reference, update.state), distance(reference, found.state))
+        if found.note:
+            notes[f"match.{update.site}"] = found.note
+        updates.append(replace(update, state=found.state))
+    then = _AFTER_MATCHING[rule]
+    fused = fuse(
+        then, inputs.with_grams([then], updates), reference=reference, symmetry=symmetry, config=FuseConfig(),
+        scorer=inputs.scorer(),
+    )  # fmt: skip
+    return Outcome(replace(fused, notes={**fused.notes, **notes}), rule, basis, moves, distances)
+
+
+def _gated(job: Job, symmetry: Symmetry | None) -> Outcome:
+    (reference, basis), inputs = _reference(job, symmetry), job.inputs
+    fused = never_worse(
+        job.rules,
+        inputs.with_grams(job.rules, job.updates),
+        reference=reference,
+        symmetry=symmetry,
+        config=FuseConfig(),
+        scorer=inputs.scorer(),
+        options={rule: inputs.options(rule, reference, symmetry) for rule in job.rules},
+    )
+    moves: dict[str, list[LayerMove]] = {}
+    if fused.chosen in _AFTER_MATCHING and symmetry is not None:
+        # The gate tells scores, not moves: match once more for the table.
+        matcher = Matcher(reference, symmetry)
+        moves = {u.site: layer_moves(matcher.match(u.state, site=u.site), symmetry) for u in job.updates}
+    return Outcome(fused, fused.chosen, basis, moves)
+
+
+def _reference(job: Job, symmetry: Symmetry | None) -> tuple[State, str]:
+    """Return the state whose basis counts, and in words whose it is."""
+    updates = job.updates
+    if job.reference == "first":
+        return updates[0].state, updates[0].site
+    if job.reference == _MEDOID and symmetry is not None:
+        centre = medoid(updates, symmetry)
+        return centre.state, f"{centre.site} (the medoid)"
+    if job.reference == _MEAN and symmetry is not None:
+        found = Basis.choose(updates, reference=updates[0].state, symmetry=symmetry, anchor="mean_of_others")
+        return found.reference, "the mean of all, each matched to the mean of the others"
+    parent = fitted([read_parent(Path(job.reference))], job.architecture)[0]
+    return parent.state, parent.file
+
+
+def _judged(job: Job, outcome: Outcome) -> Outcome:
+    split = next((s for s in _JUDGED_ON if any(len(getattr(data, s)) for data in job.sites.values())), _JUDGED_ON[0])
+    whole, model = together(part_of(job.sites, split)), job.architecture.model
+    states = {parent.label: parent.state for parent in job.parents} | {"fused": outcome.fused.state}
+    scores = {name: evaluate(model, state, whole) for name, state in states.items()}
+    return replace(outcome, split=split, images=len(whole), scores=scores)

@@ -1,0 +1,45 @@
+"""What matching did to a model, layer by layer, as figures a person can read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from popmi_core.matching import Matched
+from popmi_core.matching.settle import angles_turned, units_moved
+from popmi_core.matching.symmetry import Symmetry
+
+
+@dataclass(frozen=True)
+class LayerMove:
+    """One basis of one model: a layer's hidden units, its heads, or the residual stream.
+
+    Attributes:
+        layer: The space's name, such as ``blocks.0.mlp``.
+        kind: Its group, such as ``permutation`` or ``heads``.
+        gain: Share of the layer's squared distance to the reference that its own move took off, 0..1.
+        angle: Mean angle of the rotation over its eigenvalues ``exp(i t)``, degrees, 0..180; inside heads the mean
+            over all heads and products, of the nearest rotation; None where nothing can be rotated.
+        moved: Units, heads or channels that are in another place than before; None for a rotation.
+        of: How many there are.
+    """
+
+    layer: str
+    kind: str
+    gain: float
+    angle: float | None
+    moved: int | None
+    of: int
+
+
+def layer_moves(matched: Matched, symmetry: Symmetry) -> list[LayerMove]:
+    """Return the moves of all layers in the order of the description."""
+    angles, moved = angles_turned(symmetry, matched.element), units_moved(symmetry, matched.element)
+    found = []
+    for name, space in symmetry.spaces.items():
+        stream = space.kind == "orthogonal"
+        rotates = stream or any(kind != "fixed" for kind in space.maps.values())
+        angle, count = (angles[name] if rotates else None), (None if stream else moved[name])
+        # An order of channels covers all of them, an order of heads only the heads.
+        of = space.width("" if space.kind == "heads" else "all")
+        found.append(LayerMove(name, space.kind, matched.gains.get(name, 0.0), angle, count, of))
+    return found
