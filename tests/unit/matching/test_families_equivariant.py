@@ -1,0 +1,254 @@
+"""Equivariant networks: fields move whole and shift by the group, so that fused models stay equivariant."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from popmi_core.errors import ModelError
+from popmi_core.groups import act, channel_permutation, point_group
+from popmi_core.matching import Builder, apply, describe_model, match, random_element
+from popmi_core.matching.assignment import best_order
+from popmi_core.matching.elements import Element, Move
+from popmi_core.matching.families import describe, equivariant
+from popmi_core.matching.families.equivariant import field_space, shift_table
+from popmi_core.matching.orders import best_field_order
+
+# Sums of a few hundred float64 products in another order.
+ROUNDING = 1e-12
+
+
+class FieldNet(nn.Sequential):
+    """Lifting, a convolution between regular fields, mean over pixels and group, classes; expanded dense weights.
+
+    ``y_h = (h psi) * x`` lifts; between fields the kernel from channel k to channel h is ``h Psi[h^-1 k]`` (Cohen &
+    Welling 2016, arXiv:1602.07576, equations 10 and 11). The mean over the group is in the head's equal columns.
+    """
+
+    def __init__(self, group, seed, widths=(6, 5), classes=3):
+        generator = torch.Generator().manual_seed(seed)
+        order, (first, second) = len(group), widths
+        super().__init__(
+            nn.Conv2d(3, first * order, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(first * order, second * order, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(second * order, classes),
+        )
+        self.field_group = group
+        drawn = {
+            "lift": torch.randn(first, 3, 3, 3, generator=generator, dtype=torch.float64) / 5,
+            "conv": torch.randn(second, first, order, 3, 3, generator=generator, dtype=torch.float64) / 10,
+            "head": torch.randn(classes, second, generator=generator, dtype=torch.float64),
+        }
+        biases = [torch.randn(width, generator=generator, dtype=torch.float64) / 10 for width in widths]
+        lifted = torch.stack([act(h, drawn["lift"]) for h in group.elements], dim=1)
+        between = torch.stack([act(h, drawn["conv"])[:, :, shifted(group, h)] for h in group.elements], dim=1)
+        self.double().load_state_dict(
+            {
+                "0.weight": lifted.flatten(0, 1),
+                "0.bias": biases[0].repeat_interleave(order),
+                "2.weight": between.flatten(2, 3).flatten(0, 1),
+                "2.bias": biases[1].repeat_interleave(order),
+                "6.weight": drawn["head"].repeat_interleave(order, dim=1) / order,
+                "6.bias": torch.zeros(classes),
+            }
+        )
+
+
+def shifted(group, h):
+    return [group.index(h.inverse().compose(k)) for k in group.elements]
+
+
+def with_weights(model, state):
+    copy = FieldNet(model.field_group, seed=0)
+    copy.load_state_dict(state)
+    return copy
+
+
+def unequal_answers(model):
+    """Largest relative change of the outputs when the images are turned (and mirrored, in a dihedral group)."""
+    images = torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    with torch.inference_mode():
+        plain = model(images)
+        turned = [model(act(g, images)) for g in model.field_group.elements]
+    return max(float((other - plain).norm() / plain.norm()) for other in turned)
+
+
+def unequal_features(model):
+    """The same for the last feature map, which must turn with the image and shift in its fields."""
+    group = model.field_group
+    images = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    worst = 0.0
+    plain = maps(model, images)[1]
+    for g in group.elements:
+        fields = act(g, plain.unflatten(1, (-1, len(group)))[:, :, channel_permutation(group, g)]).flatten(1, 2)
+        worst = max(worst, float((maps(model, act(g, images))[1] - fields).norm() / plain.norm()))
+    return worst
+
+
+def unequal(model):
+    return max(unequal_answers(model), unequal_features(model))
+
+
+def maps(model, images):
+    """Both feature maps, after ReLU."""
+    with torch.inference_mode():
+        first = model[1](model[0](images))
+        return first, model[3](model[2](first))
+
+
+def mean_of(first, second):
+    return {name: (tensor + second[name]) / 2 for name, tensor in first.items()}
+
+
+def unrestricted(symmetry):
+    """All orders of channels, which is the symmetry of a network that is not equivariant."""
+    spaces = {
+        name: replace(space, kind="permutation", size=space.width(), inner=1, shifts=())
+        for name, space in symmetry.spaces.items()
+    }
+    return replace(symmetry, spaces=spaces)
+
+
+@pytest.mark.parametrize("name", ["C2", "C4", "D4"])
+def test_a_random_element_keeps_the_function_and_the_equivariance(name):
+    model = FieldNet(point_group(name), seed=1)
+    found = describe_model(model, image_size=9)
+    element = random_element(found, torch.Generator().manual_seed(2))
+
+    moved = with_weights(model, apply(model.state_dict(), found, element))
+
+    images = torch.randn(2, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(moved(images), model(images), rtol=ROUNDING, atol=ROUNDING)
+    assert unequal_answers(model) < ROUNDING
+    assert unequal_answers(moved) < ROUNDING
+    assert unequal_features(moved) < ROUNDING
+
+
+def test_fields_and_their_shifts_are_described():
+    group = point_group("C4")
+
+    found = describe(FieldNet(group, seed=0))
+
+    assert found.family == "equivariant"
+    assert {name: (space.kind, space.size, space.inner) for name, space in found.spaces.items()} == {
+        "0": ("fields", 6, 4),
+        "2": ("fields", 5, 4),
+    }
+    assert found.spaces["0"].shifts == ((0, 1, 2, 3), (1, 2, 3, 0), (2, 3, 0, 1), (3, 0, 1, 2))
+    assert {tap.module for tap in found.taps} == {"2", "6"}
+
+
+@pytest.mark.parametrize("name", ["C2", "C4", "D2", "D4"])
+def test_every_shift_commutes_with_the_group(name):
+    group = point_group(name)
+    table = torch.tensor(shift_table(group))
+    channels = torch.arange(len(group))
+
+    for element in group.elements:
+        turn = channel_permutation(group, element)
+        for shift in table:
+            assert torch.equal(channels[turn][shift], channels[shift][turn])
+    assert len({tuple(row) for row in table.tolist()}) == len(group)
+
+
+def test_the_groups_own_action_is_no_shift_where_it_does_not_commute():
+    group = point_group("D4")
+    model = FieldNet(group, seed=1)
+    wrong = tuple(tuple(channel_permutation(group, g).tolist()) for g in group.elements)
+    found = describe(model)
+    broken = replace(found, spaces={n: replace(space, shifts=wrong) for n, space in found.spaces.items()})
+    element = random_element(broken, torch.Generator().manual_seed(2))
+
+    moved = with_weights(model, apply(model.state_dict(), broken, element))
+
+    # The function of one model survives any order of channels; how its features turn does not.
+    assert unequal_answers(moved) < ROUNDING
+    assert unequal_features(moved) > 1e-2
+
+
+def likeness(first, second, images):
+    """Inner products of the channels of two models over images, by space: what activation matching looks at."""
+    pairs = zip(maps(first, images), maps(second, images), strict=True)
+    return {
+        name: one.transpose(0, 1).flatten(1) @ other.transpose(0, 1).flatten(1).T
+        for name, (one, other) in zip(("0", "2"), pairs, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", ["C4", "D4"])
+def test_fusing_keeps_equivariance_only_where_fields_are_matched(name):
+    first, second = FieldNet(point_group(name), seed=1), FieldNet(point_group(name), seed=2)
+    found = describe_model(first, image_size=9)
+    images = torch.randn(8, 3, 9, 9, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    parents = max(unequal(first), unequal(second))
+    scores = likeness(first, second, images)
+    orders = {
+        "fields": lambda space: best_field_order(scores[space.name], space.size, space.inner, space.shifts),
+        "channels": lambda space: best_order(scores[space.name]),
+    }
+
+    errors = {}
+    for kind, order in orders.items():
+        element = Element({name: Move(order(space)) for name, space in found.spaces.items()})
+        moved = apply(second.state_dict(), found, element)
+        # Alone, each moved parent is still invariant: it computes what it did.
+        assert unequal_answers(with_weights(second, moved)) < ROUNDING
+        errors[kind] = unequal(with_weights(first, mean_of(first.state_dict(), moved)))
+
+    assert parents < ROUNDING
+    # Another mean, the same size of rounding.
+    assert errors["fields"] <= max(2 * parents, ROUNDING)
+    assert errors["channels"] > 1e-2
+
+
+def test_matching_weights_of_equivariant_models_keeps_equivariance():
+    first, second = FieldNet(point_group("D4"), seed=1), FieldNet(point_group("D4"), seed=2)
+    found = describe(first)
+
+    for symmetry in (found, unrestricted(found)):
+        matched = match(second.state_dict(), first.state_dict(), symmetry)
+        # Even of all orders the best is a move of fields: the inner products of exactly equivariant kernels do not
+        # change under the group, so neither does their one best assignment. Finite images give no such guarantee.
+        assert unequal_answers(with_weights(first, mean_of(first.state_dict(), matched.state))) < ROUNDING
+
+
+def test_fused_features_turn_with_the_image():
+    first, second = FieldNet(point_group("D4"), seed=1), FieldNet(point_group("D4"), seed=2)
+
+    matched = match(second.state_dict(), first.state_dict(), describe(first))
+
+    assert unequal_features(with_weights(first, mean_of(first.state_dict(), matched.state))) < ROUNDING
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_a_planted_element_is_recovered(noise):
+    model = FieldNet(point_group("D4"), seed=1)
+    found = describe(model)
+    generator = torch.Generator().manual_seed(4)
+    planted = apply(model.state_dict(), found, random_element(found, generator))
+    noisy = {
+        n: t + noise * t.std() * torch.randn(t.shape, generator=generator, dtype=t.dtype) for n, t in planted.items()
+    }
+
+    matched = match(noisy, model.state_dict(), found)
+    undone = apply(planted, found, matched.element)
+
+    for tensor, original in zip(undone.values(), model.state_dict().values(), strict=True):
+        assert torch.equal(tensor, original)
+
+
+def test_a_layer_that_writes_no_whole_fields_is_named():
+    with pytest.raises(ModelError, match=r"module 'conv' writes 6 channels, expected whole fields of 4 \(group C4\)"):
+        field_space(Builder("mine", {}), "conv", 6, point_group("C4"))
+
+
+def test_a_model_must_tell_its_group():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+
+    with pytest.raises(ModelError, match="expected a model with a field_group"):
+        equivariant.describe(model, Builder("equivariant", model.state_dict()))
