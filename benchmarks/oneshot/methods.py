@@ -57,16 +57,16 @@ METHODS = (
     Method("circuit", "rival", "weights", "circuit"),
     Method("Git Re-Basin", "rival", "weights", "git_rebasin", path=True, epoch=True),
     Method("OT-Fusion", "rival", "weights", "ot_fusion", path=True, epoch=True),
-    Method("OT-Fusion, soft", "rival", "weights", "ot_fusion_soft", path=True),
+    Method("OT-Fusion, soft", "rival", "weights", "ot_fusion_soft"),
     Method("FedMA", "rival", "weights", "fedma", path=True, epoch=True),
     Method("OPM-Soup", "opm", "weights", "uniform_soup", "weights", path=True),
     Method("OPM", "opm", "weights", "circuit", "weights", epoch=True),
     Method("OPM, probes", "opm", "weights", "circuit", "probes"),
     Method("RegMean", "rival", "unlabelled", "regmean"),
-    Method("Git Re-Basin, activations", "rival", "unlabelled", "git_rebasin_activations", path=True, epoch=True,
+    Method("Git Re-Basin, activations", "rival", "unlabelled", "git_rebasin_activations", path=True,
            sees=True),
-    Method("OT-Fusion, activations", "rival", "unlabelled", "ot_fusion", path=True, sees=True),
-    Method("OT-Fusion, soft, activations", "rival", "unlabelled", "ot_fusion_soft", path=True, sees=True),
+    Method("OT-Fusion, activations", "rival", "unlabelled", "ot_fusion", sees=True),
+    Method("OT-Fusion, soft, activations", "rival", "unlabelled", "ot_fusion_soft", sees=True),
     Method("OPM-Soup, statistics", "opm", "unlabelled", "uniform_soup", "statistics", path=True),
     Method("OPM, statistics", "opm", "unlabelled", "circuit", "statistics"),
     Method("OPM-RegMean", "opm", "unlabelled", "regmean", "statistics"),
@@ -82,7 +82,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """A fused model, the other end of the line it lies on (pairs, ``path`` only), and wall seconds."""
+    """A fused model, the other end of the line it lies on (pairs, ``path`` only), and seconds of one core."""
 
     state: dict[str, Tensor]
     partner: dict[str, Tensor] | None
@@ -100,21 +100,24 @@ def available(method: Method, case: Case) -> bool:
 def apply_method(method: Method, case: Case, aligned: Aligned) -> Outcome:
     """Fuse the case's parents; seconds are alignment and rule together."""
     states, spent = aligned.get(method.align)
-    started = time.perf_counter()
+    started = time.process_time()
     grams = needs(method.rule).grams
+    options: dict[str, Any] = {}
     updates = [
         Update(name, state, 1, case.grams(member, state) if grams else {})
         for member, (name, state) in enumerate(zip(case.members, states, strict=True))
     ]
+    if method.sees:
+        options["statistics"] = statistics_of(case, updates)
     fused = fuse(
         method.rule,
         updates,
         reference=states[0],
         symmetry=case.symmetry,
         scorer=case.scorer,
-        **({"statistics": statistics_of(case, updates)} if method.sees else {}),
+        **options,
     )
-    seconds = spent + time.perf_counter() - started
+    seconds = spent + time.process_time() - started
     partner = _partner(fused, case) if method.path and len(states) == 2 else None
     return Outcome(fused.state, partner, round(seconds, 3), fused.chosen)
 

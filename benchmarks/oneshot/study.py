@@ -45,8 +45,10 @@ def main() -> None:
     for dataset in arguments.datasets.split(","):
         sites = load_dataset(dataset)
         for architecture in arguments.architectures.split(","):
-            for case in all_cases(dataset, architecture, sites, arguments.runs, every_pair=arguments.every_pair):
-                rows.extend(results(case, arguments))
+            cases = list(all_cases(dataset, architecture, sites, arguments.runs, every_pair=arguments.every_pair))
+            for size in (2, 4):
+                for case in [case for case in cases if len(case.parents) == size][: arguments.cases]:
+                    rows.extend(results(case, arguments))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
     arguments.out.with_suffix(".json").write_text(text)
@@ -59,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
     parser.add_argument("--methods", default="", help="compute only these; the others' kept results are still told")
     parser.add_argument("--every-pair", action="store_true", help="leave no pair out (see cases.all_cases)")
+    parser.add_argument("--cases", type=int, default=None, help="at most so many pairs and so many fours each")
     parser.add_argument("--kept-only", action="store_true", help="compute nothing; tell what is there")
     parser.add_argument("--runs", type=Path, default=Path("runs/oneshot"))
     parser.add_argument("--out", type=Path, required=True, help="path without ending; .json and .md are written")

@@ -26,7 +26,7 @@ COLUMNS = {
     "barrier_train": "barrier, train",
     "barrier_repaired": "barrier, test, re-estimated",
     "after_epoch": "after one epoch",
-    "seconds": "seconds",
+    "seconds": "seconds of one core",
 }
 
 
