@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,17 @@ from popmi_core.fusion import (
     average,
     best_single,
     circuit,
+    fedma,
+    git_rebasin,
+    git_rebasin_activations,
     greedy_soup,
     krum,
     lowrank,
     median,
     opm,
     opm_soup,
+    ot_fusion,
+    ot_fusion_soft,
     regmean,
     soup,
     trimmed_mean,
@@ -30,6 +35,9 @@ RULES: dict[str, Callable[..., Fused]] = {
     "average": average.fuse,
     "best_single": best_single.fuse,
     "circuit": circuit.fuse,
+    "fedma": fedma.fuse,
+    "git_rebasin": git_rebasin.fuse,
+    "git_rebasin_activations": git_rebasin_activations.fuse,
     "greedy_soup": greedy_soup.fuse,
     "krum": krum.fuse,
     "lowrank": lowrank.fuse,
@@ -38,6 +46,8 @@ RULES: dict[str, Callable[..., Fused]] = {
     "opm_greedy_soup": opm_soup.fuse_greedily,
     "opm_regmean": opm_soup.fuse_regmean,
     "opm_soup": opm_soup.fuse,
+    "ot_fusion": ot_fusion.fuse,
+    "ot_fusion_soft": ot_fusion_soft.fuse,
     "regmean": regmean.fuse,
     "trimmed_mean": trimmed_mean.fuse,
     "uniform_soup": soup.fuse,
@@ -51,12 +61,14 @@ class Needs:
     """What a rule cannot work without, so that a run that lacks it is refused when it is planned.
 
     ``scorer``: sites score candidates on validation images. ``grams``: sites send RegMean's Gram matrices.
+    ``statistics``: sites compare activations with the reference's (``cross_statistics``; option ``statistics``).
     ``symmetry``: the architecture must be described. ``matches``: the rule puts the updates into one basis itself;
     any other rule expects them in one basis. ``sites``: the fewest updates it takes.
     """
 
     scorer: bool = False
     grams: bool = False
+    statistics: bool = False
     symmetry: bool = False
     matches: bool = False
     sites: int = 1
@@ -64,12 +76,17 @@ class Needs:
 
 _NEEDS: dict[str, Needs] = {
     "best_single": Needs(scorer=True),
+    "fedma": Needs(symmetry=True, matches=True),
+    "git_rebasin": Needs(symmetry=True, matches=True),
+    "git_rebasin_activations": Needs(statistics=True, symmetry=True, matches=True),
     "greedy_soup": Needs(scorer=True),
     "krum": Needs(sites=5),
     "opm": Needs(symmetry=True, matches=True),
     "opm_greedy_soup": Needs(scorer=True, symmetry=True, matches=True),
     "opm_regmean": Needs(grams=True, symmetry=True, matches=True),
     "opm_soup": Needs(symmetry=True, matches=True),
+    "ot_fusion": Needs(symmetry=True, matches=True),
+    "ot_fusion_soft": Needs(symmetry=True, matches=True),
     "regmean": Needs(grams=True),
 }
 
@@ -80,6 +97,7 @@ def needs(rule: str, config: FuseConfig | None = None) -> Needs:
     Raises:
         ConfigError: If there is no such rule.
     """
+    rule = rule.replace("-", "_")
     _known(rule)
     if rule == "krum" and config is not None:
         return Needs(sites=2 * config.faulty + 3)
@@ -117,6 +135,20 @@ def fuse(
     unknown = sorted(set(options) - set(inspect.signature(function).parameters))
     if unknown:
         raise ConfigError(f"rule {rule} has no option '{unknown[0]}'. See its docstring for those it has.")
+    _refuse_unfit(rule, updates, symmetry, scorer, options)
+    return function(
+        updates, reference=reference, symmetry=symmetry, config=config or FuseConfig(), scorer=scorer, **options
+    )
+
+
+def _refuse_unfit(
+    rule: str,
+    updates: Sequence[Update],
+    symmetry: Symmetry | None,
+    scorer: Scorer | None,
+    options: Mapping[str, Any],
+) -> None:
+    """Raise if something that the rule needs is missing (see ``fuse``)."""
     wanted = needs(rule)
     if wanted.scorer and scorer is None:
         raise ConfigError(
@@ -128,16 +160,17 @@ def fuse(
             f"rule {rule} needs the architecture's symmetries but got none. Describe the model by hand, or take rule "
             "'average'."
         )
-    if wanted.grams and "grams_of" not in options and len(updates) > 1:
-        missing = [update.site for update in updates if not update.grams]
-        if missing:
-            raise UpdateError(
-                f"rule {rule} needs every site's input Gram matrices, but {', '.join(sorted(missing))} sent none. "
-                "Have the sites compute them (input_grams), or take rule 'average'."
-            )
-    return function(
-        updates, reference=reference, symmetry=symmetry, config=config or FuseConfig(), scorer=scorer, **options
-    )
+    if wanted.statistics and not options.get("statistics"):
+        raise UpdateError(
+            f"rule {rule} matches by activations but got no statistics of any site. Have the sites compute them "
+            "(cross_statistics), or take a rule that looks at weights."
+        )
+    missing = sorted(update.site for update in updates if not update.grams)
+    if wanted.grams and missing and len(updates) > 1 and not options.get("grams_of"):
+        raise UpdateError(
+            f"rule {rule} needs every site's input Gram matrices, but {', '.join(missing)} sent none. "
+            "Have the sites compute them (input_grams), or take rule 'average'."
+        )
 
 
 def _known(rule: str) -> Callable[..., Fused]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
-import ot
 import torch
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
@@ -36,6 +35,8 @@ def assign(cost: Plan) -> Plan:
 
 def exact(cost: Plan) -> Plan:
     """Return the optimal transport plan between uniform marginals (POT's network simplex); a permutation."""
+    import ot  # slow to load, and the sites have no use for it
+
     weights = np.full(len(cost), 1 / len(cost))
     return np.asarray(ot.emd(weights, weights, cost)) * len(cost)
 
@@ -46,6 +47,8 @@ def entropic(softness: float) -> Solver:
     ``softness`` is the entropy's weight in units of the mean cost. Log-stabilised, so that small ones do not underflow
     (Schmitzer 2019, arXiv:1610.06519, as in POT).
     """
+
+    import ot
 
     def solve(cost: Plan) -> Plan:
         weights, mean = np.full(len(cost), 1 / len(cost)), float(cost.mean())

@@ -1,15 +1,17 @@
 """What every rule promises, and the plain and robust rules one by one."""
 
 import random
+import typing
 from dataclasses import replace
 
 import pytest
 import torch
 
-from popmi_core.config import FuseConfig
+from popmi_core.config import FuseConfig, Rule
 from popmi_core.errors import ConfigError, UpdateError
 from popmi_core.fusion import RULES, Update, fuse, needs
 from popmi_core.fusion.krum import krum_scores, squared_distances
+from popmi_core.matching import Symmetry
 
 # Rules that take any state; those that need Gram matrices or symmetries are tested with them.
 ANY = [rule for rule in RULES if not (needs(rule).symmetry or needs(rule).grams)]
@@ -203,3 +205,22 @@ def test_no_example_anywhere_is_refused(reference, make_updates):
 
     with pytest.raises(UpdateError, match="every site reports num_examples 0"):
         fuse("average", updates, reference=reference)
+
+
+def test_a_rule_that_matches_by_activations_says_that_it_needs_them(reference, make_updates):
+    assert needs("git-rebasin-activations").statistics
+    with pytest.raises(UpdateError, match="rule git_rebasin_activations matches by activations but got no statistics"):
+        fuse("git_rebasin_activations", make_updates(2), reference=reference, symmetry=Symmetry("none", {}, ()))
+
+
+def test_an_option_that_the_rule_does_not_have_is_refused(reference, make_updates):
+    with pytest.raises(ConfigError, match="rule average has no option 'anchor'"):
+        fuse("average", make_updates(2), reference=reference, anchor="medoid")
+
+
+def test_krum_needs_as_many_sites_as_it_shall_withstand():
+    assert needs("krum", FuseConfig(faulty=2)).sites == 7
+
+
+def test_every_rule_of_the_configuration_is_there():
+    assert set(typing.get_args(Rule)) == {*RULES, "ensemble"}
