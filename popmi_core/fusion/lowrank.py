@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from popmi_core.config import FuseConfig
-from popmi_core.fusion import average
+from popmi_core.fusion import average, circuit
 from popmi_core.fusion.products import Factors, mean_product
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Symmetry, Update, cast, in_order
@@ -32,9 +32,10 @@ def fuse(
 ) -> Fused:
     """Average adapters as products and everything else as weights, both weighted by num_examples.
 
-    Adapters are found by their names (``lora_A`` with ``lora_B``, ``lora_down`` with ``lora_up``), of linear layers and
-    of convolutions whose second factor is pointwise. Notes say how much of the mean product the rank holds; without
-    an adapter this is the plain average. A lone site's model is returned as it is.
+    Adapters are those that the description knows (a ``factor`` map), and else those that go by a known name
+    (``lora_A`` with ``lora_B``, ``lora_down`` with ``lora_up``), of linear layers and of convolutions whose second
+    factor is pointwise. Notes say how much of the mean product the rank holds; without an adapter this is the plain
+    average. A lone site's model is returned as it is.
 
     Raises:
         UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
@@ -43,14 +44,27 @@ def fuse(
     plain = average.fuse(ordered, reference=reference, symmetry=symmetry, config=config)
     if len(ordered) == 1:
         return Fused(plain.state, plain.weights, {"all": "one site only: its model as it is"})
-    state, notes = plain.state, {}
-    for first, second in adapter_pairs(reference):
+    state, notes = _described(ordered, plain, reference, symmetry)
+    for first, second in adapter_pairs({name: like for name, like in reference.items() if name not in state}):
         sites = [(plain.weights[update.site], _read(update.state, first, second)) for update in ordered]
         mean, kept = mean_product(sites, like=_read(reference, first, second))
         state[first] = cast(mean.right.reshape(reference[first].shape), reference[first])
         state[second] = cast(mean.left.mT.reshape(reference[second].shape), reference[second])
         notes[first] = f"product average, kept {kept:.1%}"
-    return Fused(state, plain.weights, notes or {"all": "plain average: no low-rank adapter was exchanged"})
+    return Fused(
+        {**plain.state, **state}, plain.weights, notes or {"all": "plain average: no low-rank adapter was exchanged"}
+    )
+
+
+def _described(
+    ordered: Sequence[Update], plain: Fused, reference: State, symmetry: Symmetry | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the averaged factors of the adapters in the description, and a note for each."""
+    if symmetry is None:
+        return {}, {}
+    adapters = {name for name, space in symmetry.spaces.items() if "factor" in space.maps}
+    states = [(plain.weights[update.site], update.state) for update in ordered]
+    return circuit.mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=adapters)
 
 
 def adapter_pairs(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:

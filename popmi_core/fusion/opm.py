@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -10,11 +10,14 @@ from popmi_core.config import FuseConfig
 from popmi_core.errors import ConfigError
 from popmi_core.fusion import circuit
 from popmi_core.fusion.average import streamed_mean, weighted_mean
-from popmi_core.fusion.score import Scorer
+from popmi_core.fusion.score import Scoreboard, Scorer
 from popmi_core.fusion.update import Fused, State, Symmetry, Update, in_order, shares
 from popmi_core.matching import Matched, Matcher
+from popmi_core.matching.elements import Element
 
 Anchor = Literal["reference", "medoid", "mean_of_others"]
+# A site's name and the model whose basis counts -> elements to begin from, in canonical bases.
+StartsOf = Callable[[str, State], Iterable[Element]]
 # Rounds over all models of the mean-of-others; planted copies settle in two.
 _CYCLES = 5
 # A cycle that brings the models closer by less than this share is the last.
@@ -30,6 +33,8 @@ def fuse(
     scorer: Scorer | None = None,
     anchor: Anchor = "reference",
     sweeps: int = 10,
+    restarts: int = 0,
+    starts_of: StartsOf | None = None,
 ) -> Fused:
     """Match every update to one basis and fuse them by circuit averaging, weighted by num_examples.
 
@@ -40,14 +45,42 @@ def fuse(
     the notes says what moved. A lone site's model is returned as it is. Memory beyond the updates: a copy of each
     model that moved (none where sites started from the global model), and one attention layer of all sites in float64.
 
+    ``restarts``: further descents in random order, for nets without a rotated stream. ``starts_of``: gives, for a
+    site's name and the model whose basis counts, further places to begin from (``start_from`` of activation
+    statistics); the scorer then picks among the ends by the loss half way to that model, which tells more than the
+    distance does.
+
     Raises:
         ConfigError: If there is no such anchor.
         UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
     """
-    basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, sweeps=sweeps)
+    search = Search(sweeps, restarts, starts_of, scorer)
+    basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search)
     aligned = list(basis.aligned())
     fused = circuit.fuse(aligned, reference=basis.reference, symmetry=symmetry, config=config)
     return replace(fused, notes={**fused.notes, **basis.notes})
+
+
+@dataclass(frozen=True)
+class Search:
+    """How hard to look for each model's move (see ``fuse``)."""
+
+    sweeps: int = 10
+    restarts: int = 0
+    starts_of: StartsOf | None = None
+    scorer: Scorer | None = None
+
+    def matcher(self, reference: State, symmetry: Symmetry | None) -> Matcher:
+        """Return the matcher to one reference."""
+        return Matcher(reference, symmetry, sweeps=self.sweeps, restarts=self.restarts)
+
+    def match(self, matcher: Matcher, update: Update) -> Matched:
+        """Return one update in the matcher's basis."""
+        if self.starts_of is None:
+            return matcher.match(update.state, site=update.site)
+        starts = self.starts_of(update.site, matcher.reference)
+        judge = None if self.scorer is None else _half_way(matcher.reference, update.site, self.scorer)
+        return matcher.match(update.state, site=update.site, starts=starts, judge=judge)
 
 
 @dataclass
@@ -60,7 +93,7 @@ class Basis:
     updates: list[Update]
     reference: State
     symmetry: Symmetry | None
-    sweeps: int
+    search: Search = field(default_factory=Search)
     notes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -71,7 +104,7 @@ class Basis:
         reference: State,
         symmetry: Symmetry | None,
         anchor: Anchor = "reference",
-        sweeps: int = 10,
+        search: Search | None = None,
     ) -> Basis:
         """Check the updates and settle whose basis counts (see ``fuse``).
 
@@ -81,12 +114,12 @@ class Basis:
         """
         if anchor not in ("reference", "medoid", "mean_of_others"):
             raise ConfigError(f"opm: anchor is {anchor!r}, expected reference, medoid or mean_of_others.")
-        ordered = in_order(updates, reference=reference)
+        ordered, search = in_order(updates, reference=reference), search or Search()
         weights = shares(ordered)
         if anchor == "reference" or len(ordered) == 1 or symmetry is None:
-            return cls(ordered, reference, symmetry, sweeps)
-        centre = medoid(ordered, symmetry, sweeps=sweeps)
-        basis = cls(ordered, centre.state, symmetry, sweeps, {"match": f"in the basis of {centre.site}"})
+            return cls(ordered, reference, symmetry, search)
+        centre = medoid(ordered, symmetry, sweeps=search.sweeps)
+        basis = cls(ordered, centre.state, symmetry, search, {"match": f"in the basis of {centre.site}"})
         if anchor == "mean_of_others":
             _settle(basis, weights)
         return basis
@@ -96,12 +129,12 @@ class Basis:
         if len(self.updates) == 1:
             yield from self.updates
             return
-        matcher = Matcher(self.reference, self.symmetry, sweeps=self.sweeps)
+        matcher = self.search.matcher(self.reference, self.symmetry)
         for update in self.updates:
-            yield self._match(update, matcher)
+            yield self.put(update, self.search.match(matcher, update))
 
-    def _match(self, update: Update, matcher: Matcher) -> Update:
-        found = matcher.match(update.state, site=update.site)
+    def put(self, update: Update, found: Matched) -> Update:
+        """Return the update as it was matched, and note what moved."""
         self.notes[f"match.{update.site}"] = _said(found)
         still = all(found.identity.values())
         return replace(update, state=found.state, grams=update.grams if still else {})
@@ -139,8 +172,9 @@ def _settle(basis: Basis, weights: dict[str, float]) -> None:
             others = [(weights[other.site], other.state) for other in tried if other is not update]
             mass = sum(weight for weight, _ in others) or 1.0
             mean = streamed_mean(((weight / mass, state) for weight, state in others), reference=basis.reference)
-            matcher = Matcher(mean, basis.symmetry, sweeps=basis.sweeps)
-            tried[index] = basis._match(update, matcher)
+            # They are near by now: the descent needs no other start.
+            matcher = Matcher(mean, basis.symmetry, sweeps=basis.search.sweeps)
+            tried[index] = basis.put(update, matcher.match(update.state, site=update.site))
         after = _spread(tried, weights)
         if after >= spread:
             break
@@ -161,6 +195,18 @@ def _spread(models: Sequence[Update], weights: dict[str, float]) -> float:
         for name, value in mean.items()
         if value.is_floating_point()
     )
+
+
+def _half_way(reference: State, site: str, scorer: Scorer) -> Callable[[State], float]:
+    """Return what judges a moved model: the validation loss of the model half way to the reference."""
+    board = Scoreboard(scorer, rule="opm")
+
+    def judge(moved: State) -> float:
+        name = f"match/{site}/{len(board.table())}"
+        board.add(name, streamed_mean(((0.5, reference), (0.5, moved)), reference=reference))
+        return board.losses(name)[0]
+
+    return judge
 
 
 def _said(found: Matched) -> str:

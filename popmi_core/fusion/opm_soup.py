@@ -12,7 +12,7 @@ from popmi_core.errors import UpdateError
 from popmi_core.fusion import greedy_soup, regmean
 from popmi_core.fusion.average import streamed_mean, weighted_mean
 from popmi_core.fusion.greedy_soup import Measure
-from popmi_core.fusion.opm import Anchor, Basis
+from popmi_core.fusion.opm import Anchor, Basis, Search, StartsOf
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Symmetry, Update, shares
 
@@ -29,6 +29,8 @@ def fuse(
     scorer: Scorer | None = None,
     anchor: Anchor = "reference",
     sweeps: int = 10,
+    restarts: int = 0,
+    starts_of: StartsOf | None = None,
 ) -> Fused:
     """Match every update to one basis (see ``opm.fuse``) and average all weights, weighted by num_examples.
 
@@ -38,7 +40,8 @@ def fuse(
         ConfigError: If there is no such anchor.
         UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
     """
-    basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, sweeps=sweeps)
+    search = Search(sweeps, restarts, starts_of, scorer)
+    basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search)
     weights = shares(basis.updates)
     if len(weights) == 1:
         return Fused(weighted_mean(basis.updates, weights, reference=reference), weights)
@@ -55,6 +58,8 @@ def fuse_greedily(
     scorer: Scorer | None = None,
     anchor: Anchor = "reference",
     sweeps: int = 10,
+    restarts: int = 0,
+    starts_of: StartsOf | None = None,
     measure: Measure = "loss",
 ) -> Fused:
     """Match every update to one basis (see ``opm.fuse``), then take the greedy soup (see ``greedy_soup.fuse``).
@@ -65,7 +70,8 @@ def fuse_greedily(
         ConfigError: If there is no such anchor, no scorer, or no accuracy where that is the measure.
         UpdateError: If an update is unfit (see ``in_order``) or no site can compare all models.
     """
-    basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, sweeps=sweeps)
+    search = Search(sweeps, restarts, starts_of, scorer)
+    basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search)
     aligned = list(basis.aligned())
     fused = greedy_soup.fuse(aligned, reference=reference, config=config, scorer=scorer, measure=measure)
     return replace(fused, notes={**fused.notes, **basis.notes})
@@ -80,6 +86,8 @@ def fuse_regmean(
     scorer: Scorer | None = None,
     anchor: Anchor = "reference",
     sweeps: int = 10,
+    restarts: int = 0,
+    starts_of: StartsOf | None = None,
     grams_of: GramsOf | None = None,
 ) -> Fused:
     """Match every update to one basis (see ``opm.fuse``), then take RegMean (see ``regmean.fuse``).
@@ -92,7 +100,8 @@ def fuse_regmean(
         UpdateError: If an update is unfit (see ``in_order``), a model was moved and there is no ``grams_of``, or a
             Gram matrix is unfit (see ``regmean.fuse``).
     """
-    basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, sweeps=sweeps)
+    search = Search(sweeps, restarts, starts_of, scorer)
+    basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search)
     aligned = [_with_grams(update, grams_of, len(basis.updates)) for update in basis.aligned()]
     fused = regmean.fuse(aligned, reference=reference, config=config)
     return replace(fused, notes={**fused.notes, **basis.notes})

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from popmi_core.adapters.lora import add_lora
 from popmi_core.fusion import Update, fuse
 from popmi_core.fusion.lowrank import adapter_pairs
+from popmi_core.matching import Builder, describe_model
 
 FIRST, SECOND = "q.lora_A.weight", "q.lora_B.weight"
 
@@ -139,3 +141,41 @@ def test_without_an_adapter_the_plain_average_is_taken_and_said(reference, make_
     fused = fuse("lowrank", make_updates(3), reference=reference)
 
     assert fused.notes == {"all": "plain average: no low-rank adapter was exchanged"}
+
+
+def test_adapters_that_are_described_by_hand_need_no_known_name():
+    states = [{"in.weight": draw(2, 5, seed=k), "out.weight": draw(4, 2, seed=9 + k)} for k in range(3)]
+    build = Builder("by hand", states[0])
+    build.space("adapter", "heads", 1, inner=2, maps={"factor": "linear"})
+    build.axis("in.weight", 0, "adapter", part="factor", dual=True)
+    build.axis("out.weight", 1, "adapter", part="factor")
+
+    fused = fuse("lowrank", updates_of(states), reference=states[0], symmetry=build.done())
+
+    sites = zip(fused.weights.values(), states, strict=True)
+    mean = sum(weight * s["out.weight"] @ s["in.weight"] for weight, s in sites)
+    left, values, right = torch.linalg.svd(mean, full_matrices=False)
+    best = left[:, :2] * values[:2] @ right[:2]
+    torch.testing.assert_close(fused.state["out.weight"] @ fused.state["in.weight"], best, rtol=1e-10, atol=1e-10)
+    assert list(fused.notes) == ["adapter"]
+
+
+@pytest.mark.parametrize("rule", ["lowrank", "circuit"])
+def test_adapters_of_a_real_backbone_keep_their_function_in_any_basis(small_vit, outputs, rule):
+    model = add_lora(small_vit(), rank=2)
+    reference = {n: t + 0.1 * draw(*t.shape, seed=i) for i, (n, t) in enumerate(model.state_dict().items())}
+    adapters = {name: tensor for name, tensor in reference.items() if "lora_" in name}
+    symmetry = describe_model(model)
+    moved = []
+    for site in range(2):
+        basis, state = draw(2, 2, seed=site), dict(adapters)
+        for first, second in adapter_pairs(adapters):
+            state[first], state[second] = basis @ state[first], state[second] @ torch.linalg.inv(basis)
+        moved.append(state)
+
+    fused = fuse(rule, updates_of(moved), reference=adapters, symmetry=symmetry)
+
+    torch.testing.assert_close(
+        outputs(model, {**reference, **fused.state}), outputs(model, reference), rtol=1e-9, atol=1e-10
+    )
+    assert len(fused.notes) == len(adapters) // 2

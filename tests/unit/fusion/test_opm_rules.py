@@ -6,9 +6,11 @@ import torch
 from popmi_core.errors import ConfigError, ModelError, UpdateError
 from popmi_core.fusion import Score, Update, fuse, needs
 from popmi_core.fusion.grams import input_grams
-from popmi_core.fusion.opm import Basis, medoid
+from popmi_core.fusion.opm import Basis, Search, medoid
 from popmi_core.matching import describe_model, random_element
 from popmi_core.matching.elements import apply
+from popmi_core.matching.starts import start_from
+from popmi_core.matching.statistics import cross_statistics
 
 RULES = ["opm", "opm_soup", "opm_greedy_soup", "opm_regmean"]
 ANCHORS = ["reference", "medoid", "mean_of_others"]
@@ -183,6 +185,50 @@ def test_models_stay_within_reach_of_the_mean_of_the_others(small_vit):
 
     # Rounding; the cycles stop before a step that would not bring the models closer.
     assert spread("mean_of_others") <= 1.0001 * spread("medoid")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_activations_may_say_where_to_begin(small_vit, outputs, images, call, rule):
+    model = small_vit(depth=1, embed_dim=16)
+    symmetry, reference = describe_model(model), clone(model)
+    expected, asked = outputs(model, reference), []
+    updates = scatter([reference] * 2, symmetry)
+    states = {update.site: update.state for update in updates}
+
+    def starts_of(site, basis):
+        asked.append(site)
+        return [start_from(cross_statistics(model, basis, states[site], symmetry, images), symmetry)]
+
+    fused = call(rule, updates, reference=reference, symmetry=symmetry, starts_of=starts_of)
+
+    torch.testing.assert_close(outputs(model, fused.state), expected, **CLOSE)
+    assert asked == ["site_0", "site_1"]
+
+
+def test_the_scorer_picks_among_the_starts_by_the_model_half_way(small_vit, outputs):
+    model = small_vit(depth=1, embed_dim=16)
+    symmetry, reference = describe_model(model), clone(model)
+    other = clone(small_vit(1, depth=1, embed_dim=16))
+    starts = [random_element(symmetry, torch.Generator().manual_seed(seed)) for seed in range(3)]
+    seen = {}
+
+    def scorer(name, state):
+        # Any loss will do, as long as it is not the distance in weights.
+        seen[name] = (float(outputs(model, state)[0, 0]), state["head.weight"].clone())
+        return {"clinic": Score(1, seen[name][0])}
+
+    basis = Basis.choose(
+        [Update("a", other, 1), Update("b", reference, 1)],
+        reference=reference,
+        symmetry=symmetry,
+        search=Search(starts_of=lambda site, _: starts if site == "a" else (), scorer=scorer),
+    )
+    found = next(basis.aligned()).state["head.weight"]
+
+    best = min(seen, key=lambda name: seen[name][0])
+    assert sorted(seen) == [f"match/a/{k}" for k in range(5)]
+    # Half way to the reference, in float64.
+    torch.testing.assert_close(seen[best][1], (found + reference["head.weight"]) / 2, rtol=1e-12, atol=1e-12)
 
 
 def test_an_anchor_that_does_not_exist_is_refused(small_vit):
