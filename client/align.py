@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
 
 from client.receive import symmetry_of
-from client.statistics import refuse_bare_statistics
+from client.statistics import refuse_bare_statistics, some_images
 from popmi_core.data import ImageSet
-from popmi_core.matching import Matcher
-from popmi_core.protocol import Instruction
+from popmi_core.fusion.path import on_line, run
+from popmi_core.matching import Matched, Matcher, Symmetry, apply
+from popmi_core.matching.learn import learn_element
+from popmi_core.matching.starts import start_from
+from popmi_core.matching.statistics import cross_statistics
+from popmi_core.protocol import Instruction, derive_seed
 
 State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """The update in its new basis; ``gains`` and ``identity`` by layer as the server's matching tells them."""
+    """The update in its new basis; ``gains`` and ``identity`` by space as the server's matching tells them."""
 
     state: dict[str, Tensor]
     gains: dict[str, float]
@@ -39,6 +45,7 @@ def align(
 
     Raises:
         PrivacyError: If images would be looked at in a run with a privacy budget.
+        DataError: If there are too few images to look at.
         ModelError: If the architecture's symmetries are not known.
         UpdateError: If the update does not fit the broadcast model or is not finite.
     """
@@ -47,5 +54,72 @@ def align(
         return None
     if config.uses_images:
         refuse_bare_statistics(instruction, f"matching by {config.method}")
-    matched = Matcher(start, symmetry_of(instruction), sweeps=config.sweeps).match(state, site=site)
+    symmetry = symmetry_of(instruction)
+    if config.method == "permutations":
+        symmetry = symmetry.permutations_only()
+    matcher = Matcher(start, symmetry, sweeps=config.sweeps, restarts=config.starts - 1)
+    # With layers that do not travel there may be nothing to match; the matcher says so.
+    if not config.uses_images or not symmetry.names() <= set(start):
+        return _told(matcher.match(state, site=site))
+    images, targets = some_images(data, model, instruction, site)
+    if config.method == "activations":
+        seen = start_from(cross_statistics(model, start, state, symmetry, images), symmetry)
+        judge = midpoint_judge(model, start, state, images)
+        return _told(matcher.match(state, site=site, starts=[seen], judge=judge))
+    return _learned(model, state, start, symmetry, images, targets, matcher, instruction, site)
+
+
+def midpoint_judge(
+    model: nn.Module, first: State, second: State, images: Float[Tensor, "n channels height width"]
+) -> Callable[[State], float]:
+    """Return a judge of moved copies of ``second``: how far half way to ``first`` is from what both ends say (nats).
+
+    That is the cross-entropy of the midpoint to the mean of the two ends' probabilities; it needs no classes.
+    """
+    with torch.inference_mode():
+        wanted = sum(torch.softmax(run(model, end, images), 1) for end in (first, second)) / 2
+
+    def judge(moved: State) -> float:
+        with torch.inference_mode():
+            said = torch.log_softmax(run(model, on_line(first, moved, 0.5), images), 1)
+        return -float((wanted * said).sum(1).mean())
+
+    return judge
+
+
+def _learned(
+    model: nn.Module,
+    state: State,
+    start: State,
+    symmetry: Symmetry,
+    images: Tensor,
+    targets: Tensor,
+    matcher: Matcher,
+    instruction: Instruction,
+    site: str,
+) -> Aligned:
+    """Learn the move on the site's own images, from where the weights' match ends."""
+    assert instruction.match is not None
+    matched = matcher.match(state, site=site)
+    seed = derive_seed("learn", instruction.seed, site, instruction.server_round)
+    found = learn_element(
+        model,
+        start,
+        state,
+        symmetry,
+        images,
+        targets,
+        start=matched.element,
+        steps=instruction.match.learn_steps,
+        learning_rate=instruction.match.learn_rate,
+        generator=Generator().manual_seed(seed),
+        loss="supervised",
+    )
+    identity = {name: name not in found.element.moves for name in symmetry.spaces}
+    moved = dict(state) if all(identity.values()) else apply(state, symmetry, found.element, like=start)
+    note = f"learned: loss half way {found.before:.4f} before, {found.after:.4f} after"
+    return Aligned(moved, matched.gains, identity, note)
+
+
+def _told(matched: Matched) -> Aligned:
     return Aligned(matched.state, matched.gains, matched.identity, matched.note)

@@ -72,7 +72,7 @@ def build_once(instruction: Instruction) -> nn.Module:
     return _build(instruction.model, len(instruction.classes), instruction.seed)
 
 
-def symmetry_of(instruction: Instruction) -> Symmetry | None:
+def symmetry_of(instruction: Instruction) -> Symmetry:
     """Return the symmetries of the run's model, described once per process.
 
     Raises:
@@ -82,8 +82,8 @@ def symmetry_of(instruction: Instruction) -> Symmetry | None:
 
 
 @lru_cache(maxsize=2)
-def _describe(config: ModelConfig, num_classes: int, seed: int) -> Symmetry | None:
-    return describe_model(_build(config, num_classes, seed))
+def _describe(config: ModelConfig, num_classes: int, seed: int) -> Symmetry:
+    return describe_model(_build(config, num_classes, seed), image_size=config.image_size)
 
 
 @lru_cache(maxsize=2)

@@ -87,9 +87,9 @@ class MatchConfig(_Frozen):
     where: Literal["server", "site"] = "server"
     sweeps: int = Field(default=10, ge=1)
     starts: int = Field(default=1, ge=1, le=32)
-    learn_steps: int = Field(default=100, ge=1)
-    learn_rate: Positive = 0.01
-    num_images: int = Field(default=256, ge=5)
+    learn_steps: int = Field(default=200, ge=1)
+    learn_rate: Positive = 0.003
+    num_images: int = Field(default=512, ge=5)
 
     @model_validator(mode="after")
     def _images_are_at_the_sites(self) -> Self:

@@ -65,7 +65,7 @@ class Instruction(_Frozen):
     lineup: tuple[Assignment, ...] = ()
     match: MatchConfig | None = Field(default=None, description="match to the broadcast model before sending")
     statistics: tuple[Statistic, ...] = ()
-    num_images: int = Field(default=256, ge=1, description="training images that statistics look at")
+    num_images: int = Field(default=512, ge=1, description="training images that statistics look at")
     frozen: tuple[str, ...] = Field(default=(), description="name prefixes that are not trained in this round")
     keep_local: tuple[str, ...] = Field(default=(), description="name patterns of tensors that never leave")
     candidate: str = Field(default="", description="whom a judged model stands for")

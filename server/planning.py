@@ -31,7 +31,7 @@ def prepare(plan: RunPlan, model: nn.Module) -> Symmetry | None:
     _check_sites(config, len(plan.lineup))
     _check_kept(config, list(exchanged_state(model)))
     try:
-        return describe_model(model)
+        return describe_model(model, image_size=config.model.image_size)
     except ModelError as error:
         if config.match.method != "none" or any(needs(rule, config.fuse).symmetry for rule in common_rules(config)):
             raise

@@ -11,9 +11,6 @@ from popmi_core.config import MatchConfig
 from popmi_core.matching import Matcher, Symmetry
 from server.results import MatchedUpdate, TrainedUpdate
 
-HERE = ("opm", "permutations")
-"""Methods that look at weights only, so that the server can do them."""
-
 
 def match_updates(
     updates: Iterable[TrainedUpdate],
@@ -29,7 +26,9 @@ def match_updates(
     if config.method == "none" or config.where == "site":
         yield from (_as_it_came(item, config) for item in updates)
         return
-    matcher = Matcher(reference, symmetry, sweeps=config.sweeps)
+    if symmetry is not None and config.method == "permutations":
+        symmetry = symmetry.permutations_only()
+    matcher = Matcher(reference, symmetry, sweeps=config.sweeps, restarts=config.starts - 1)
     for item in updates:
         found = matcher.match(item.state, site=item.site)
         yield MatchedUpdate(

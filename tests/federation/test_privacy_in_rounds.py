@@ -78,7 +78,7 @@ def test_a_round_interrupted_after_its_charge_is_paid_for_twice(federation, monk
 def test_a_batchnorm_backbone_is_refused_with_the_remedy(federation):
     model = {"backbone": "resnet10t", "image_size": 32}
     plan = federation.plan(strategy="fedavg", rounds=1, sites=["phantom_slide"], model=model, privacy=BUDGET)
-    with pytest.raises(PrivacyError, match="BatchNorm.*popmi_vit_nano"):
+    with pytest.raises(PrivacyError, match=r"BatchNorm.*popmi_vit_nano"):
         federation.run(plan)
     with federation.read(plan) as reader:
         assert reader.sites(1) == ()
