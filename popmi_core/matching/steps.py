@@ -6,7 +6,7 @@ the architecture, and so does the function.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,7 +36,8 @@ class Step(Protocol):
 class NormFold:
     """A LayerNorm's gamma goes into the columns of the layers that read it, beta into their bias.
 
-    Where ``readers`` have no bias, beta stays in the norm as ``beta / gamma`` (Swin's patch merging, ``repeat`` 4).
+    Where ``readers`` have no bias, beta stays in the norm as ``beta / gamma`` (Swin's patch merging, ``repeat`` 4);
+    see ``divided`` for what is done where gamma is small.
     """
 
     norm: str
@@ -48,16 +49,17 @@ class NormFold:
 
     def fold(self, state: dict[str, Tensor]) -> None:
         gamma, beta = state[f"{self.norm}.weight"], state.get(f"{self.norm}.bias")
-        if self.keep_beta:
-            gamma = gauge(gamma)
+        kept = None if beta is None else torch.zeros_like(beta)
+        if beta is not None and self.keep_beta:
+            kept = divided(beta[:, None], gamma, [state[f"{reader}.weight"] for reader in self.readers])[:, 0]
         for reader in self.readers:
             weight = state[f"{reader}.weight"]
             if beta is not None and not self.keep_beta:
                 state[f"{reader}.bias"] = state[f"{reader}.bias"] + _columns(weight, beta)
             state[f"{reader}.weight"] = weight * _along_columns(gamma, weight)
-        state[f"{self.norm}.weight"] = state[f"{self.norm}.weight"] / gamma if self.keep_beta else _ones(gamma)
-        if beta is not None:
-            state[f"{self.norm}.bias"] = beta / gamma if self.keep_beta else torch.zeros_like(beta)
+        state[f"{self.norm}.weight"] = _ones(gamma)
+        if kept is not None:
+            state[f"{self.norm}.bias"] = kept
 
     def unfold(self, state: dict[str, Tensor], like: State) -> None:
         gamma, beta = gauge(like[f"{self.norm}.weight"]), like.get(f"{self.norm}.bias")
@@ -146,6 +148,30 @@ def gauge(values: Float[Tensor, " channels"]) -> Float[Tensor, " channels"]:
     if least == 0:
         return torch.ones_like(wide)
     return torch.where(wide < 0, -1.0, 1.0) * wide.abs().clamp_min(least)
+
+
+def divided(
+    values: Float[Tensor, "channels k"], gamma: Float[Tensor, " channels"], readers: Sequence[Tensor]
+) -> Float[Tensor, "channels k"]:
+    """Return ``x`` with ``W (gamma x) = W values`` for every reader's weight ``W``: ``values / gamma``, mostly.
+
+    A channel that gamma all but closes would make that huge. Where the readers have fewer rows than columns, the
+    other channels can make up for it: the smallest such change is taken. Only a channel with gamma exactly 0 before
+    readers without that room (``qkv`` without bias) loses its constant: no rotated norm can express it.
+    """
+    closed = gamma == 0
+    plain = torch.where(closed[:, None], 0.0, values / torch.where(closed, 1.0, gamma)[:, None])
+    small = gamma.abs() < _SMALLEST * gamma.abs().mean()
+    rows = sum(len(reader) for reader in readers)
+    if not small.any() or rows > len(gamma) - int(small.sum()) or any(reader.ndim != 2 for reader in readers):
+        return plain
+    weight = torch.cat(list(readers))
+    wanted = weight[:, small] @ values[small]
+    # Ranks fall short where a layer starts at zero; on a CPU the default finds the smallest solution all the same.
+    change = torch.linalg.lstsq(weight * gamma, wanted).solution
+    if not torch.allclose(weight * gamma @ change, wanted, rtol=1e-11, atol=1e-13):
+        return plain
+    return torch.where(small[:, None], 0.0, plain) + change
 
 
 def _along_columns(values: Tensor, weight: Tensor) -> Tensor:

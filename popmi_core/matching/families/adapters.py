@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from popmi_core.adapters import Prea, trunk
 from popmi_core.adapters.lora import scalings
 from popmi_core.matching.builder import Builder
-from popmi_core.matching.steps import NormFold, ScaleFold, State, Step, ValueBias, gauge
+from popmi_core.matching.steps import NormFold, ScaleFold, State, Step, ValueBias, divided, gauge
 from popmi_core.matching.symmetry import Symmetry
 
 _A, _B = "lora_A", "lora_B"
@@ -68,7 +68,7 @@ def _prea(model: Prea, build: Builder) -> None:
         if isinstance(step, NormFold) and classifiers & set(step.readers):
             build.steps[index] = FeatureFold(step.norm, (*step.readers, *readers), keep_beta=True, writers=("prea.up",))
             if build.has(f"{step.norm}.bias") and not step.keep_beta:
-                build.axis(f"{step.norm}.bias", 0, features)
+                build.axis(f"{step.norm}.bias", 0, features, counts=False)
 
 
 def _features(model: Prea, build: Builder) -> str | None:
@@ -100,6 +100,8 @@ def _low_rank(layer: str, scaling: float, build: Builder) -> None:
 
 def _with_adapter(step: Step, layer: str, scaling: float) -> Step:
     """Return the step as it is on a layer whose weight is ``W + scaling B A``."""
+    if isinstance(step, NormFold) and step.keep_beta and layer in step.readers:
+        return replace(step, readers=(*step.readers, f"{layer}.{_A}"))
     if isinstance(step, NormFold | LowRankNormFold) and layer in step.readers:
         return LowRankNormFold(step, layer, scaling)
     if isinstance(step, ScaleFold) and step.layer == layer:
@@ -119,19 +121,21 @@ class FeatureFold(NormFold):
         return (*super().names(), *(f"{writer}.weight" for writer in self.writers))
 
     def fold(self, state: dict[str, Tensor]) -> None:
-        gamma = gauge(state[f"{self.norm}.weight"])
+        gamma, readers = state[f"{self.norm}.weight"], [state[f"{reader}.weight"] for reader in self.readers]
+        for name in self._written(state):
+            rows = state[name].reshape(len(gamma), -1)
+            state[name] = divided(rows, gamma, readers).reshape(state[name].shape)
         super().fold(state)
-        self._scale_rows(state, 1 / gamma)
 
     def unfold(self, state: dict[str, Tensor], like: State) -> None:
         super().unfold(state, like)
-        self._scale_rows(state, gauge(like[f"{self.norm}.weight"]))
+        for name in self._written(state):
+            gamma = gauge(like[f"{self.norm}.weight"]).to(state[name].dtype)
+            state[name] = state[name] * gamma.reshape(-1, *[1] * (state[name].ndim - 1))
 
-    def _scale_rows(self, state: dict[str, Tensor], factor: Tensor) -> None:
-        for name in (f"{writer}.{part}" for writer in self.writers for part in ("weight", "bias")):
-            if name in state:
-                values = factor.to(state[name].dtype)
-                state[name] = state[name] * values.reshape(-1, *[1] * (state[name].ndim - 1))
+    def _written(self, state: State) -> list[str]:
+        names = (f"{writer}.{part}" for writer in self.writers for part in ("weight", "bias"))
+        return [name for name in names if name in state]
 
 
 @dataclass(frozen=True)
@@ -150,26 +154,21 @@ class LowRankNormFold:
     def norm(self) -> str:
         return str(self.step.norm)
 
-    @property
-    def keep_beta(self) -> bool:
-        return bool(self.step.keep_beta)
-
     def names(self) -> tuple[str, ...]:
         return (*self.step.names(), f"{self.layer}.{_A}.weight", f"{self.layer}.{_B}.weight")
 
     def fold(self, state: dict[str, Tensor]) -> None:
         gamma, beta = state[f"{self.norm}.weight"], state.get(f"{self.norm}.bias")
         self.step.fold(state)
-        if beta is not None and not self.keep_beta:
+        if beta is not None:
             _shift(state, self.layer, self.scaling, beta)
-        factor = state[f"{self.layer}.{_A}.weight"]
-        state[f"{self.layer}.{_A}.weight"] = factor * (gauge(gamma) if self.keep_beta else gamma)
+        state[f"{self.layer}.{_A}.weight"] = state[f"{self.layer}.{_A}.weight"] * gamma
 
     def unfold(self, state: dict[str, Tensor], like: State) -> None:
         self.step.unfold(state, like)
         factor, beta = state[f"{self.layer}.{_A}.weight"], like.get(f"{self.norm}.bias")
         state[f"{self.layer}.{_A}.weight"] = factor / gauge(like[f"{self.norm}.weight"]).to(factor.dtype)
-        if beta is not None and not self.keep_beta:
+        if beta is not None:
             _shift(state, self.layer, -self.scaling, beta.to(factor.dtype))
 
 

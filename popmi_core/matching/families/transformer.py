@@ -147,7 +147,8 @@ def read_norm(
     keep = has_beta and (pads or not all(build.has(f"{reader}.bias") for reader in readers))
     build.step(NormFold(build.prefix + norm, tuple(build.prefix + reader for reader in readers), keep_beta=keep))
     if keep:
-        build.axis(f"{norm}.bias", 0, stream, repeat=repeat)
+        # It moves, but where gamma is small it is large and would drown what tells the channels apart.
+        build.axis(f"{norm}.bias", 0, stream, repeat=repeat, counts=False)
 
 
 def scaled(layer: str, scale: str, build: Builder, *, stream: str | None) -> None:

@@ -113,6 +113,14 @@ def test_leaving_out_any_axis_is_noticed(name, idle_axes):
     assert all(axis.tensor.endswith(".qkv.bias") for axis in idle)
 
 
+@pytest.mark.parametrize("name", ["prea_swin_lambda", "lora_swin", "lora_prea_swin"])
+@pytest.mark.parametrize("small", [0.0, 0.02])
+def test_channels_that_the_last_norm_all_but_closes_do_not_break_the_function(name, small, respelled):
+    model = MODELS[name]()
+
+    assert respelled(model, describe(model), small) < ROUNDING
+
+
 def test_prea_stands_on_the_residual_stream_of_a_vit():
     found = describe(MODELS["prea_vit_early"]())
 

@@ -115,6 +115,13 @@ def test_beta_is_not_folded_where_padding_adds_tokens_that_never_saw_it():
     assert keeps(strict_img_size=False) == [True]
 
 
+@pytest.mark.parametrize("small", [0.0, 1e-6, 0.02])
+def test_channels_that_a_merging_norm_all_but_closes_do_not_break_the_function(small, respelled):
+    model = make(depths=(1, 1, 1), num_heads=(4, 4, 8))
+
+    assert respelled(model, describe(model), small) < ROUNDING
+
+
 def test_folding_beta_under_padding_is_caught():
     model = make(window_size=3, img_size=20)
     tiled = describe(make())

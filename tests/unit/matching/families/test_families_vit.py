@@ -132,6 +132,14 @@ def test_a_gate_on_the_values_keeps_their_basis(respelled):
     assert respelled(model, found) < ROUNDING
 
 
+@pytest.mark.parametrize("small", [1e-4, 0.02])
+@pytest.mark.parametrize("name", ["token", "no_qkv_bias", "swiglu"])
+def test_channels_that_a_norm_all_but_closes_do_not_break_the_function(name, small, respelled):
+    model = make(**VARIANTS[name])
+
+    assert respelled(model, describe(model), small) < ROUNDING
+
+
 def test_relu_units_may_also_be_scaled():
     assert describe(make(act_layer="relu")).spaces["blocks.0.mlp"].rescalable
     assert not describe(make()).spaces["blocks.0.mlp"].rescalable
