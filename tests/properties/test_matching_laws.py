@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from popmi_core.fusion import Update, fuse
-from popmi_core.matching import canonicalise, describe, match, random_element
+from popmi_core.matching import canonicalise, describe_model, match, random_element
 from popmi_core.matching.elements import apply
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -29,7 +29,7 @@ def vit(seed, changes):
         for parameter in model.parameters():
             parameter.data.add_(0.2 * torch.randn_like(parameter))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    return model, state, describe(state, num_heads=2)
+    return model, state, describe_model(model)
 
 
 def noisy(state, share, seed):
@@ -134,7 +134,7 @@ def test_fusing_does_not_depend_on_the_order_of_the_sites(seed, other, order):
 def test_the_circuit_average_of_one_function_is_that_function(seed, other, changes):
     """Copies in different bases inside their heads: the plain average of these is another model."""
     model, state, symmetry = vit(seed, changes)
-    inside = symmetry.heads_only()
+    inside = symmetry.only("heads")
     updates = []
     for site in range(3):
         element = random_element(inside, torch.Generator().manual_seed(other + site))

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from popmi_core.matching import canonicalise, describe
-from popmi_core.matching.canonical import gauge, spell_like
+from popmi_core.matching import canonicalise, describe_model
+from popmi_core.matching.canonical import spell_like
+from popmi_core.matching.steps import gauge
 
 FAMILIES = [
     {},
@@ -24,15 +25,16 @@ def test_the_folded_model_computes_the_same(small_vit, outputs, changes):
     model = small_vit(**changes)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    folded = canonicalise(state, describe(state, num_heads=2))
+    folded = canonicalise(state, describe_model(model))
 
     torch.testing.assert_close(outputs(model, folded), outputs(model, state), **CLOSE)
 
 
 def test_gamma_beta_layer_scale_key_and_value_bias_are_gone(small_vit):
-    state = small_vit(init_values=0.3).state_dict()
+    model = small_vit(init_values=0.3)
+    state = model.state_dict()
 
-    folded = canonicalise(state, describe(state, num_heads=2))
+    folded = canonicalise(state, describe_model(model))
 
     for name, tensor in folded.items():
         if ("norm" in name and name.endswith("weight")) or name.endswith("gamma"):
@@ -44,17 +46,19 @@ def test_gamma_beta_layer_scale_key_and_value_bias_are_gone(small_vit):
 
 
 def test_under_qk_norm_the_key_bias_stays(small_vit):
-    state = small_vit(qk_norm=True).state_dict()
+    model = small_vit(qk_norm=True)
+    state = model.state_dict()
 
-    folded = canonicalise(state, describe(state, num_heads=2))
+    folded = canonicalise(state, describe_model(model))
 
     assert folded["blocks.0.attn.qkv.bias"][32:64].abs().min() > 0
     assert torch.equal(folded["blocks.0.attn.q_norm.weight"], state["blocks.0.attn.q_norm.weight"])
 
 
 def test_folding_twice_is_folding_once(small_vit):
-    state = small_vit().state_dict()
-    symmetry = describe(state, num_heads=2)
+    model = small_vit()
+    state = model.state_dict()
+    symmetry = describe_model(model)
     once = canonicalise(state, symmetry)
 
     twice = canonicalise(once, symmetry)
@@ -63,10 +67,11 @@ def test_folding_twice_is_folding_once(small_vit):
 
 
 def test_the_argument_is_not_changed(small_vit):
-    state = small_vit().state_dict()
+    model = small_vit()
+    state = model.state_dict()
     before = {name: tensor.clone() for name, tensor in state.items()}
 
-    canonicalise(state, describe(state, num_heads=2))
+    canonicalise(state, describe_model(model))
 
     assert all(torch.equal(before[name], tensor) for name, tensor in state.items())
 
@@ -75,7 +80,7 @@ def test_the_argument_is_not_changed(small_vit):
 def test_a_model_can_be_spelled_with_the_norms_of_another(small_vit, outputs, changes):
     model, other = small_vit(**changes), small_vit(seed=1, **changes).state_dict()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    symmetry = describe(state, num_heads=2)
+    symmetry = describe_model(model)
 
     spelled = spell_like(canonicalise(state, symmetry), other, symmetry)
 
@@ -89,7 +94,7 @@ def test_a_gamma_of_zero_is_never_divided_by(small_vit, outputs):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     other["blocks.0.norm1.weight"][3] = 0
     other["blocks.1.ls2.gamma"].zero_()
-    symmetry = describe(state, num_heads=2)
+    symmetry = describe_model(model)
 
     spelled = spell_like(canonicalise(state, symmetry), other, symmetry)
 

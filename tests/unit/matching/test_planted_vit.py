@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from popmi_core.matching import describe, describe_model, match, random_element
+from popmi_core.matching import describe_model, match, random_element
 from popmi_core.matching.elements import apply
 
 FAMILIES = [
@@ -50,7 +50,7 @@ def test_without_noise_every_layer_is_recovered_and_the_midpoint_is_the_model(sm
     torch.testing.assert_close(outputs(model, midpoint(reference, found.state)), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize(("noise", "angle"), [(0.0, 1e-10), (0.3, 0.1), (1.0, 0.35)])
 def test_heads_units_and_stream_are_recovered_under_noise(small_vit, outputs, noise, angle, seed):
     """Noise as large as the weights included: every permutation exactly, the rotation up to what noise leaves of it."""
@@ -63,11 +63,13 @@ def test_heads_units_and_stream_are_recovered_under_noise(small_vit, outputs, no
     found = match(moved, reference, symmetry)
 
     torch.testing.assert_close(outputs(model, found.state), outputs(model, moved), **CLOSE)
-    for index in symmetry.hidden:
-        assert torch.equal(planted.hidden[index][found.element.hidden[index]], torch.arange(128))
-        assert torch.equal(planted.heads[index].perm[found.element.heads[index].perm], torch.arange(2))
+    for name, move in planted.moves.items():
+        if move.perm is not None:
+            # Where two heads were drawn in their own order, nothing is to be permuted.
+            undone = found.element.moves[name].perm
+            assert torch.equal(move.perm if undone is None else move.perm[undone], torch.arange(len(move.perm)))
     # Root mean square angle (radians) between the planted rotation undone and none at all.
-    left = found.element.stream @ planted.stream - torch.eye(32)
+    left = found.element.moves["stream"].rotation @ planted.moves["stream"].rotation - torch.eye(32)
     assert float(left.norm()) / 32**0.5 < angle
     assert min(found.gains.values()) > 0.5
 
@@ -94,21 +96,6 @@ def test_layer_scale_is_recovered_up_to_the_entries_near_zero(small_vit, outputs
     assert min(found.gains.values()) > 1 - 1e-12
     torch.testing.assert_close(outputs(model, found.state), outputs(model, reference), **CLOSE)
     assert torch.equal(found.state["blocks.0.ls1.gamma"], reference["blocks.0.ls1.gamma"])
-
-
-def test_under_an_adapter_heads_and_units_are_recovered(small_vit):
-    model = small_vit()
-    wrapped = {f"backbone.{name}": tensor for name, tensor in clone(model).items()}
-    wrapped["prea.down.weight"] = torch.randn(8, 32, dtype=torch.float64)
-    symmetry = describe(wrapped, num_heads=2)
-    moved = apply(wrapped, symmetry, random_element(symmetry, torch.Generator().manual_seed(0)))
-
-    found = match(moved, wrapped, symmetry)
-
-    assert set(found.gains) == {"blocks.0.heads", "blocks.1.heads", "blocks.0.mlp", "blocks.1.mlp"}
-    assert min(found.gains.values()) > 1 - 1e-12
-    assert torch.equal(found.state["prea.down.weight"], wrapped["prea.down.weight"])
-    assert "stream fixed" in found.note
 
 
 def test_float32_models_come_back_in_float32(small_vit):

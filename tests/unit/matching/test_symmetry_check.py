@@ -1,54 +1,12 @@
 """A description is put to the test on the model it describes."""
 
-from dataclasses import replace
-
 import pytest
-import timm
 import torch
-from timm.models.vision_transformer import ResPostBlock
 from torch import nn
 
 from popmi_core.errors import ModelError
-from popmi_core.matching import describe, describe_model, verify_symmetry
-
-FAMILIES = [
-    {},
-    {"global_pool": "avg"},
-    {"global_pool": "avg", "fc_norm": False},
-    {"global_pool": "avg", "class_token": False},
-    {"global_pool": "max"},
-    {"init_values": 1e-5},
-    {"qk_norm": True},
-    {"qkv_bias": False},
-    {"proj_bias": False},
-    {"reg_tokens": 2},
-    {"no_embed_class": True},
-    {"pre_norm": True},
-    {"final_norm": False},
-    {"scale_attn_norm": True},
-    {"scale_mlp_norm": True},
-    {"num_classes": 0},
-    {"pos_embed": "none"},
-]
-
-
-@pytest.mark.parametrize("changes", FAMILIES, ids=str)
-def test_every_vit_of_timm_gets_a_group_that_holds(small_vit, changes):
-    model = small_vit(**changes)
-
-    found = describe_model(model)
-
-    assert found.heads or found.hidden
-    assert verify_symmetry(model, found, torch.Generator().manual_seed(5))
-
-
-@pytest.mark.parametrize("changes", FAMILIES, ids=str)
-def test_what_names_alone_say_needs_no_correction(small_vit, changes):
-    model = small_vit(**changes)
-
-    by_name = describe(model.state_dict(), num_heads=2, pool=changes.get("global_pool", "token"))
-
-    assert by_name == describe_model(model)
+from popmi_core.matching import Builder, describe_model, verify_symmetry
+from popmi_core.matching.families import describe
 
 
 def test_the_model_is_left_as_it_was(small_vit):
@@ -61,94 +19,145 @@ def test_the_model_is_left_as_it_was(small_vit):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_post_norm_block_with_the_same_names_is_caught_and_cut_down(small_vit):
-    model = small_vit(block_fn=ResPostBlock)
-
-    assert not verify_symmetry(model, describe(model.state_dict(), num_heads=2))
-    found = describe_model(model)
-
-    assert found.stream == "fixed"
-    assert found.folds == ()
-    assert list(found.heads) == list(found.hidden) == [0, 1]
-
-
 def test_the_wrong_number_of_heads_is_caught(small_vit):
     model = small_vit()
+    for block in model.blocks:
+        block.attn.num_heads, block.attn.head_dim = 4, 8
+    wrong = describe(model)
+    for block in model.blocks:
+        block.attn.num_heads, block.attn.head_dim = 2, 16
 
-    assert not verify_symmetry(model, describe(model.state_dict(), num_heads=4))
+    assert not verify_symmetry(model, wrong)
 
 
 def test_a_rotation_under_max_pooling_is_caught(small_vit):
-    model = small_vit(global_pool="max")
+    # The same tensors, pooled by their maximum.
+    model = small_vit(global_pool="avg", fc_norm=False)
+    rotating = describe(model)
+    assert verify_symmetry(model, rotating)
 
-    assert not verify_symmetry(model, describe(model.state_dict(), num_heads=2, pool="token"))
+    model.global_pool = "max"
 
-
-def test_a_layer_that_someone_reads_from_outside_is_left_out(small_vit):
-    class Peeking(nn.Module):
-        """Reads one MLP's hidden units in their order: only these may not be shuffled."""
-
-        def __init__(self, backbone):
-            super().__init__()
-            self.backbone = backbone
-            # No parameter: copies of the model share the hook and so the constant.
-            weights = torch.randn(128, dtype=torch.float64)
-            backbone.blocks[1].mlp.act.register_forward_hook(lambda _, __, out: out * weights)
-
-        def forward(self, images):
-            return self.backbone(images)
-
-    model = Peeking(small_vit())
-
-    found = describe_model(model)
-
-    assert list(found.hidden) == [0]
-    assert list(found.heads) == [0, 1]
-    assert any("blocks.1.mlp fixed" in note for note in found.notes)
+    assert not verify_symmetry(model, rotating)
 
 
-def test_nothing_is_known_about_a_convolutional_net():
-    assert describe_model(timm.create_model("resnet10t", num_classes=3)) is None
-
-
-def test_blocks_with_different_heads_are_not_known(small_vit):
+def test_a_reader_from_outside_is_named(small_vit):
     model = small_vit()
-    model.blocks[1].attn.num_heads = 4
+    # Reads one MLP's hidden units in their order, with weights that are no parameter.
+    weights = torch.randn(128, dtype=torch.float64)
+    model.blocks[1].mlp.act.register_forward_hook(lambda _, __, out: out * weights.to(out))
 
-    assert describe_model(model) is None
-
-
-def test_a_model_whose_outputs_do_not_stand_any_move_is_not_known(small_vit):
-    class Scrambled(nn.Module):
-        """Looks like a ViT but reads the raw weights of every layer."""
-
-        def __init__(self, backbone):
-            super().__init__()
-            self.backbone = backbone
-
-        def forward(self, images):
-            sums = [p.flatten()[0] + 2 * p.flatten()[-1] for p in self.backbone.parameters()]
-            return self.backbone(images) + torch.stack(sums).sum()
-
-    assert describe_model(Scrambled(small_vit())) is None
+    with pytest.raises(ModelError, match=r"a random move of blocks.1.mlp changed the outputs.*Describe it by hand"):
+        describe_model(model)
 
 
-def test_a_model_without_image_size_cannot_be_tested(small_vit):
-    model = small_vit()
-    symmetry = describe(model.state_dict(), num_heads=2)
-    model.patch_embed.img_size = None
+class Pair(nn.Module):
+    """Two layers that no family knows."""
 
-    with pytest.raises(ModelError, match=r"VisionTransformer has no patch embedding with an img_size"):
-        verify_symmetry(model, symmetry)
-    assert describe_model(model) is None
+    def __init__(self, wide=6):
+        super().__init__()
+        self.first, self.second = nn.Linear(12, wide), nn.Linear(wide, 3)
+
+    def forward(self, images):
+        return self.second(self.first(images.flatten(1)).relu())
 
 
-def test_dropping_layers_says_so(small_vit):
-    found = describe(small_vit().state_dict(), num_heads=2)
+def describe_pair(model):
+    build = Builder("pair", model.state_dict())
+    build.space("hidden", "permutation", 6, rescalable=True)
+    build.linear("first", writes="hidden")
+    build.linear("second", reads="hidden")
+    return build
 
-    smaller = found.without_layers(heads=[1], hidden=[0], reason="tested")
 
-    assert smaller.notes == ("blocks.1.heads fixed: tested", "blocks.0.mlp fixed: tested")
-    assert replace(smaller, notes=()) == replace(
-        found, heads={0: found.heads[0]}, hidden={1: found.hidden[1]}, notes=()
-    )
+def test_an_unknown_model_says_how_to_describe_it_by_hand():
+    with pytest.raises(ModelError, match=r"Pair is of no described family .*by hand with popmi_core.matching.Builder"):
+        describe_model(Pair())
+
+
+def test_a_description_by_hand_stands_the_test():
+    model = Pair()
+
+    assert verify_symmetry(model, describe_pair(model).done(), image_size=2)
+
+
+def test_a_wrong_description_by_hand_fails_the_test():
+    model = Pair()
+    build = Builder("pair", model.state_dict())
+    build.space("hidden", "permutation", 6)
+    build.linear("first", writes="hidden")
+    build.still("second.weight", "second.bias")
+
+    assert not verify_symmetry(model, build.done(), image_size=2)
+
+
+def test_without_an_image_size_nothing_can_be_tested():
+    model = Pair()
+
+    with pytest.raises(ModelError, match=r"Pair does not say which image size it takes. Pass image_size"):
+        verify_symmetry(model, describe_pair(model).done())
+
+
+def test_a_forgotten_module_is_named():
+    build = Builder("pair", Pair().state_dict())
+    build.space("hidden", "permutation", 6)
+    build.linear("first", writes="hidden")
+
+    with pytest.raises(ModelError, match=r"module 'second' is not described \(its tensor 'second.bias', 2 such"):
+        build.done()
+
+
+def test_sizes_that_do_not_fit_are_told():
+    build = Builder("pair", Pair(wide=8).state_dict())
+    build.space("hidden", "permutation", 6)
+
+    with pytest.raises(ModelError, match=r"axis 0 of 'first.weight' \(8, 12\) has 8 entries there, expected"):
+        build.linear("first", writes="hidden")
+
+
+def test_an_undeclared_space_is_told():
+    build = Builder("pair", Pair().state_dict())
+
+    with pytest.raises(ModelError, match=r"space 'hidden' of 'first.weight' is not declared. Call space\(\) first"):
+        build.linear("first", writes="hidden")
+
+
+def test_one_name_for_two_spaces_is_refused():
+    build = Builder("pair", Pair().state_dict())
+    build.space("hidden", "permutation", 6)
+
+    with pytest.raises(ModelError, match="space 'hidden' is declared twice"):
+        build.space("hidden", "permutation", 7)
+
+
+def test_a_space_without_an_axis_is_refused():
+    build = Builder("pair", Pair().state_dict())
+    build.space("hidden", "permutation", 6)
+
+    with pytest.raises(ModelError, match="space 'hidden' has no axis"):
+        build.done()
+
+
+def test_a_tensor_that_is_not_there_is_named():
+    build = Builder("pair", Pair().state_dict())
+
+    with pytest.raises(ModelError, match=r"the state has no 'third.weight', which the description expects"):
+        build.shape("third.weight")
+
+
+def test_a_subgroup_leaves_spaces_out_and_says_why(small_vit):
+    whole = describe(small_vit())
+
+    smaller = whole.without({"blocks.1.heads"}, "tested")
+
+    assert set(whole.spaces) - set(smaller.spaces) == {"blocks.1.heads"}
+    assert smaller.notes == ("blocks.1.heads fixed: tested",)
+    assert not any(axis.space == "blocks.1.heads" for axis in smaller.axes)
+
+
+def test_only_permutations_turn_no_basis(small_vit):
+    found = describe(small_vit()).permutations_only()
+
+    assert {space.kind for space in found.spaces.values()} == {"permutation", "heads"}
+    assert {kind for space in found.spaces.values() for kind in space.maps.values()} == {"fixed"}
+    assert verify_symmetry(small_vit(), found)
