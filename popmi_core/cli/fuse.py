@@ -30,6 +30,9 @@ def fuse(
         "opm"
     ),
     gate: Annotated[str | None, typer.Option(help="Rules with commas between; the best on validation wins.")] = None,
+    match: Annotated[str, typer.Option(help="OPM rules match by weights, permutations, activations or learned.")] = (
+        "weights"
+    ),
     reference: Annotated[str, typer.Option(help="Whose basis: first, medoid, mean, or a file.")] = "first",
     weights: Annotated[str | None, typer.Option(help="Numbers of examples, with commas; default: all equal.")] = None,
     data: Annotated[
@@ -52,7 +55,8 @@ def fuse(
     with told(quiet=json_only) as tell:
         job = _read(
             models, model=model, model_arg=model_arg or [], adapter=adapter, rule=rule, gate=gate,
-            reference=reference, weights=counts, data=data or [], image_size=image_size, repair=repair,
+            match=match, reference=reference, weights=counts, data=data or [], image_size=image_size,
+            repair=repair,
         )  # fmt: skip
         outcome = perform(job, tell)
         check_loads(outcome.fused.state, job.architecture)
@@ -76,6 +80,7 @@ def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
         "image_size": architecture.image_size,
         "rule": outcome.rule,
         "gate": list(job.rules) if job.gate else None,
+        "match": job.match if outcome.moves else None,
         "reference": outcome.basis,
         "weights": fused.weights,
         "matching": {label: [asdict(move) for move in moves] for label, moves in outcome.moves.items()},
@@ -114,14 +119,14 @@ def show(job: Job, outcome: Outcome, out: Path | None) -> None:
 
 def _read(
     models: list[Path], *, model: str | None, model_arg: list[str], adapter: str | None, rule: str, gate: str | None,
-    reference: str, weights: tuple[int, ...], data: list[str], image_size: int | None, repair: bool,
+    match: str, reference: str, weights: tuple[int, ...], data: list[str], image_size: int | None, repair: bool,
 ) -> Job:  # fmt: skip
     from popmi_core.cli.fusing import Job
     from popmi_core.cli.parents import architecture_of, fitted, parse_arguments, read_parents
     from popmi_core.cli.ruleinputs import rules_of
     from popmi_core.cli.sites import read_sites
 
-    rules = rules_of(rule, gate, has_data=bool(data), models=len(models))
+    rules = rules_of(rule, gate, match=match, has_data=bool(data), models=len(models))
     if repair and not data:
         raise ConfigError("--repair measures BatchNorm statistics on images: give them with --data.")
     if reference not in REFERENCES and not Path(reference).is_file():
@@ -130,7 +135,7 @@ def _read(
     architecture = architecture_of(parents, name=model, arguments=arguments, adapter=adapter, image_size=image_size)
     sites = read_sites(data, image_size=architecture.image_size, classes=architecture.classes)
     whole = fitted(parents, architecture)
-    return Job(whole, architecture, rules, gate is not None, reference, weights, sites, repair)
+    return Job(whole, architecture, rules, gate is not None, match, reference, weights, sites, repair)
 
 
 def _check_out(out: Path | None, models: list[Path], *, force: bool) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from popmi_core.cli.aligning import WITH_IMAGES, Aligner
 from popmi_core.cli.moves import LayerMove, layer_moves
 from popmi_core.cli.parents import Architecture, Parent, fitted, read_parent
-from popmi_core.cli.ruleinputs import RuleInputs
+from popmi_core.cli.ruleinputs import AFTER_MATCHING, RuleInputs
 from popmi_core.cli.sites import part_of, together
 from popmi_core.config import FuseConfig
 from popmi_core.data import SiteData
@@ -20,8 +21,6 @@ from popmi_core.fusion.path import distance, evaluate
 from popmi_core.matching import Matcher, describe_model
 from popmi_core.matching.symmetry import Symmetry
 
-# What an OPM rule does once every model is in one basis.
-_AFTER_MATCHING = {"opm": "circuit", "opm_soup": "average", "opm_greedy_soup": "greedy_soup", "opm_regmean": "regmean"}
 _JUDGED_ON = ("test", "val", "train")
 _MEDOID, _MEAN = "medoid", "mean"
 
@@ -30,13 +29,15 @@ _MEDOID, _MEAN = "medoid", "mean"
 class Job:
     """Everything a fusion needs.
 
-    ``rules``: one, or the gate's candidates. ``reference``: first, medoid, mean or a file. ``sites``: perhaps none.
+    ``rules``: one, or the gate's candidates. ``match``: how OPM rules match (see ``Aligner``). ``reference``: first,
+    medoid, mean or a file. ``sites``: perhaps none.
     """
 
     parents: list[Parent]
     architecture: Architecture
     rules: tuple[str, ...]
     gate: bool
+    match: str
     reference: str
     weights: tuple[int, ...]
     sites: dict[str, SiteData]
@@ -58,8 +59,8 @@ class Job:
 class Outcome:
     """The fused model, what matching did to every parent, and how good everything is on ``images`` of ``split``.
 
-    ``distances``: Frobenius distance of every parent to the basis before and after matching. ``scores``: loss (nats) and
-    accuracy, by parent and ``fused``.
+    ``distances``: Frobenius distance of every parent to the basis before and after matching. ``scores``: loss (nats)
+    and accuracy, by parent and ``fused``.
     """
 
     fused: Fused
@@ -109,7 +110,7 @@ def _described(job: Job) -> tuple[Symmetry | None, str]:
 
 def _single(job: Job, rule: str, symmetry: Symmetry | None) -> Outcome:
     reference, basis = _reference(job, symmetry)
-    if rule in _AFTER_MATCHING and symmetry is not None:
+    if rule in AFTER_MATCHING and symmetry is not None:
         return _matched(job, rule, symmetry, reference, basis)
     inputs = job.inputs
     updates, options = inputs.with_grams([rule], job.updates), inputs.options(rule, reference, symmetry)
@@ -121,16 +122,18 @@ def _single(job: Job, rule: str, symmetry: Symmetry | None) -> Outcome:
 
 def _matched(job: Job, rule: str, symmetry: Symmetry, reference: State, basis: str) -> Outcome:
     """Match here, where every layer's move can be told, and leave the second half of the rule to the library."""
-    matcher, inputs = Matcher(reference, symmetry), job.inputs
+    inputs = job.inputs
+    aligner = Aligner(reference, symmetry, job.architecture.model, method=job.match)
     updates, moves, distances, notes = [], {}, {}, {}
     for update in job.updates:
-        found = matcher.match(update.state, site=update.site)
+        seen = inputs.seen(update.site) if job.match in WITH_IMAGES else None
+        found = aligner.match(update.state, label=update.site, seen=seen)
         moves[update.site] = layer_moves(found, symmetry)
         distances[update.site] = (distance(reference, update.state), distance(reference, found.state))
         if found.note:
             notes[f"match.{update.site}"] = found.note
         updates.append(replace(update, state=found.state))
-    then = _AFTER_MATCHING[rule]
+    then = AFTER_MATCHING[rule]
     fused = fuse(
         then, inputs.with_grams([then], updates), reference=reference, symmetry=symmetry, config=FuseConfig(),
         scorer=inputs.scorer(),
@@ -150,7 +153,7 @@ def _gated(job: Job, symmetry: Symmetry | None) -> Outcome:
         options={rule: inputs.options(rule, reference, symmetry) for rule in job.rules},
     )
     moves: dict[str, list[LayerMove]] = {}
-    if fused.chosen in _AFTER_MATCHING and symmetry is not None:
+    if fused.chosen in AFTER_MATCHING and symmetry is not None:
         # The gate tells scores, not moves: match once more for the table.
         matcher = Matcher(reference, symmetry)
         moves = {u.site: layer_moves(matcher.match(u.state, site=u.site), symmetry) for u in job.updates}

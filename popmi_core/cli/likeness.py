@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from popmi_core.cli.aligning import WITH_IMAGES, Aligner, check_method
 from popmi_core.cli.moves import LayerMove, layer_moves
 from popmi_core.cli.parents import Architecture, Parent, architecture_of, fitted, parse_arguments, read_parents
 from popmi_core.cli.sites import part_of, read_sites, together
 from popmi_core.data import ImageSet
-from popmi_core.errors import ModelError
 from popmi_core.fusion import State, Update, fuse
 from popmi_core.fusion.comparison import (
     Bounds,
@@ -27,7 +27,7 @@ from popmi_core.fusion.comparison import (
 )
 from popmi_core.fusion.ensemble import ensemble
 from popmi_core.fusion.path import evaluate, on_line
-from popmi_core.matching import Matched, Matcher, describe_model
+from popmi_core.matching import Matched, describe_model
 from popmi_core.matching.symmetry import Symmetry
 from popmi_core.metrics.calibration import negative_log_likelihood
 from popmi_core.metrics.linebound import LineBound
@@ -40,10 +40,12 @@ AVERAGE, ALIGNED, OPM, ENSEMBLE = "plain average", "aligned average", "OPM", "en
 
 @dataclass(frozen=True)
 class Inputs:
-    """The two models, what they are, and the images by site."""
+    """The two models, what they are, how to match them, the images to judge on by site, and those to look at."""
 
     parents: tuple[Parent, Parent]
     architecture: Architecture
+    match: str
+    seen: ImageSet | None
     parts: dict[str, ImageSet]
     split: str
 
@@ -70,6 +72,7 @@ class Likeness:
         return {
             "models": [{"file": parent.file, "sha256": parent.sha256} for parent in self.inputs.parents],
             "architecture": self.inputs.architecture.name,
+            "match": self.inputs.match,
             "split": self.inputs.split,
             "images": images,
             "before": _line(self.before),
@@ -90,6 +93,7 @@ def read(
     model_arg: Sequence[str],
     adapter: str | None,
     image_size: int | None,
+    match: str,
     data: Sequence[str],
     split: str,
     images: int,
@@ -100,13 +104,16 @@ def read(
     Raises:
         ConfigError, ModelError, DataError: If a model or the images cannot be used (see ``parents`` and ``sites``).
     """
+    check_method(match, has_images=bool(data))
     arguments = parse_arguments(model_arg)
     parents = read_parents(paths)
     architecture = architecture_of(parents, name=model, arguments=arguments, adapter=adapter, image_size=image_size)
     first, second = (replace(p, label=label) for p, label in zip(fitted(parents, architecture), NAMES, strict=True))
     tell("reading the images")
     sites = read_sites(data, image_size=architecture.image_size, classes=architecture.classes)
-    return Inputs((first, second), architecture, part_of(sites, split, limit=images), split)
+    # Never the images that are judged on, unless somebody judges on the training split.
+    seen = together(part_of(sites, "train")) if match in WITH_IMAGES else None
+    return Inputs((first, second), architecture, match, seen, part_of(sites, split, limit=images), split)
 
 
 def measure(inputs: Inputs, *, points: int, tell: Tell) -> Likeness:
@@ -118,10 +125,9 @@ def measure(inputs: Inputs, *, points: int, tell: Tell) -> Likeness:
     """
     (first, second), model = inputs.parents, inputs.architecture.model
     tell("matching")
-    symmetry = describe_model(model)
-    if symmetry is None:
-        raise ModelError(f"{inputs.architecture.name} is not described, so there is nothing to match. Take another.")
-    matched = Matcher(first.state, symmetry).match(second.state, site=second.label)
+    symmetry = describe_model(model, image_size=inputs.architecture.image_size)
+    aligner = Aligner(first.state, symmetry, model, method=inputs.match)
+    matched = aligner.match(second.state, label=second.label, seen=inputs.seen)
     whole = together(inputs.parts)
     tell("walking the line before matching")
     before = measure_line(model, first.state, second.state, whole, points=points)

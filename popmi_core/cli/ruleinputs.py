@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from popmi_core.cli.aligning import check_method
 from popmi_core.cli.parents import Parent
-from popmi_core.cli.sites import part_of, scorer_on, together
+from popmi_core.cli.sites import part_of, scorer_on, some_of, together
 from popmi_core.data import ImageSet, SiteData
 from popmi_core.errors import ConfigError
 from popmi_core.fusion import RULES, Scorer, State, Update, needs
@@ -27,12 +28,17 @@ from popmi_core.models import normalise
 LOOKED_AT = 512
 
 
-def rules_of(rule: str, gate: str | None, *, has_data: bool, models: int) -> tuple[str, ...]:
+# What an OPM rule does once every model is in one basis.
+AFTER_MATCHING = {"opm": "circuit", "opm_soup": "average", "opm_greedy_soup": "greedy_soup", "opm_regmean": "regmean"}
+
+
+def rules_of(rule: str, gate: str | None, *, match: str, has_data: bool, models: int) -> tuple[str, ...]:
     """Return the rules to try, by the library's names, after checking that what they need is there.
 
     Args:
         rule: One rule's name, dashes allowed.
         gate: Names with commas between, instead of ``rule``; None for no gate.
+        match: How OPM rules match; anything but ``weights`` is theirs alone.
         has_data: Whether there are images.
         models: How many models there are.
 
@@ -47,6 +53,10 @@ def rules_of(rule: str, gate: str | None, *, has_data: bool, models: int) -> tup
             raise ConfigError(f"rule {name.replace('_', '-')} {why}: give images with --data.")
         if wanted.sites > models:
             raise ConfigError(f"rule {name.replace('_', '-')} needs {wanted.sites} models, got {models}. Name more.")
+    check_method(match, has_images=has_data)
+    if match != "weights" and (gate is not None or rules[0] not in AFTER_MATCHING):
+        names = ", ".join(name.replace("_", "-") for name in AFTER_MATCHING)
+        raise ConfigError(f"--match {match} goes with one rule of {names}. Take one of these with --rule.")
     if gate is not None and not has_data:
         raise ConfigError("--gate compares rules on validation images: give them with --data.")
     return rules
@@ -95,21 +105,23 @@ class RuleInputs:
 
     def repaired(self, state: State) -> dict[str, Tensor]:
         """Return the state with BatchNorm statistics measured on its own (unchanged without BatchNorm)."""
-        images = self._normalised(self._seen(None))
-        return with_norm_statistics(state, norm_statistics(self._loaded(state), images))
+        return with_norm_statistics(state, norm_statistics(self._loaded(state), self._pixels(None)))
 
-    def _pixels(self, label: str) -> Float[Tensor, "n 3 side side"]:
-        return self._normalised(self._seen(label))
-
-    def _normalised(self, images: ImageSet) -> Float[Tensor, "n 3 side side"]:
+    def _pixels(self, label: str | None) -> Float[Tensor, "n 3 side side"]:
+        images = some_of(self.seen(label), LOOKED_AT)
         return normalise(torch.from_numpy(images.images), self.model)
 
-    def _seen(self, label: str | None) -> ImageSet:
+    def seen(self, label: str | None) -> ImageSet:
+        """Return the training images that a parent sees, or all of them for None.
+
+        Raises:
+            DataError: If there are none.
+        """
         sites = self.sites
         if label is not None and len(sites) == len(self.parents):
             place = [parent.label for parent in self.parents].index(label)
             sites = dict([list(sites.items())[place]])
-        return together(part_of(sites, "train", limit=LOOKED_AT))
+        return together(part_of(sites, "train"))
 
     def _loaded(self, state: State) -> nn.Module:
         model = copy.deepcopy(self.model)

@@ -66,7 +66,15 @@ def part_of(sites: Mapping[str, SiteData], split: str, *, limit: int | None = No
     if limit is None:
         return parts
     share = max(1, limit // len(parts))
-    return {site: _some(part, share) for site, part in parts.items()}
+    return {site: some_of(part, share) for site, part in parts.items()}
+
+
+def some_of(images: ImageSet, count: int) -> ImageSet:
+    """Return at most ``count`` of the images, drawn at random (seed 0), in their order."""
+    if len(images) <= count:
+        return images
+    chosen = np.random.default_rng(_SEED).choice(len(images), count, replace=False)
+    return images.subset(np.sort(chosen).astype(np.int64))
 
 
 def together(parts: Mapping[str, ImageSet]) -> ImageSet:
@@ -96,10 +104,3 @@ def _sites_of(spec: str, image_size: int) -> dict[str, str]:
     if shape_of(path) in ("prepared", "raw", "sites"):
         return dict(locate(spec, image_size=image_size).sites)
     return {path.stem if path.is_file() else path.name: spec}
-
-
-def _some(part: ImageSet, count: int) -> ImageSet:
-    if len(part) <= count:
-        return part
-    chosen = np.random.default_rng(_SEED).choice(len(part), count, replace=False)
-    return part.subset(np.sort(chosen).astype(np.int64))

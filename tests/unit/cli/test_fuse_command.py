@@ -15,7 +15,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from popmi_core.adapters import attach
-from popmi_core.checkpoints import file_sha256, load_state
+from popmi_core.checkpoints import file_sha256, load_state, save_state
 from popmi_core.cli.main import commands
 from popmi_core.errors import ConfigError, DataError, ModelError, PopmiError
 from popmi_core.matching import apply, describe_model, random_element
@@ -41,7 +41,7 @@ def _moved(path: Path, target: Path) -> Path:
     model = timm.create_model("popmi_vit_micro", num_classes=8)
     symmetry = describe_model(model)
     state = load_file(path)
-    save_file(apply(state, symmetry, random_element(symmetry, torch.Generator().manual_seed(5))), target)
+    save_state(target, apply(state, symmetry, random_element(symmetry, torch.Generator().manual_seed(5))))
     return target
 
 
@@ -148,10 +148,22 @@ def test_rules_that_look_at_images_say_so_without_them(rule: str, why: str, mode
         _say(model_file("first"), model_file("second", 1), *MICRO, "--rule", rule)
 
 
+@pytest.mark.parametrize("method", ["permutations", "activations", "learned"])
+def test_models_can_be_matched_in_other_ways_than_by_all_weights(method: str, model_file: Write, cells: Path) -> None:
+    paths = [model_file(label, seed, depth=1) for seed, label in enumerate("ab")]
+    common = (*paths, *MICRO, "--model-arg", "depth=1", "--match", method, "--json")
+    figures = json.loads(_say(*common, *(() if method == "permutations" else ("--data", cells))))
+
+    assert figures["match"] == method
+    stream = next(row for row in figures["matching"]["b"] if row["layer"] == "stream")
+    assert (stream["kind"] == "permutation") == (method == "permutations")
+    assert ("learned: loss half way" in figures["notes"].get("match.b", "")) == (method == "learned")
+
+
 @pytest.mark.parametrize("reference", ["medoid", "mean"])
 def test_whose_basis_counts_can_be_chosen(reference: str, model_file: Write) -> None:
-    paths = [model_file(label, seed) for seed, label in enumerate(("a", "b", "c"))]
-    figures = json.loads(_say(*paths, *MICRO, "--reference", reference, "--json"))
+    paths = [model_file(label, seed, depth=1) for seed, label in enumerate("abc")]
+    figures = json.loads(_say(*paths, *MICRO, "--model-arg", "depth=1", "--reference", reference, "--json"))
 
     assert reference in figures["reference"]
 
@@ -172,15 +184,13 @@ def test_files_of_one_name_are_told_apart(model_file: Write, tmp_path: Path) -> 
     assert set(json.loads(_say(first, second, *MICRO, "--json"))["weights"]) == {"model-1", "model-2"}
 
 
-def test_an_architecture_nobody_described_is_averaged_and_says_so(model_file: Write, tmp_path: Path) -> None:
-    name = "gmixer_12_224"
-    arguments = {"name": name, "img_size": 32, "embed_dim": 16, "num_blocks": 1}
-    paths = [model_file("first", **arguments), model_file("second", 1, **arguments)]
-    options = [part for key in ("img_size=32", "embed_dim=16", "num_blocks=1") for part in ("--model-arg", key)]
+def test_an_architecture_nobody_described_is_averaged_and_says_so(model_file: Write) -> None:
+    name, options = "ghostnet_050", ("--model-arg", "drop_rate=0.1", "--image-size", "32")
+    paths = [model_file(label, seed, name=name) for seed, label in enumerate("ab")]
 
     figures = json.loads(_say(*paths, "--model", name, *options, "--rule", "average", "--json"))
 
-    assert "architecture" in figures["notes"]
+    assert "GhostNet" in figures["notes"]["architecture"]
     with pytest.raises(ModelError):
         _say(*paths, "--model", name, *options, "--rule", "opm")
 
@@ -203,10 +213,10 @@ def test_models_under_prea_are_fused_with_their_adapter(tmp_path: Path) -> None:
 
 
 def test_batchnorm_is_measured_anew_and_counters_are_filled_in(model_file: Write, cells: Path, tmp_path: Path) -> None:
-    paths = [model_file("first", name="resnet10t"), model_file("second", 1, name="resnet10t")]
+    paths = [model_file(label, seed, name="popmi_resnet20") for seed, label in enumerate("ab")]
     for path in paths:
         save_file({n: t for n, t in load_file(path).items() if not n.endswith("num_batches_tracked")}, path)
-    common = (*paths, "--model", "resnet10t", "--image-size", "32", "--rule", "average", "--data", cells)
+    common = (*paths, "--model", "popmi_resnet20", "--rule", "average", "--data", cells)
     plain, repaired = tmp_path / "plain.safetensors", tmp_path / "repaired.safetensors"
 
     _say(*common, "--out", plain)
@@ -258,6 +268,9 @@ def test_a_folder_that_cannot_be_written_is_told(model_file: Write, tmp_path: Pa
         ((*MICRO, "--rule", "ensemble"), ConfigError, "gives answers, not a model"),
         ((*MICRO, "--rule", "krum"), ConfigError, "needs 5 models, got 2"),
         ((*MICRO, "--gate", "opm,average"), ConfigError, "--gate compares rules on validation images"),
+        ((*MICRO, "--match", "learned"), ConfigError, "--match learned looks at images: give them with --data"),
+        ((*MICRO, "--match", "guess"), ConfigError, "--match guess: expected one of weights, permutations"),
+        ((*MICRO, "--match", "permutations", "--rule", "average"), ConfigError, "goes with one rule of opm"),
         ((*MICRO, "--repair"), ConfigError, "--repair measures BatchNorm statistics on images"),
         ((*MICRO, "--reference", "last"), ConfigError, "--reference last: expected first, medoid, mean or a"),
         ((*MICRO, "--weights", "1,2,3"), ConfigError, "expected 2 whole numbers"),
@@ -297,20 +310,18 @@ def _changed(path: Path, **tensors: Any) -> Path:
 
 def test_a_model_with_a_nan_is_refused(model_file: Write) -> None:
     broken = _changed(model_file("broken"), **{"norm.weight": torch.full((32,), float("nan"))})
-    with pytest.raises(ModelError, match="'norm.weight' holds NaN"):
+    with pytest.raises(ModelError, match=r"'norm.weight' holds NaN"):
         _say(model_file("first"), broken, *MICRO)
 
 
 def test_models_of_other_classes_are_refused(model_file: Write) -> None:
-    with pytest.raises(ModelError, match="first.safetensors 8, second.safetensors 5"):
+    with pytest.raises(ModelError, match=r"first.safetensors 8, second.safetensors 5"):
         _say(model_file("first"), model_file("second", classes=5), *MICRO)
 
 
 def test_a_model_of_another_architecture_is_named(model_file: Write) -> None:
     other = model_file("deep", depth=3)
-    with pytest.raises(
-        ModelError, match=r"deep.safetensors is not a popmi_vit_micro: .* is unknown to it \(and 11 more"
-    ):
+    with pytest.raises(ModelError, match=r"deep.safetensors is not a .*: .* is unknown to it \(and 11 more"):
         _say(model_file("first"), other, *MICRO)
 
 

@@ -1,0 +1,105 @@
+"""Put one model into another's basis, by weights alone or with the help of images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from popmi_core.cli.sites import some_of
+from popmi_core.data import ImageSet
+from popmi_core.errors import ConfigError
+from popmi_core.fusion import State
+from popmi_core.fusion.path import evaluate, on_line
+from popmi_core.matching import Matched, Matcher, apply
+from popmi_core.matching.learn import learn_element
+from popmi_core.matching.starts import start_from
+from popmi_core.matching.statistics import cross_statistics
+from popmi_core.matching.symmetry import Symmetry
+from popmi_core.models import normalise
+
+Method = Literal["weights", "permutations", "activations", "learned"]
+METHODS: tuple[str, ...] = get_args(Method)
+WITH_IMAGES = ("activations", "learned")
+# Activations are settled by a few hundred images; a learned map generalises better with more.
+_SEEN = {"activations": 512, "learned": 4096}
+_SEED = 0
+
+
+def check_method(method: str, *, has_images: bool) -> None:
+    """Refuse an unknown way to match, or one that needs images where there are none.
+
+    Raises:
+        ConfigError: In both cases.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"--match {method}: expected one of {', '.join(METHODS)}.")
+    if method in WITH_IMAGES and not has_images:
+        raise ConfigError(f"--match {method} looks at images: give them with --data.")
+
+
+class Aligner:
+    """Match any number of models to one reference.
+
+    Args:
+        reference: The state whose basis counts.
+        symmetry: The architecture's description.
+        model: The architecture; its own weights do not matter.
+        method: ``weights``; ``permutations``: the same without rotations; ``activations``: also from where activations
+            on the images agree best, the end with the lowest loss half way being taken; ``learned``: from where the
+            weights' match ends, the map is learned on the images and their classes.
+    """
+
+    def __init__(self, reference: State, symmetry: Symmetry, model: nn.Module, *, method: str = "weights") -> None:
+        self.symmetry = symmetry.permutations_only() if method == "permutations" else symmetry
+        self.reference, self.model, self.method = reference, model, method
+        self.matcher = Matcher(reference, self.symmetry)
+
+    def match(self, state: State, *, label: str, seen: ImageSet | None = None) -> Matched:
+        """Return the model in the reference's basis.
+
+        Args:
+            state: The model.
+            label: Whom an error names.
+            seen: Images to look at, for the methods that do.
+
+        Raises:
+            UpdateError: If the model does not fit the reference, or a loss is not finite.
+        """
+        if self.method not in WITH_IMAGES or seen is None:
+            return self.matcher.match(state, site=label)
+        few = some_of(seen, _SEEN[self.method])
+        return (self._learned if self.method == "learned" else self._by_activations)(state, label, few)
+
+    def _by_activations(self, state: State, label: str, seen: ImageSet) -> Matched:
+        pixels = normalise(torch.from_numpy(seen.images), self.model)
+        statistics = cross_statistics(self.model, self.reference, state, self.symmetry, pixels)
+
+        def half_way(moved: State) -> float:
+            return evaluate(self.model, on_line(self.reference, moved, 0.5), seen)[0]
+
+        start = start_from(statistics, self.symmetry)
+        return self.matcher.match(state, site=label, starts=[start], judge=half_way)
+
+    def _learned(self, state: State, label: str, seen: ImageSet) -> Matched:
+        matched = self.matcher.match(state, site=label)
+        found = learn_element(
+            self.model,
+            self.reference,
+            state,
+            self.symmetry,
+            normalise(torch.from_numpy(seen.images), self.model),
+            torch.from_numpy(seen.targets),
+            start=matched.element,
+            generator=torch.Generator().manual_seed(_SEED),
+            loss="supervised",
+        )
+        identity = {name: name not in found.element.moves for name in self.symmetry.spaces}
+        moved = dict(state)
+        if not all(identity.values()):
+            moved = apply(state, self.symmetry, found.element, like=self.reference)
+        told = f"learned: loss half way {found.before:.4f} before, {found.after:.4f} after; gains are of the start"
+        note = f"{matched.note}; {told}" if matched.note else told
+        return replace(matched, state=moved, identity=identity, element=found.element, note=note)
