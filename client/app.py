@@ -17,14 +17,15 @@ from client.kept import load_kept, save_kept
 from client.ledger import Ledger
 from client.load import assignment_of, read_data
 from client.privacy import PrivateRound
-from client.receive import read_tensors, receive_ensemble, receive_model, split_kept
+from client.receive import State, read_tensors, receive_ensemble, receive_model, split_kept
 from client.reply import array_record, finite_or_none, guarded, read_instruction, reply, tensor_record
-from client.statistics import measure_grams, measure_norms, refuse_bare_statistics
+from client.statistics import measure_activations, measure_grams, measure_norms, refuse_bare_statistics
 from client.train import TrainReport, train_locally
 from popmi_core.data import SiteData
 from popmi_core.errors import PrivacyError
 from popmi_core.models import exchanged_state, load_exchanged, normalise
 from popmi_core.protocol import (
+    ACTIVATIONS,
     CONTROL,
     CONTROL_CHANGE,
     GRAMS,
@@ -70,7 +71,7 @@ def train(message: Message, context: Context) -> Message:
     data = read_data(assignment, instruction)
     begun = time.perf_counter()
     if instruction.statistics:
-        refuse_bare_statistics(instruction, "a Gram matrix")
+        refuse_bare_statistics(instruction, f"a statistic ({', '.join(instruction.statistics)})")
     model, start = receive_model(message, instruction, kept_parts(assignment, instruction, instruction.server_round))
     trained, change = train_site(message, instruction, assignment, data, model, start)
     aligned = align(model, exchanged_state(model), start, data.train, instruction, assignment.site)
@@ -80,8 +81,7 @@ def train(message: Message, context: Context) -> Message:
     arrays: dict[str, ArrayRecord] = {MODEL: tensor_record(shared)}
     if change is not None:
         arrays[CONTROL_CHANGE] = tensor_record(change)
-    if "gram" in instruction.statistics:
-        arrays[GRAMS] = tensor_record(measure_grams(model, data.train, instruction, assignment.site, names=shared))
+    arrays |= statistics_asked(model, start, shared, data, instruction, assignment.site)
     if own:
         save_kept(Path(assignment.state), "personal", instruction.run, instruction.server_round, own)
     report = Report(
@@ -203,6 +203,18 @@ def train_site(
         return trained, None
     save_kept(folder, "control", instruction.run, instruction.server_round, trained.control.control)
     return trained, split_kept(trained.control.change, instruction.keep_local)[0]
+
+
+def statistics_asked(
+    model: nn.Module, start: State, shared: State, data: SiteData, instruction: Instruction, site: str
+) -> dict[str, ArrayRecord]:
+    """Return what the server's rule needs to know of this site's images, measured on the model that is sent."""
+    arrays: dict[str, ArrayRecord] = {}
+    if "gram" in instruction.statistics:
+        arrays[GRAMS] = tensor_record(measure_grams(model, data.train, instruction, site, names=shared))
+    if "activations" in instruction.statistics:
+        arrays[ACTIVATIONS] = array_record(measure_activations(model, start, shared, data.train, instruction, site))
+    return arrays
 
 
 def private_round(instruction: Instruction, site: str, folder: Path) -> PrivateRound | None:

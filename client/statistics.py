@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from client.receive import State, symmetry_of
 from popmi_core.data import ImageSet
 from popmi_core.errors import DataError, PrivacyError
 from popmi_core.fusion.grams import input_grams
 from popmi_core.fusion.repair import norm_statistics
+from popmi_core.matching.statistics import cross_statistics
 from popmi_core.metrics.summary import MIN_CELL
 from popmi_core.models import normalise
 from popmi_core.protocol import Instruction, derive_seed
@@ -61,6 +65,19 @@ def measure_grams(
     """
     images, _ = some_images(data, model, instruction, site)
     return {name: gram.float() for name, gram in input_grams(model, images).items() if f"{name}.weight" in names}
+
+
+def measure_activations(
+    model: nn.Module, start: State, state: State, data: ImageSet, instruction: Instruction, site: str
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return second moments of both models' activations on the same images, by space, float64.
+
+    Raises:
+        DataError: If the site has too few images (see ``some_images``).
+        ModelError: If the architecture's symmetries are not known.
+    """
+    images, _ = some_images(data, model, instruction, site)
+    return cross_statistics(model, start, state, symmetry_of(instruction), images).to_arrays()
 
 
 def measure_norms(model: nn.Module, data: ImageSet, instruction: Instruction, site: str) -> dict[str, Tensor]:

@@ -27,6 +27,8 @@ MATCHING_RULES: frozenset[str] = frozenset(
 """Rules that put the models into one basis themselves, and so need the architecture's symmetry."""
 GRAM_RULES: frozenset[str] = frozenset({"regmean", "opm_regmean"})
 """Rules that need the layers' input Gram matrices, which the sites compute on their own images."""
+STATISTIC_RULES: frozenset[str] = frozenset({"git_rebasin_activations"})
+"""Rules that need to know what the sites' models and the broadcast one make of the same images."""
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -132,6 +134,11 @@ class FuseConfig(_Frozen):
         """Whether sites must send the Gram matrices of their layers' inputs."""
         return not GRAM_RULES.isdisjoint(self.rules)
 
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether sites must send how their model's activations go with the broadcast one's."""
+        return not STATISTIC_RULES.isdisjoint(self.rules)
+
 
 class PersonalConfig(_Frozen):
     """Tensors whose names match a pattern stay at their site: neither sent nor averaged, used there only."""
@@ -199,10 +206,10 @@ class RunConfig(_Frozen):
                 "fuse.gate compares with the plain average of the models as they came, which server-side matching "
                 "moves: set match.method = 'none' and name rules such as opm, which match by themselves"
             )
-        if fuse.needs_grams and moved_here:
+        if (fuse.needs_grams or fuse.needs_statistics) and moved_here:
             raise ValueError(
-                "Gram matrices are measured in the basis a site sends its model in, which server-side matching leaves: "
-                "set match.where = 'site', or match.method = 'none'"
+                "Gram matrices and statistics are measured in the basis a site sends its model in, which server-side "
+                "matching leaves: set match.where = 'site', or match.method = 'none'"
             )
         if not self.personal.keep_local:
             return self
@@ -260,6 +267,7 @@ def require_private(config: RunConfig) -> None:
     named = {
         f"match.method = '{config.match.method}'": config.match.uses_images,
         f"fuse.rule or fuse.gate with {' or '.join(sorted(GRAM_RULES))}": config.fuse.needs_grams,
+        f"fuse.rule or fuse.gate with {' or '.join(sorted(STATISTIC_RULES))}": config.fuse.needs_statistics,
         "fuse.repair": config.fuse.repair,
     }
     for part, looks in named.items():

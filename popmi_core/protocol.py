@@ -23,10 +23,12 @@ CONTROL = "control"
 CONTROL_CHANGE = "control_change"
 GRAMS = "grams"
 NORMS = "norms"
+ACTIVATIONS = "activations"
 SCORES_PREFIX = "scores."
 # Questions beside training and evaluation, as Flower names message types: an action below a category.
 JUDGE = "judge"
 MEASURE_NORMS = "norms"
+ACTIVATIONS = "activations"
 JSON_KEY = "json"
 # Key of the run configuration.
 PLAN_KEY = "plan"
@@ -34,7 +36,7 @@ PLAN_KEY = "plan"
 POOLED_SITE = "pooled"
 
 Split = Literal["train", "val", "test"]
-Statistic = Literal["gram"]
+Statistic = Literal["gram", "activations"]
 
 
 class _Frozen(BaseModel):

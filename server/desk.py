@@ -12,7 +12,8 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from popmi_core.errors import RunError
-from popmi_core.protocol import MODEL, Instruction, RunPlan, stays_at_site
+from popmi_core.matching import Symmetry
+from popmi_core.protocol import MODEL, Instruction, RunPlan, Statistic, stays_at_site
 from server.replies import Expected, Layout, payload_bytes
 from server.results import SiteOutcome
 from server.roster import Roster
@@ -59,11 +60,13 @@ class Desk:
     def training(self, server_round: int, frozen: tuple[str, ...]) -> Instruction:
         """Return what sites are told when they shall train."""
         config = self.plan.config
+        grams: tuple[Statistic, ...] = ("gram",) if config.fuse.needs_grams else ()
+        seen: tuple[Statistic, ...] = ("activations",) if config.fuse.needs_statistics else ()
         return self.instruction(
             server_round,
             frozen=frozen,
             match=config.match if config.match.where == "site" else None,
-            statistics=("gram",) if config.fuse.needs_grams else (),
+            statistics=(*grams, *seen),
         )
 
     def message(self, site: str, kind: str, instruction: Instruction, records: Mapping[str, ArrayRecord]) -> Message:
@@ -96,9 +99,11 @@ class Desk:
                 self.side_up[site] += payload_bytes(message)
         return replies
 
-    def expected(self, server_round: int, *, control: bool = False, grams: bool = False) -> Expected:
+    def expected(
+        self, server_round: int, *, control: bool = False, grams: bool = False, seen: Symmetry | None = None
+    ) -> Expected:
         """Return what valid replies to the last messages look like."""
-        return Expected(self.plan.run, server_round, self.layout, self.asked, control, grams, self.kept)
+        return Expected(self.plan.run, server_round, self.layout, self.asked, control, grams, self.kept, seen)
 
     def with_bytes(self, outcomes: Sequence[SiteOutcome], *, aside: bool = False) -> list[SiteOutcome]:
         """Add what the last messages weighed on their way down; ``aside`` adds the questions between, once."""

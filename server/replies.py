@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from popmi_core.errors import UpdateError
+from popmi_core.matching import Symmetry
 from popmi_core.protocol import JSON_KEY, REPORT, Report, parse_report
 from server.results import SiteOutcome
 
@@ -22,7 +23,8 @@ class Expected:
     """What a valid update of this round looks like; ``asked`` names the site behind each message id.
 
     ``control`` and ``grams``: whether control variates and Gram matrices must come along. ``kept`` stands in for the
-    tensors that stay at the sites, so that every update is a whole model.
+    tensors that stay at the sites, so that every update is a whole model. ``seen``: the symmetries by which statistics
+    of activations must come along; None where none are asked for.
     """
 
     run: str
@@ -32,6 +34,7 @@ class Expected:
     control: bool = False
     grams: bool = False
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    seen: Symmetry | None = None
 
 
 def layout_of(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from popmi_core.fusion import Fused
+from popmi_core.matching.statistics import CrossStatistics
 from popmi_core.metrics import Bounded, PooledMetrics
 from popmi_core.protocol import Report
 
@@ -41,6 +42,7 @@ class TrainedUpdate:
     control_change: dict[str, Tensor] | None = None
     grams: dict[str, Tensor] = field(default_factory=dict)
     report: Report | None = None
+    statistics: CrossStatistics | None = None
 
 
 @dataclass
@@ -62,6 +64,7 @@ class MatchedUpdate:
     identity: dict[str, bool] = field(default_factory=dict)
     note: str = ""
     grams: Mapping[str, Tensor] = field(default_factory=dict)
+    statistics: CrossStatistics | None = None
 
 
 @dataclass(frozen=True)

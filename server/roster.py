@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -10,6 +10,7 @@ from flwr.app import Message
 from popmi_core.errors import UpdateError
 from popmi_core.protocol import POOLED_SITE, Report
 from server.replies import Expected, open_replies, read_report
+from server.results import SiteOutcome
 
 
 @dataclass
@@ -58,3 +59,13 @@ class Roster:
         """Sites that still train, in alphabetical order; with ``pooled`` only the stand-in for all of them."""
         sites = [POOLED_SITE] if pooled else self.evaluators
         return [site for site in sites if site in self.nodes and site not in self.stopped]
+
+    def retire(self, outcomes: Sequence[SiteOutcome]) -> None:
+        """Ask sites that have stopped (privacy budget spent) no more."""
+        self.stopped |= {item.site: item.reason for item in outcomes if item.outcome == "stopped"}
+
+    def with_stopped(self, outcomes: Sequence[SiteOutcome]) -> list[SiteOutcome]:
+        """Add the sites that had stopped earlier, so that every round shows every site."""
+        told = {item.site for item in outcomes}
+        earlier = [SiteOutcome(who, "stopped", why) for who, why in self.stopped.items() if who not in told]
+        return sorted([*outcomes, *earlier], key=lambda item: item.site)

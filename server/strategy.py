@@ -132,7 +132,7 @@ class OpmStrategy(Strategy):
         self.recorder.begin_round(server_round)
         updates = validate(self.desk.exchange(self.training(server_round, arrays)), self.expected(server_round))
         trained = self.desk.with_bytes(updates.outcomes)
-        self.retire(trained)
+        self.roster.retire(trained)
         combining = time.perf_counter()
         scorer = self.scorer(server_round)
         matched, fused, note = self.combine(updates, scorer)
@@ -146,7 +146,7 @@ class OpmStrategy(Strategy):
             server_round=server_round,
             seconds=time.perf_counter() - begun,
             seconds_combine=combined,
-            train=self.with_stopped(trained),
+            train=self.roster.with_stopped(trained),
             evaluate=self.desk.with_bytes(outcomes, aside=True),
             matched=matched,
             fused=fused,
@@ -185,6 +185,7 @@ class OpmStrategy(Strategy):
                 symmetry=self.symmetry,
                 config=self.config.fuse,
                 scorer=scorer,
+                statistics={update.site: update.statistics for update in matched if update.statistics is not None},
             )
             self.global_model = self.step(fused, scorer)
         except UpdateError as error:
@@ -307,17 +308,9 @@ class OpmStrategy(Strategy):
 
     def expected(self, server_round: int) -> Expected:
         """Return what valid replies to the last messages look like."""
-        return self.desk.expected(server_round, control=self.uses_control, grams=self.config.fuse.needs_grams)
-
-    def retire(self, outcomes: Sequence[SiteOutcome]) -> None:
-        """Ask sites that have stopped (privacy budget spent) no more."""
-        self.roster.stopped |= {item.site: item.reason for item in outcomes if item.outcome == "stopped"}
-
-    def with_stopped(self, outcomes: Sequence[SiteOutcome]) -> list[SiteOutcome]:
-        """Add the sites that had stopped earlier, so that every round shows every site."""
-        told = {item.site for item in outcomes}
-        earlier = [SiteOutcome(who, "stopped", why) for who, why in self.roster.stopped.items() if who not in told]
-        return sorted([*outcomes, *earlier], key=lambda item: item.site)
+        fuse = self.config.fuse
+        seen = self.symmetry if fuse.needs_statistics else None
+        return self.desk.expected(server_round, control=self.uses_control, grams=fuse.needs_grams, seen=seen)
 
     def carried_state(self) -> dict[str, Tensor]:
         """Return what the next round needs beside the global model, by name."""
@@ -339,7 +332,7 @@ def _taken(updates: list[TrainedUpdate]) -> Iterator[TrainedUpdate]:
 
 
 def _told(matched: Sequence[MatchedUpdate]) -> list[MatchedUpdate]:
-    return [replace(update, state={}, grams={}) for update in matched]
+    return [replace(update, state={}, grams={}, statistics=None) for update in matched]
 
 
 def _no_model(rounds: int, last: RoundResult | None) -> str:

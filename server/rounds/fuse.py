@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
-from popmi_core.config import FuseConfig
+from popmi_core.config import STATISTIC_RULES, FuseConfig
 from popmi_core.errors import UpdateError
 from popmi_core.fusion import Fused, Score, Scorer, Update, fuse
 from popmi_core.fusion.gate import never_worse
 from popmi_core.matching import Symmetry
+from popmi_core.matching.statistics import CrossStatistics
 
 
 def fuse_updates(
@@ -21,24 +23,27 @@ def fuse_updates(
     symmetry: Symmetry | None,
     config: FuseConfig,
     scorer: Scorer | None = None,
+    statistics: Mapping[str, CrossStatistics] | None = None,
 ) -> Fused:
     """Return the fused model, the sites' weights in it, and which rule each part was averaged by.
 
     With ``config.gate`` the best of several rules on the sites' validation images; where no site can judge, the plain
-    average, saying so.
+    average, saying so. ``statistics``: what sites saw in activations, by site, for the rules that need it.
 
     Raises:
         UpdateError: If the rule cannot work with these updates (Krum: too few; RegMean: no Gram matrices).
     """
+    options: dict[str, dict[str, Any]] = {rule: {"statistics": statistics} for rule in STATISTIC_RULES if statistics}
+    known: dict[str, Any] = {"reference": reference, "symmetry": symmetry, "config": config}
     if not config.gate or scorer is None:
-        return fuse(config.rule, updates, reference=reference, symmetry=symmetry, config=config, scorer=scorer)
+        return fuse(config.rule, updates, scorer=scorer, **known, **options.get(config.rule, {}))
     heard = _Heard(scorer)
     try:
-        return never_worse(config.rules, updates, reference=reference, symmetry=symmetry, config=config, scorer=heard)
+        return never_worse(config.rules, updates, scorer=heard, options=options, **known)
     except UpdateError:
         if heard.anyone:
             raise
-        plain = fuse("average", updates, reference=reference, symmetry=symmetry, config=config)
+        plain = fuse("average", updates, **known)
         return replace(plain, notes={**plain.notes, "gate": "no site could judge a candidate: plain average"})
 
 

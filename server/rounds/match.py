@@ -38,8 +38,17 @@ def match_updates(
 
 def _as_it_came(item: TrainedUpdate, config: MatchConfig) -> MatchedUpdate:
     if config.method == "none" or item.report is None:
-        return MatchedUpdate(item.site, item.state, item.num_examples, note="matching is off", grams=item.grams)
+        return MatchedUpdate(
+            item.site,
+            item.state,
+            item.num_examples,
+            note="matching is off",
+            grams=item.grams,
+            statistics=item.statistics,
+        )
     told = item.report
     gains = {layer: math.nan if gain is None else gain for layer, gain in told.gains.items()}
     note = "; ".join(part for part in ("matched at the site", told.match_note) if part)
-    return MatchedUpdate(item.site, item.state, item.num_examples, gains, told.identity, note, item.grams)
+    return MatchedUpdate(
+        item.site, item.state, item.num_examples, gains, told.identity, note, item.grams, item.statistics
+    )

@@ -9,7 +9,9 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from popmi_core.errors import UpdateError
-from popmi_core.protocol import CONTROL_CHANGE, GRAMS, MODEL, Report
+from popmi_core.matching import Symmetry
+from popmi_core.matching.statistics import CrossStatistics, from_arrays
+from popmi_core.protocol import ACTIVATIONS, CONTROL_CHANGE, GRAMS, MODEL, Report
 from server.replies import Expected, Layout, decode_array, open_replies, payload_bytes, read_report
 from server.results import SiteOutcome, TrainedUpdate, Validated
 
@@ -57,7 +59,8 @@ def check_update(message: Message, site: str, report: Report, expected: Expected
         # Buffers travel with the model but have no gradient, so no control variate.
         change = _tensors(records.get(CONTROL_CHANGE), expected.layout, where, partial=True)
     grams = _grams(records.get(GRAMS), expected.layout, where) if expected.grams else {}
-    return TrainedUpdate(site, state, report.num_examples, change, grams, report)
+    statistics = _statistics(records.get(ACTIVATIONS), expected.seen, site) if expected.seen is not None else None
+    return TrainedUpdate(site, state, report.num_examples, change, grams, report, statistics)
 
 
 def _tensors(
@@ -105,6 +108,11 @@ def _grams(record: ArrayRecord | None, layout: Layout, where: str) -> dict[str, 
             )
         grams[layer] = _finite(gram, layer, where)
     return grams
+
+
+def _statistics(record: ArrayRecord | None, symmetry: Symmetry, site: str) -> CrossStatistics:
+    named = {} if record is None else {name: decode_array(record, name, f"site {site}") for name in record}
+    return from_arrays({name: tensor.double().numpy() for name, tensor in named.items()}, symmetry, site=site)
 
 
 def _finite(tensor: Tensor, name: str, where: str) -> Tensor:
