@@ -144,7 +144,7 @@ def test_an_architecture_nobody_described_is_refused(model_file: Write, cells: P
 def test_a_folder_that_cannot_be_written_is_told(pair: tuple[Path, Path], cells: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(RunError, match="cannot write"):
-        _say(*pair, *SMALL, "--data", cells, "--out", tmp_path / "file")
+        _say(*pair, *SMALL, "--data", cells, "--out", tmp_path / "file" / "out")
 
 
 def test_without_the_drawing_packages_the_tables_are_offered(
