@@ -24,6 +24,9 @@ from popmi_core.matching.elements import read_axis, write_axis
 from popmi_core.matching.factors import factors, put_factors
 from popmi_core.matching.symmetry import Space
 
+# Above so many numbers heads are averaged in float32: half the memory and twice the speed, as in matching.
+_LARGE = 20_000_000
+
 
 def fuse(
     updates: Sequence[Update],
@@ -38,7 +41,7 @@ def fuse(
     Gamma, beta and LayerScale are folded in before products are taken, and the result gets back their averages. Its
     factors are balanced and turned to the reference's, so that the basis does not drift from round to round.
     Heads whose bases are not free are averaged plainly; the notes say so for every attention layer. A lone site's
-    model is returned as it is. Memory: one attention layer of all sites in float64, beyond updates and result.
+    model is returned as it is. Memory beyond updates and result: one attention layer of all sites, a few times.
 
     Raises:
         UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
@@ -74,10 +77,11 @@ def mean_heads(
     """
     changes: dict[str, Tensor] = {}
     notes: dict[str, str] = {}
+    dtype = torch.float64 if sum(like.numel() for like in reference.values()) <= _LARGE else torch.float32
     for group in _groups(symmetry, spaces, reference):
         names = touched(reference, group) & set(reference)
-        sites = [(weight, canonicalise({n: state[n] for n in names}, group)) for weight, state in states]
-        target = canonicalise({name: reference[name] for name in names}, group)
+        sites = [(weight, canonicalise({n: state[n] for n in names}, group, dtype)) for weight, state in states]
+        target = canonicalise({name: reference[name] for name in names}, group, dtype)
         folded = {name: _mean([(w, s[name]) for w, s in sites]) for name in sorted(names)}
         for name, space in group.spaces.items():
             said = []
@@ -104,11 +108,12 @@ def _mean_part(
         rows = [(weight, Factors(*factors(state, group, space.name, part))) for weight, state in sites]
         like = Factors(*factors(target, group, space.name, part))
         mean, kept = mean_product(rows, like=like)
-        return put_factors(folded, group, space.name, part, mean.left, mean.right), f"kept {kept:.1%}"
+        put = put_factors(folded, group, space.name, part, mean.left.double(), mean.right.double())
+        return put, f"kept {kept:.1%}"
     if kind == "orthogonal":
         turned = [(weight, _read(state, group, space, part)) for weight, state in sites]
         rows_mean = aligned_mean(turned, like=_read(target, group, space, part))
-        return _write(folded, group, space, part, rows_mean), "turned to the reference"
+        return _write(folded, group, space, part, rows_mean.double()), "turned to the reference"
     return dict(folded), "plain (its basis is fixed)"
 
 

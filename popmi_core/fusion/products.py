@@ -20,8 +20,8 @@ from popmi_core.matching.procrustes import polar
 _EXACT = 256
 # Further directions carried along, which make the iteration converge where singular values lie close together.
 _SPARE = 16
-# An iteration that captures less than this share more of the squared norm is the last.
-_SETTLED = 1e-9
+# An iteration that captures less than this share more of the squared norm is the last (float32 resolves no less).
+_SETTLED = {torch.float64: 1e-9, torch.float32: 1e-6}
 _ITERATIONS = 20
 
 
@@ -46,7 +46,7 @@ def mean_product(rows: Sequence[tuple[float, Factors]], *, like: Factors) -> tup
 
     The product itself is never formed: both stacks of factors (``sites * rank`` rows) are decomposed, exactly up to a
     width of 256 and by block power iteration from ``like`` beyond (Halko, Martinsson and Tropp 2011,
-    arXiv:0909.4061, algorithm 4.4; it stops at a gain of 1e-9 of the squared norm).
+    arXiv:0909.4061, algorithm 4.4; it stops at a gain of 1e-9 of the squared norm, in float32 of 1e-6).
     """
     rank = rows[0][1].left.shape[-2]
     left = torch.cat([weight * factors.left for weight, factors in rows], dim=-2)
@@ -92,7 +92,7 @@ def _iterate(left: Tensor, right: Tensor, start: Tensor, rank: int) -> tuple[Ten
         projected = (left @ u).mT @ right
         before, captured = captured, projected.square().sum()
         block = torch.linalg.qr(projected.mT).Q
-        if float(captured - before) <= _SETTLED * float(captured):
+        if float(captured - before) <= _SETTLED[left.dtype] * float(captured):
             break
     inner, s, vh = torch.linalg.svd(projected, full_matrices=False)
     return u @ inner, s, vh.mT

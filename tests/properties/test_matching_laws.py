@@ -138,7 +138,7 @@ def test_the_circuit_average_of_one_function_is_that_function(seed, other, chang
     updates = []
     for site in range(3):
         element = random_element(inside, torch.Generator().manual_seed(other + site))
-        for move in element.heads.values():
+        for move in element.moves.values():
             move.perm.copy_(torch.arange(2))
         updates.append(Update(f"site_{site}", apply(state, inside, element), 1))
 

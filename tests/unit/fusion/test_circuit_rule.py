@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from popmi_core.fusion import Update, fuse
+from popmi_core.fusion import Update, circuit, fuse
 from popmi_core.matching import Builder, apply, canonicalise, describe_model, random_element
 from popmi_core.matching.elements import Element
 from popmi_core.matching.factors import factors
@@ -214,6 +214,21 @@ def test_attention_is_averaged_where_only_attention_is_exchanged(small_vit):
     scores = [query.mT @ key for query, key, _ in parts]
     best = best_of_rank(fused.weights["site_0"] * scores[0] + fused.weights["site_1"] * scores[1], 16)
     torch.testing.assert_close(scores[2], best, **CLOSE)
+
+
+def test_large_models_are_averaged_in_float32_and_stay_close(small_vit, outputs, monkeypatch):
+    model = small_vit().float()
+    symmetry, reference = describe_model(model), clone(model)
+    updates = updates_of([drift(reference, 0.05, seed) for seed in range(3)])
+    exact = fuse("circuit", updates, reference=reference, symmetry=symmetry).state
+    monkeypatch.setattr(circuit, "_LARGE", 0)
+
+    found = fuse("circuit", updates, reference=reference, symmetry=symmetry).state
+
+    # Float32 rounding, and singular vectors of values that lie close together.
+    expected = outputs(model.double(), {name: tensor.double() for name, tensor in exact.items()})
+    got = outputs(model, {name: tensor.double() for name, tensor in found.items()})
+    assert (got - expected).norm() <= 1e-4 * expected.norm()
 
 
 def hand_made():

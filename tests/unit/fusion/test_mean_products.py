@@ -65,6 +65,17 @@ def test_the_iteration_is_exact_where_the_product_has_the_rank(monkeypatch):
     assert kept == pytest.approx(1, abs=1e-12)
 
 
+def test_the_iteration_ends_in_float32_too(monkeypatch):
+    rows = [(w, Factors(f.left.float(), f.right.float())) for w, f in make(6, rank=8, out=120, into=130, drift=0.1)]
+    monkeypatch.setattr(products, "_EXACT", 0)
+
+    found, kept = mean_product(rows, like=rows[0][1])
+
+    assert found.left.dtype == torch.float32
+    # Bases of condition number up to about 100, in float32.
+    assert kept == pytest.approx(dense(rows, 8)[1], abs=1e-3)
+
+
 def test_the_iteration_starts_anywhere(monkeypatch):
     """A reference of zeros (a fresh adapter) gives no direction to start from."""
     rows = make(4, rank=4, out=60, into=70, drift=0.1)
