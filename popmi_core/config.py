@@ -119,7 +119,7 @@ class FuseConfig(_Frozen):
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     faulty: int = Field(default=1, ge=0)
     regmean_shrink: Annotated[float, Field(ge=0, le=1)] = 0.9
-    entropic_reg: Positive = 0.05
+    entropic_reg: Positive = 0.01
     repair: bool = False
 
     @property

@@ -31,8 +31,8 @@ def match_weights(
 
     Maximises the inner product of all weights, one space at a time in random order, each exactly, until none improves.
     The paper starts at the identity, from where a planted permutation is often not found; so one of the starts is a
-    pass from the pixels on, in which every space is matched by what is settled already. The best of all is kept. If the
-    identity cannot be improved it is the answer.
+    pass from the pixels on, in which every space is matched by what its units receive from spaces matched before. Of
+    all starts the best inner product is kept. If the identity cannot be improved it is the answer.
 
     Args:
         target: The model to come close to.
@@ -47,7 +47,7 @@ def match_weights(
     if not starts > 1 or not _moved(state, best):
         return best
     passed: State = state
-    for visit in forward_order(group, state, arriving=False)[: len(group.spaces)]:
+    for visit in forward_order(group, state, arriving=True):
         if visit.space in free:
             passed = improve(target, passed, group, visit.space, visit.axes) or passed
     others = [descend(target, passed, group, generator, free)]

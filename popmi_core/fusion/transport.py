@@ -6,6 +6,7 @@ permutation is the special case of zeros and ones.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
@@ -29,7 +30,7 @@ _MARGIN = 1e-3
 def assign(cost: Plan) -> Plan:
     """Return the permutation of least cost (Jonker-Volgenant, exact, O(units**3))."""
     plan = np.zeros(cost.shape)
-    plan[linear_sum_assignment(cost)] = 1
+    plan[linear_sum_assignment(cost)] = 1.0
     return plan
 
 
@@ -38,7 +39,7 @@ def exact(cost: Plan) -> Plan:
     import ot  # slow to load, and the sites have no use for it
 
     weights = np.full(len(cost), 1 / len(cost))
-    return np.asarray(ot.emd(weights, weights, cost)) * len(cost)
+    return np.asarray(ot.emd(weights, weights, cost), dtype=np.float64) * len(cost)
 
 
 def entropic(softness: float) -> Solver:
@@ -48,18 +49,35 @@ def entropic(softness: float) -> Solver:
     (Schmitzer 2019, arXiv:1610.06519, as in POT).
     """
 
-    import ot
-
     def solve(cost: Plan) -> Plan:
-        weights, mean = np.full(len(cost), 1 / len(cost)), float(cost.mean())
+        mean = float(cost.mean())
         if len(cost) == 1 or mean <= 0:
             return np.full(cost.shape, 1 / len(cost))
-        method = "sinkhorn_stabilized"
-        options = {"numItermax": 300, "stopThr": _MARGIN / len(cost), "warn": False}
-        plan = np.asarray(ot.sinkhorn(weights, weights, cost / mean, softness, method=method, **options))
-        return plan * len(cost)
+        import ot  # as in exact()
+
+        # The exact solution's prices of rows and columns do not change the plan, but leave little to iterate.
+        weights = np.full(len(cost), 1 / len(cost))
+        prices = ot.emd(weights, weights, cost / mean, log=True)[1]
+        reduced = cost / mean - prices["u"][:, None] - prices["v"]
+        plan = _sinkhorn(reduced, softness, "sinkhorn_stabilized")
+        if not np.isfinite(plan).all():
+            # Slower by far, but nothing can underflow in it.
+            plan = _sinkhorn(reduced, softness, "sinkhorn_log")
+        return plan
 
     return solve
+
+
+def _sinkhorn(cost: Plan, softness: float, method: str) -> Plan:
+    import ot
+
+    weights, options = np.full(len(cost), 1 / len(cost)), {"numItermax": 300, "stopThr": _MARGIN / len(cost)}
+    with warnings.catch_warnings(), np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        # POT tells of underflow by a warning; the caller looks at the plan itself.
+        warnings.simplefilter("ignore", UserWarning)
+        found = ot.sinkhorn(weights, weights, cost, softness, method=method, warn=False, **options)
+    plan = np.asarray(found, dtype=np.float64) * len(cost)
+    return plan / plan.sum(axis=1, keepdims=True)
 
 
 def solve(

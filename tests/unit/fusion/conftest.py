@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from popmi_core.fusion import Score, Update
+from popmi_core.fusion.permutable import Permutable, move
+from popmi_core.matching.elements import Move
+from popmi_core.matching.symmetry import Space
 
 
 @pytest.fixture
@@ -79,3 +82,34 @@ def scorer() -> Callable[[str, dict[str, Tensor]], dict[str, Score]]:
         }
 
     return score
+
+
+@pytest.fixture
+def shuffle() -> Callable[..., dict[str, Tensor]]:
+    """A state whose units are put in a random order, heads as a whole and channels inside their heads or groups."""
+
+    def order(space: Space, width: int, outer: Tensor, source: torch.Generator) -> Tensor:
+        if width == space.size:
+            return outer
+        shifts = torch.tensor(space.shifts) if space.shifts else None
+        inside = [
+            torch.randperm(space.inner, generator=source)
+            if shifts is None
+            else shifts[torch.randint(len(shifts), (), generator=source)]
+            for _ in range(space.size)
+        ]
+        return (outer[:, None] * space.inner + torch.stack(inside)).flatten()
+
+    def make(state: dict[str, Tensor], group: Permutable, seed: int) -> dict[str, Tensor]:
+        source = torch.Generator().manual_seed(seed)
+        moves = {}
+        for name, space in group.spaces.items():
+            outer = torch.randperm(space.size, generator=source)
+            for part, key in group.keys(name).items():
+                fixed = space.kind == "heads" and part and space.maps[part] == "fixed"
+                moved = order(space, group.units.spaces[key].size, outer, source)
+                still = (outer[:, None] * space.inner + torch.arange(space.inner)).flatten()
+                moves[key] = Move(still if fixed else moved)
+        return move(state, group, moves)
+
+    return make
