@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from client.receive import symmetry_of
-from client.statistics import refuse_bare_statistics, some_images
+from client.statistics import some_images
 from popmi_core.data import ImageSet
 from popmi_core.fusion.path import on_line, run
 from popmi_core.matching import Matched, Matcher, Symmetry, apply
@@ -37,6 +37,8 @@ def align(
 ) -> Aligned | None:
     """Return ``state`` in the basis of ``start``, or None where the server asks for no matching.
 
+    The caller has made sure that images may be looked at (``refuse_bare_statistics``).
+
     Args:
         model: The run's model; its weights are not looked at.
         state: What the site has trained.
@@ -44,7 +46,6 @@ def align(
         data: The site's training images; looked at by *activations* and *learned* only.
 
     Raises:
-        PrivacyError: If images would be looked at in a run with a privacy budget.
         DataError: If there are too few images to look at.
         ModelError: If the architecture's symmetries are not known.
         UpdateError: If the update does not fit the broadcast model or is not finite.
@@ -52,8 +53,6 @@ def align(
     config = instruction.match
     if config is None or config.method == "none":
         return None
-    if config.uses_images:
-        refuse_bare_statistics(instruction, f"matching by {config.method}")
     symmetry = symmetry_of(instruction)
     if config.method == "permutations":
         symmetry = symmetry.permutations_only()

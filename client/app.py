@@ -70,8 +70,11 @@ def train(message: Message, context: Context) -> Message:
     assignment = assignment_of(context, instruction)
     data = read_data(assignment, instruction)
     begun = time.perf_counter()
+    # Before the round is paid for: a refused round must cost nothing.
     if instruction.statistics:
         refuse_bare_statistics(instruction, f"a statistic ({', '.join(instruction.statistics)})")
+    if instruction.match is not None and instruction.match.uses_images:
+        refuse_bare_statistics(instruction, f"matching by {instruction.match.method}")
     model, start = receive_model(message, instruction, kept_parts(assignment, instruction, instruction.server_round))
     trained, change = train_site(message, instruction, assignment, data, model, start)
     aligned = align(model, exchanged_state(model), start, data.train, instruction, assignment.site)
