@@ -6,15 +6,20 @@ balanced basis both have the same Gram matrix, and what remains free is a rotati
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from popmi_core.matching.elements import Element, Move, read_axis, write_axis
+from popmi_core.matching.elements import Element, Move, act, read_axis, write_axis
 from popmi_core.matching.symmetry import Axis, Space, State, Symmetry
 
 # Keeps a basis change finite where a head has lost a direction; far below what float32 weights resolve.
 _RIDGE = 1e-12
+# Scales of neighbouring layers are balanced by turns: 20 or so where they share tensors, two where they do not.
+_TURNS = 200
+_BALANCED = 1e-13
 
 
 def factors(
@@ -54,9 +59,7 @@ def gauge_of(state: State, symmetry: Symmetry) -> Element:
         maps = {part: balancer(*factors(state, symmetry, name, part)) for part in linear}
         if maps:
             moves[name] = Move(maps=maps)
-        elif space.rescalable:
-            moves[name] = Move(scale=_scales(state, symmetry, name))
-    return Element(moves)
+    return Element(moves | _balanced_scales(state, symmetry))
 
 
 def balancer(left: Float[Tensor, "h k m"], right: Float[Tensor, "h k n"]) -> Float[Tensor, "h k k"]:
@@ -80,6 +83,28 @@ def _sides(symmetry: Symmetry, space: str, part: str) -> tuple[list[Axis], list[
 def _rows(state: State, axes: list[Axis], space: Space) -> Tensor:
     rows = [read_axis(state[axis.tensor], axis, space).reshape(space.size, space.inner, -1) for axis in axes]
     return torch.cat(rows, dim=-1)
+
+
+def _balanced_scales(state: State, symmetry: Symmetry) -> dict[str, Move]:
+    """Return the scales of all rescalable spaces together: neighbours share tensors, so they are balanced by turns.
+
+    Every turn makes the weights shorter, and the shortest weights are unique (Stock et al. 2019, arXiv:1902.10416).
+    """
+    names = [name for name, space in symmetry.spaces.items() if space.rescalable]
+    scales = {name: torch.ones(symmetry.spaces[name].size, dtype=torch.float64) for name in names}
+    parts = {name: replace(symmetry, axes=symmetry.of(name)) for name in names}
+    touched = {axis.tensor for part in parts.values() for axis in part.axes}
+    here: State = {name: tensor.double() for name, tensor in state.items() if name in touched}
+    for _ in range(_TURNS):
+        changed = 0.0
+        for name in names:
+            change = _scales(here, symmetry, name)
+            scales[name] = scales[name] * change
+            here = act(here, parts[name], Element({name: Move(scale=change)}))
+            changed = max(changed, float(change.log().abs().max()))
+        if changed < _BALANCED:
+            break
+    return {name: Move(scale=scale) for name, scale in scales.items()}
 
 
 def _scales(state: State, symmetry: Symmetry, name: str) -> Float[Tensor, " units"]:

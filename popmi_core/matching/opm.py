@@ -13,6 +13,7 @@ from popmi_core.matching.canonical import canonicalise
 from popmi_core.matching.descent import Position, Target, descend, embedding_start
 from popmi_core.matching.elements import Element, act, apply
 from popmi_core.matching.factors import gauge_of
+from popmi_core.matching.forward import forward_start
 from popmi_core.matching.settle import Bases, settle
 from popmi_core.matching.symmetry import State, Symmetry
 
@@ -115,6 +116,8 @@ class Matcher:
         found = [first]
         if target.streams:
             found.append(descend(target, candidate, start=embedding_start(target, candidate), sweeps=self.sweeps))
+        else:
+            found.append(descend(target, candidate, start=forward_start(target, candidate), sweeps=self.sweeps))
         found += [descend(target, candidate, start=start, sweeps=self.sweeps) for start in starts]
         for _ in range(self.restarts):
             found.append(descend(target, candidate, sweeps=self.sweeps, generator=self.generator))

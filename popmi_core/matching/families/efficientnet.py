@@ -50,10 +50,11 @@ def _block(block: Any, name: str, layers: Layers, reads: Channels) -> Channels:
         last, norm = "conv_pwl", "bn2"
     else:
         layers.unknown(name, block, "a block of EfficientNet or MobileNet V1 to V3")
+    # Front to back: what a block writes is best told apart once its inner channels are in order.
+    inner = _inside(block, name, layers, reads)
     writes = reads
     if not block.has_skip:
         writes = layers.open(name, layers.width(f"{name}.{last}", getattr(block, last)), getattr(block, norm))
-    inner = _inside(block, name, layers, reads)
     closing = (f"{name}.{last}", getattr(block, last)), (f"{name}.{norm}", getattr(block, norm))
     layers.conv_norm(*closing, reads=inner, writes=writes)
     return writes
