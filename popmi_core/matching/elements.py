@@ -122,7 +122,10 @@ def compose(first: Move, then: Move) -> Move:
 
 
 def random_element(symmetry: Symmetry, generator: torch.Generator) -> Element:
-    """Draw an element: rotations with ``R 1 = 1``, orders, group shifts, head bases and scales (at most 4 to 1)."""
+    """Draw an element: rotations with ``R 1 = 1``, orders, group shifts, head bases and scales (at most 4 to 1).
+
+    An order is never the identity where there is another, so that a test by one element sees every space move.
+    """
     return Element({name: random_move(space, generator) for name, space in symmetry.spaces.items()})
 
 
@@ -130,7 +133,7 @@ def random_move(space: Space, generator: torch.Generator) -> Move:
     """Draw a move of one space."""
     if space.kind == "orthogonal":
         return Move(rotation=random_rotation(space.size, generator))
-    perm = torch.randperm(space.size, generator=generator)
+    perm = _random_order(space.size, generator)
     if space.kind == "heads":
         size = (space.size, space.inner)
         maps = {part: _random_map(kind, size, generator) for part, kind in space.maps.items() if kind != "fixed"}
@@ -151,6 +154,13 @@ def random_rotation(dim: int, generator: torch.Generator) -> Float[Tensor, "dim 
     basis = torch.linalg.qr(torch.cat([ones, _normal((dim, dim - 1), generator)], dim=1)).Q[:, 1:]
     turn = torch.linalg.qr(_normal((dim - 1, dim - 1), generator)).Q
     return ones @ ones.T / dim + basis @ turn @ basis.T
+
+
+def _random_order(size: int, generator: torch.Generator) -> Int[Tensor, " size"]:
+    order = torch.randperm(size, generator=generator)
+    while size > 1 and bool((order == torch.arange(size)).all()):
+        order = torch.randperm(size, generator=generator)
+    return order
 
 
 def _random_map(kind: str, size: tuple[int, int], generator: torch.Generator) -> Tensor:
