@@ -26,8 +26,8 @@ from popmi_core.models import normalise
 # Descents in random order for nets without a rotated stream; Git Re-Basin is given as many.
 RESTARTS = 3
 # Labelled images a site learns its map on, at most, and the steps of both ways of learning.
-LABELLED = 2048
-STEPS, STEPS_WITHOUT_LABELS = 200, 100
+LABELLED = 8192
+STEPS, STEPS_WITHOUT_LABELS = 300, 100
 
 Align = Callable[[Case, State, int], State]
 
@@ -48,8 +48,18 @@ def by_statistics(case: Case, reference: State, member: int) -> State:
     return _judged(case, reference, member, case.pixels(member))
 
 
+def learnable(case: Case) -> bool:
+    """Return whether there is anything to learn: the library learns no order of groups (GroupNorm)."""
+    spaces = case.symmetry.spaces.values() if case.symmetry is not None else ()
+    return any(space.kind in ("orthogonal", "heads", "permutation") for space in spaces)
+
+
 def learned(case: Case, reference: State, member: int, *, labels: bool = True) -> State:
-    """Let the parent's site learn the map on its own training images."""
+    """Let the parent's site learn the map on its own training images.
+
+    Rotations and maps inside heads are learned around the orders that matching found; a net that has neither learns
+    its orders.
+    """
     matcher, state = _matcher(case, reference), case.states[member]
     matched = matcher.match(state)
     images = case.unlabelled(member, LABELLED) if labels else case.unlabelled(member)
@@ -65,6 +75,7 @@ def learned(case: Case, reference: State, member: int, *, labels: bool = True) -
         steps=STEPS if labels else STEPS_WITHOUT_LABELS,
         generator=torch.Generator().manual_seed(member),
         loss="supervised" if labels else "unsupervised",
+        orders="kept" if _turns(case) else "straight-through",
     )
     return apply(state, case.symmetry, found.element, like=reference)
 
@@ -81,6 +92,13 @@ ALIGNMENTS: dict[str, Align] = {
     "learned": learned,
     "learned without labels": learned_without_labels,
 }
+
+
+SETTINGS = {
+    "learned": [LABELLED, STEPS],
+    "learned without labels": [STEPS_WITHOUT_LABELS],
+}
+"""What kept results of an alignment depend on, besides the number of restarts."""
 
 
 class Aligned:
@@ -135,8 +153,12 @@ def statistics_of(case: Case, updates: Sequence[Update]) -> dict[str, Any]:
 
 def _matcher(case: Case, reference: State) -> Matcher:
     assert case.symmetry is not None
-    rotates = any(space.kind == "orthogonal" for space in case.symmetry.spaces.values())
-    return Matcher(reference, case.symmetry, restarts=0 if rotates else RESTARTS)
+    return Matcher(reference, case.symmetry, restarts=0 if _turns(case) else RESTARTS)
+
+
+def _turns(case: Case) -> bool:
+    assert case.symmetry is not None
+    return any(space.kind in ("orthogonal", "heads") for space in case.symmetry.spaces.values())
 
 
 def _judged(case: Case, reference: State, member: int, pixels: Tensor) -> State:

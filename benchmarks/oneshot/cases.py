@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from parents import Parent, build_parent, get_parent, recipes
+from parents import SEEDS, Parent, build_parent, get_parent, recipes
 from torch import Tensor, nn
 
 from popmi_core.data import ImageSet, SiteData
@@ -131,7 +131,7 @@ class Case:
 
 
 def all_cases(
-    dataset: str, architecture: str, sites: Mapping[str, SiteData], runs: Path, *, every_pair: bool
+    dataset: str, architecture: str, sites: Mapping[str, SiteData], runs: Path, *, every_pair: bool, seeds: int = SEEDS
 ) -> Iterator[Case]:
     """Yield pairs, then fours, of parents from different starts.
 
@@ -139,7 +139,7 @@ def all_cases(
     pairs are chosen so that every site is in one pair of every seed and every two sites meet. ``every_pair`` leaves
     none out.
     """
-    found = [get_parent(recipe, sites[recipe.site], runs) for recipe in recipes(dataset, architecture)]
+    found = [get_parent(recipe, sites[recipe.site], runs) for recipe in recipes(dataset, architecture, seeds)]
     if len(sites) == 1:
         fours: list[tuple[Parent, ...]] = list(combinations(found, 4))
         pairs = list(combinations(found if every_pair else found[:4], 2))

@@ -34,7 +34,7 @@ from popmi_core.data import ImageSet, SiteData, load_site, locate
 from popmi_core.models import build_model, normalise, predict
 
 IMAGE_SIZE = 28
-SEEDS = {"blood": 4, "dermoscopy": 4}
+SEEDS = 4
 # The four largest sites.
 SITES = ("vidir_molemax", "vidir_modern", "rosendahl", "msk")
 ARCHITECTURES = ("popmi_vit_64", "popmi_mlp", "popmi_vit_128", "popmi_resnet20", "popmi_resnet20_gn")
@@ -82,12 +82,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/oneshot"))
     parser.add_argument("--datasets", default="blood,dermoscopy")
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for dataset in arguments.datasets.split(","):
         sites = load_dataset(dataset)
         for architecture in arguments.architectures.split(","):
-            for recipe in recipes(dataset, architecture):
+            for recipe in recipes(dataset, architecture, arguments.seeds):
                 get_parent(recipe, sites[recipe.site], arguments.runs)
 
 
@@ -101,14 +102,14 @@ def load_dataset(dataset: str) -> dict[str, SiteData]:
     return {site: load_site(site, found[site], image_size=IMAGE_SIZE, phantom_images=0, seed=0) for site in SITES}
 
 
-def recipes(dataset: str, architecture: str) -> list[Recipe]:
+def recipes(dataset: str, architecture: str, seeds: int = SEEDS) -> list[Recipe]:
     """Return the recipes of all parents: one a seed for ``blood``, one a seed at every site for ``dermoscopy``."""
     sites = ("all",) if dataset == "blood" else SITES
     family = architecture.removesuffix("_gn")
     images, rate = 1000 * BUDGET[dataset][family], LEARNING_RATE[family]
     return [
         Recipe(dataset, site, architecture, 100 * seed + position, images, rate)
-        for seed in range(SEEDS[dataset])
+        for seed in range(seeds)
         for position, site in enumerate(sites)
     ]
 

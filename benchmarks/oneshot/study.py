@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from alignments import LABELLED, RESTARTS, STEPS, STEPS_WITHOUT_LABELS, Aligned
+from alignments import RESTARTS, SETTINGS, Aligned
 from cases import ON_PATH, UNLABELLED, Case, State, all_cases
 from methods import METHODS, Method, apply_method, available
-from parents import ARCHITECTURES, load_dataset, train
+from parents import ARCHITECTURES, SEEDS, load_dataset, train
 from tables import DECIDES, report
 
 from popmi_core.fusion.dispatch import fuse
@@ -45,7 +45,8 @@ def main() -> None:
     for dataset in arguments.datasets.split(","):
         sites = load_dataset(dataset)
         for architecture in arguments.architectures.split(","):
-            cases = list(all_cases(dataset, architecture, sites, arguments.runs, every_pair=arguments.every_pair))
+            every, seeds = arguments.every_pair, arguments.seeds
+            cases = list(all_cases(dataset, architecture, sites, arguments.runs, every_pair=every, seeds=seeds))
             for size in (2, 4):
                 for case in [case for case in cases if len(case.parents) == size][: arguments.cases]:
                     rows.extend(results(case, arguments))
@@ -61,6 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
     parser.add_argument("--methods", default="", help="compute only these; the others' kept results are still told")
     parser.add_argument("--every-pair", action="store_true", help="leave no pair out (see cases.all_cases)")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--cases", type=int, default=None, help="at most so many pairs and so many fours each")
     parser.add_argument("--kept-only", action="store_true", help="compute nothing; tell what is there")
     parser.add_argument("--runs", type=Path, default=Path("runs/oneshot"))
@@ -91,7 +93,7 @@ def results(case: Case, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def key(case: Case, method: Method) -> str:
     """Return the name under which a result is kept: a hash of the parents' recipes, the method and the measurement."""
-    aligning = [LABELLED, RESTARTS, STEPS, STEPS_WITHOUT_LABELS] if method.align else []
+    aligning = [RESTARTS, *SETTINGS.get(method.align, [])] if method.align else []
     described = [[p.recipe.name for p in case.parents], method.described(), ON_PATH, UNLABELLED, POINTS, *aligning]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
