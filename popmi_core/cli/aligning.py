@@ -25,6 +25,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 WITH_IMAGES = ("activations", "learned")
 # Activations are settled by a few hundred images; a learned map generalises better with more.
 _SEEN = {"activations": 512, "learned": 4096}
+LEARNING_STEPS = 300
 _SEED = 0
 
 
@@ -93,6 +94,7 @@ class Aligner:
             normalise(torch.from_numpy(seen.images), self.model),
             torch.from_numpy(seen.targets),
             start=matched.element,
+            steps=LEARNING_STEPS,
             generator=torch.Generator().manual_seed(_SEED),
             loss="supervised",
         )

@@ -128,7 +128,7 @@ def _matched(job: Job, rule: str, symmetry: Symmetry, reference: State, basis: s
     for update in job.updates:
         seen = inputs.seen(update.site) if job.match in WITH_IMAGES else None
         found = aligner.match(update.state, label=update.site, seen=seen)
-        moves[update.site] = layer_moves(found, symmetry)
+        moves[update.site] = layer_moves(found, aligner.symmetry)
         distances[update.site] = (distance(reference, update.state), distance(reference, found.state))
         if found.note:
             notes[f"match.{update.site}"] = found.note

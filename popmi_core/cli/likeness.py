@@ -144,7 +144,7 @@ def measure(inputs: Inputs, *, points: int, tell: Tell) -> Likeness:
         inputs=inputs,
         states={**states, MATCHED: matched.state},
         scores=scores,
-        moves=layer_moves(matched, symmetry),
+        moves=layer_moves(matched, aligner.symmetry),
         before=before,
         after=after,
         bounds=bounds,

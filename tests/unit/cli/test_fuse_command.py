@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from popmi_core.adapters import attach
 from popmi_core.checkpoints import file_sha256, load_state, save_state
+from popmi_core.cli import aligning
 from popmi_core.cli.main import commands
 from popmi_core.errors import ConfigError, DataError, ModelError, PopmiError
 from popmi_core.matching import apply, describe_model, random_element
@@ -149,7 +150,11 @@ def test_rules_that_look_at_images_say_so_without_them(rule: str, why: str, mode
 
 
 @pytest.mark.parametrize("method", ["permutations", "activations", "learned"])
-def test_models_can_be_matched_in_other_ways_than_by_all_weights(method: str, model_file: Write, cells: Path) -> None:
+def test_models_can_be_matched_in_other_ways_than_by_all_weights(
+    method: str, model_file: Write, cells: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What learning is worth is tested where it lives; here it only has to be reached.
+    monkeypatch.setattr(aligning, "LEARNING_STEPS", 3)
     paths = [model_file(label, seed, depth=1) for seed, label in enumerate("ab")]
     common = (*paths, *MICRO, "--model-arg", "depth=1", "--match", method, "--json")
     figures = json.loads(_say(*common, *(() if method == "permutations" else ("--data", cells))))

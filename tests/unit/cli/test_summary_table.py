@@ -67,3 +67,13 @@ def test_a_run_that_did_not_finish_says_why_and_a_phantom_is_called_one(capsys):
     assert "stopped: by the operator" in said
     assert "skin, a phantom: not patients" in said
     assert "model:" not in said
+
+
+def test_rounds_that_chose_tell_who_won_and_the_worst_regret(capsys):
+    print_summary(SUMMARY)
+    assert "rounds won" not in capsys.readouterr().out
+    print_summary(replace(SUMMARY, wins={"opm": 4, "average": 1}, regret=0.0123))
+    said = capsys.readouterr().out
+    assert (
+        "rounds won on validation images: opm 4, average 1; at most 0.012 nats worse for one site than its best" in said
+    )
