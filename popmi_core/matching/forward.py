@@ -2,7 +2,7 @@
 
 From the identity, the first visit to a layer would compare it by its readers too, whose own units are still in any
 order: noise that can drown what the layer before says. Here a tensor speaks only once all its other spaces are in
-order, so that a moved copy is found exactly, however the noise is spread.
+order, so that a moved copy is found exactly; the descent that begins here adds what the readers say.
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ def test_features_that_are_the_output_stay(made, last):
     [
         ("skresnet18", "module 'layer1.0' is a SelectiveKernelBasic, expected timm's BasicBlock or Bottleneck"),
         ("mobilenetv4_conv_small_035", "module 'blocks.2.0' is a UniversalInvertedResidual, expected a block of"),
-        ("mixnet_s", "module 'blocks.1.0.conv_pwl' is a MixedConv2d, expected a convolution"),
+        ("mixnet_s", "module 'blocks.1.0.conv_pw' is a MixedConv2d, expected a convolution"),
         ("efficientnet_b0_g8_gn", "module 'blocks.0.0.conv_dw' is a Conv2d with 4 groups, expected a convolution with"),
     ],
 )
