@@ -108,15 +108,14 @@ def test_the_candidate_computes_what_it_computed(pair, orders, generator):
 
 
 def test_a_start_that_cannot_be_beaten_is_returned_as_it_is(pair, generator):
-    model, symmetry, state, _, images, targets = pair
+    model, symmetry, state, _, images, _ = pair
     start = Element()
 
+    # Both ends are the same model, and nothing is nearer to their mean logits than that model.
     learned = learn_element(
-        model, state, state, symmetry, images, targets,
-        start=start, steps=5, learning_rate=0.5, generator=generator, loss="supervised",
-    )  # fmt: skip
+        model, state, state, symmetry, images, None, start=start, steps=5, learning_rate=0.5, generator=generator
+    )
 
-    # Both ends are the same model: any move at this rate takes the middle away from it.
     assert learned.element is start
     assert learned.after == learned.before
 
@@ -227,6 +226,21 @@ def test_a_start_of_any_kind_is_where_the_knobs_begin(pair, generator):
     for name, tensor in one.items():
         # Untouched knobs are identities to rounding.
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-12)
+
+
+def test_the_place_on_the_line_is_the_share_of_the_candidate(pair, generator):
+    model, symmetry, state, candidate, images, targets = pair
+
+    learned = learn_element(
+        model, state, candidate, symmetry, images, targets,
+        start=Element(), steps=1, batch_size=96, generator=generator, loss="supervised", span=(0.0, 0.0),
+    )  # fmt: skip
+
+    with torch.no_grad():
+        alone = functional.cross_entropy(torch.func.functional_call(model, state, (images.double(),)), targets)
+    # Nothing of the candidate: the reference's own loss, in float32, over the nine tenths not held out.
+    assert learned.losses[0] == pytest.approx(float(alone), rel=0.1)
+    assert learned.after == learned.before
 
 
 def test_missing_classes_are_refused(pair, generator):
