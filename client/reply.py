@@ -40,7 +40,8 @@ def tensor_record(state: Mapping[str, Tensor]) -> ArrayRecord:
 
 def array_record(arrays: Mapping[str, npt.NDArray[np.generic]]) -> ArrayRecord:
     """Return arrays by name as one array record."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()})
+    # Not ascontiguousarray: it would make a list of one out of a lone number.
+    return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})
 
 
 def finite_or_none(figures: Mapping[str, float]) -> dict[str, float | None]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.reply import finite_or_none, guarded, reply
+from client.reply import array_record, finite_or_none, guarded, reply
 from popmi_core.config import LocalConfig, ModelConfig
 from popmi_core.errors import DataError, PrivacyError
 from popmi_core.protocol import INSTRUCTION, JSON_KEY, REPORT, Instruction, Report
@@ -82,3 +83,9 @@ def test_ctrl_c_is_not_swallowed():
 
 def test_undefined_figures_become_none():
     assert finite_or_none({"a": float("nan"), "b": float("inf"), "c": 0.5}) == {"a": None, "b": None, "c": 0.5}
+
+
+def test_a_lone_number_stays_one():
+    record = array_record({"count": np.array(3.0), "turned": np.arange(6.0).reshape(2, 3).T})
+    assert record["count"].numpy().shape == ()
+    assert record["turned"].numpy().tolist() == [[0, 3], [1, 4], [2, 5]]

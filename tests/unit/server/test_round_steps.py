@@ -141,3 +141,29 @@ def test_a_site_that_says_it_cannot_evaluate_is_failed_with_its_reason():
         ("failed", "ModelError: x"),
         ("unreachable", "no reply before the deadline"),
     ]
+
+
+def test_updates_matched_at_their_site_pass_as_they_are_with_what_the_site_told():
+    report = Report(
+        run="r", server_round=1, site="a", gains={"mlp": 0.5, "heads": None}, identity={"mlp": False}, match_note="far"
+    )
+    update = TrainedUpdate("a", state(1), 5, report=report)
+    config = MatchConfig(method="opm", where="site")
+    (matched,) = match_updates([update], reference=state(0), symmetry=None, config=config)
+    assert matched.state is update.state
+    assert matched.gains["mlp"] == 0.5
+    assert np.isnan(matched.gains["heads"])
+    assert matched.note == "matched at the site; far"
+
+
+def test_an_update_is_asked_for_only_when_the_one_before_is_matched():
+    asked = []
+
+    def arriving():
+        for site in "ab":
+            asked.append(site)
+            yield TrainedUpdate(site, state(1), 5)
+
+    matching = match_updates(arriving(), reference=state(0), symmetry=None, config=MatchConfig())
+    next(matching)
+    assert asked == ["a"]

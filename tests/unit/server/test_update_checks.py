@@ -12,7 +12,18 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.supercore.task_identity import TaskIdentity
 
 from popmi_core.config import LocalConfig, ModelConfig
-from popmi_core.protocol import CONTROL_CHANGE, INSTRUCTION, JSON_KEY, MODEL, REPORT, Instruction, Report
+from popmi_core.matching import Symmetry
+from popmi_core.protocol import (
+    ACTIVATIONS,
+    CONTROL_CHANGE,
+    GRAMS,
+    INSTRUCTION,
+    JSON_KEY,
+    MODEL,
+    REPORT,
+    Instruction,
+    Report,
+)
 from server.replies import Expected, layout_of, open_replies, payload_bytes
 from server.rounds.validate import MAX_EXAMPLES, validate
 from server.wire import ask, tensor_record
@@ -157,3 +168,67 @@ def test_a_question_carries_the_instruction_and_its_tensors():
     assert read == instruction
     assert (message.metadata.dst_node_id, message.metadata.message_type, message.metadata.group_id) == (7, "train", "2")
     assert payload_bytes(message) >= 9 * 4
+
+
+def with_grams(**grams) -> dict[str, ArrayRecord]:
+    return {MODEL: tensor_record(LINEAR), GRAMS: tensor_record(grams)}
+
+
+LINEAR = {"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2), "conv.weight": torch.zeros(4, 2, 3, 3)}
+
+
+def gram_outcome(records):
+    asked = Expected("r", 2, layout_of(LINEAR), {"m-a": "a"}, grams=True)
+    result = validate([answer(records)], asked)
+    return result, result.outcomes[0]
+
+
+def test_gram_matrices_of_linear_layers_and_of_convolutions_patches_are_taken():
+    result, told = gram_outcome(with_grams(fc=torch.eye(3), conv=torch.eye(18)))
+    assert told.outcome == "ok"
+    assert {name: tuple(gram.shape) for name, gram in result.updates[0].grams.items()} == {
+        "fc": (3, 3),
+        "conv": (18, 18),
+    }
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        ({MODEL: tensor_record(LINEAR)}, "holds no Gram matrices"),
+        (with_grams(fc=torch.eye(2)), "expected a float matrix of the layer's 3 inputs"),
+        (with_grams(fc=torch.eye(3, dtype=torch.int64)), "expected a float matrix"),
+        (with_grams(stray=torch.eye(3)), "the Gram matrix of 'stray'"),
+        (with_grams(fc=torch.full((3, 3), float("inf"))), "'fc' holds 9 NaN or infinite of 9 values"),
+    ],
+    ids=["missing", "shape", "whole numbers", "unknown layer", "infinite"],
+)
+def test_gram_matrices_that_do_not_fit_put_their_site_aside(records, reason):
+    result, told = gram_outcome(records)
+    assert (told.outcome, result.updates) == ("quarantined", [])
+    assert reason in told.reason
+
+
+def test_what_a_site_keeps_is_filled_in_and_must_not_be_sent():
+    layout, kept = {"w": layout_of(GLOBAL)["w"]}, {"b": torch.full((3,), 7.0)}
+    asked = Expected("r", 2, layout, {"m-a": "a"}, kept=kept)
+    result = validate([answer({MODEL: tensor_record({"w": torch.ones(2, 3)})})], asked)
+    assert result.updates[0].state["b"].tolist() == [7, 7, 7]
+    assert result.updates[0].state["w"].tolist() == [[1, 1, 1]] * 2
+    refused = validate([answer({MODEL: tensor_record(GLOBAL)})], asked)
+    assert "unknown: 'b'" in refused.outcomes[0].reason
+
+
+def test_a_checked_message_gives_up_its_tensors_so_that_no_model_is_held_twice():
+    message = answer({MODEL: tensor_record(GLOBAL)})
+    result = validate([message], expected())
+    assert not message.content.array_records
+    assert result.outcomes[0].bytes_up > 0
+
+
+def test_activation_statistics_that_do_not_fit_put_their_site_aside():
+    symmetry = Symmetry("chain", {}, ())
+    asked = Expected("r", 2, layout_of(GLOBAL), {"m-a": "a"}, seen=symmetry)
+    stray = ArrayRecord({"stream|cross": Array(np.zeros((2, 2)))})
+    result = validate([answer({MODEL: tensor_record(GLOBAL), ACTIVATIONS: stray})], asked)
+    assert "statistics hold or lack 'stream|cross'" in result.outcomes[0].reason
