@@ -83,8 +83,7 @@ def learn_element(
         start: Where to begin, in canonical bases: what ``Matcher`` found. From the identity little is reached.
         steps, learning_rate, batch_size: Of Adam, for skew matrices, logarithms of head maps and cosines of units.
         generator: Gives batches and places.
-        loss: Against the classes, or ``unsupervised``: against the probabilities of the two ends' mean logits, which
-            few images are enough for.
+        loss: Against the classes, or ``unsupervised``: the ends' mean logits, for which few images are enough.
         orders: Whether hidden units keep the start's order, or how it is learned (see ``OrderKnob``).
         span: The least and the greatest share t of the candidate. Against the mean of N - 1 others: both 1 / N.
 

@@ -7,8 +7,10 @@ from popmi_core.errors import UpdateError
 from popmi_core.matching.assignment import best_order
 from popmi_core.matching.check import describe_model
 from popmi_core.matching.elements import apply, random_element
+from popmi_core.matching.opm import Matcher
 from popmi_core.matching.probes import probe_images
 from popmi_core.matching.procrustes import stream_rotation
+from popmi_core.matching.starts import start_from
 from popmi_core.matching.statistics import as_scores, cross_statistics, from_arrays
 
 MLP, HEADS = "blocks.1.mlp", "blocks.1.heads"
@@ -56,6 +58,30 @@ def test_the_score_of_two_heads_does_not_depend_on_the_bases_inside(planted):
     own = table.gather(1, torch.argsort(element.moves[HEADS].perm)[:, None])
     torch.testing.assert_close(own, torch.ones_like(own), rtol=0, atol=1e-6)
     assert torch.equal(element.moves[HEADS].perm[best_order(table)], torch.arange(space.size))
+
+
+def test_a_start_from_activations_undoes_every_planted_order_and_rotation(planted):
+    model, symmetry, state, moved, element, images = planted
+
+    start = start_from(cross_statistics(model, state, moved, symmetry, images), symmetry)
+
+    assert set(start.moves) == set(symmetry.spaces)
+    for name, move in start.moves.items():
+        if move.perm is not None:
+            assert torch.equal(element.moves[name].perm[move.perm], torch.arange(len(move.perm)))
+    # As above, from a covariance with a wide spectrum.
+    turned = start.moves["stream"].rotation @ element.moves["stream"].rotation
+    torch.testing.assert_close(turned, torch.eye(32, dtype=torch.float64), rtol=0, atol=1e-8)
+
+
+def test_the_descent_goes_all_the_way_from_a_start_from_activations(planted):
+    model, symmetry, state, moved, _, images = planted
+    start = start_from(cross_statistics(model, state, moved, symmetry, images), symmetry)
+
+    found = Matcher(state, symmetry).match(moved, starts=[start])
+
+    # Rounding of squared distances of weights of size about 10.
+    assert found.distances[-1] < 1e-16
 
 
 def test_correlations_of_a_model_with_itself_are_one(planted):
