@@ -37,8 +37,8 @@ def describe_model(model: nn.Module, *, image_size: int | None = None) -> Symmet
             if not verify_symmetry(model, symmetry.without(set(symmetry.spaces) - {name}), image_size=image_size)
         ]
         raise ModelError(
-            f"{type(model).__name__}: a random move of {', '.join(wrong) or 'all spaces together'} changed the outputs, "
-            f"so the description '{symmetry.family}' does not fit this variant. Describe it by hand with "
+            f"{type(model).__name__}: a random move of {', '.join(wrong) or 'all spaces together'} changed the "
+            f"outputs, so the description '{symmetry.family}' does not fit this variant. Describe it by hand with "
             "popmi_core.matching.Builder."
         )
     return symmetry
@@ -83,18 +83,20 @@ def input_shape(model: nn.Module, image_size: int | None = None) -> tuple[int, i
     Raises:
         ModelError: If neither the caller nor the model says.
     """
-    channels, side = 3, image_size
+    told = (getattr(module, "in_chans", None) for module in model.modules())
+    said = [channels for channels in told if isinstance(channels, int)]
+    channels, side = said[0] if said else 3, image_size
     for module in model.modules():
         size, proj = getattr(module, "img_size", None), getattr(module, "proj", None)
         if isinstance(size, tuple) and len(size) == 2:
-            channels = int(getattr(proj, "in_channels", 3))
+            channels = int(getattr(proj, "in_channels", channels))
             return (channels, int(size[0]), int(size[1])) if side is None else (channels, side, side)
     if side is None:
         cfg = getattr(model, "pretrained_cfg", None) or {}
         size = cfg.get("input_size") if isinstance(cfg, Mapping) else getattr(cfg, "input_size", None)
         if size is None:
             raise ModelError(f"{type(model).__name__} does not say which image size it takes. Pass image_size.")
-        return (int(size[0]), int(size[1]), int(size[2]))
+        return (channels if said else int(size[0]), int(size[1]), int(size[2]))
     return channels, side, side
 
 

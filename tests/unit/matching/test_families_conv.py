@@ -199,6 +199,11 @@ def test_taps_show_the_space_that_they_name(family):
         torch.testing.assert_close(after[tap], values[element.moves[tap.space].perm], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["popmi_resnet20", "popmi_mlp"])
+def test_grey_images_are_no_obstacle(name):
+    assert describe_model(timm.create_model(name, num_classes=2, in_chans=1)).spaces
+
+
 def test_running_statistics_move_but_say_nothing_about_units():
     found = describe(tiny_resnet())
 

@@ -7,7 +7,7 @@ import torch
 
 from popmi_core.errors import UpdateError
 from popmi_core.groups import channel_permutation, point_group
-from popmi_core.matching2.orders import best_field_order, best_grouped_order
+from popmi_core.matching.orders import best_field_order, best_grouped_order
 
 
 def gain(scores, perm):
