@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
 from popmi_core.config import FuseConfig
 from popmi_core.errors import ConfigError
 from popmi_core.fusion.average import weighted_mean
-from popmi_core.fusion.merge_many import improve
-from popmi_core.fusion.permutable import Permutable, Visit, forward_order, permutable, tell, traced, untraced
+from popmi_core.fusion.merge_many import match_layer
+from popmi_core.fusion.permutable import forward_order, permutable, tell, traced, untraced
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Update, in_order, shares
 from popmi_core.matching.symmetry import Symmetry
-
-# Each round of re-matching one layer lowers the distances to its mean; two or three are usual.
-_REMATCHES = 20
 
 
 def fuse(
@@ -56,25 +50,6 @@ def fuse(
         states = match_layer(reference, states, group, visit)
     moved = [replace(update, state=untraced(state)) for update, state in zip(ordered, states, strict=True)]
     return Fused(weighted_mean(moved, weights, reference=reference), weights, tell(list(weights), states, group))
-
-
-def match_layer(
-    reference: State, states: Sequence[dict[str, Tensor]], group: Permutable, visit: Visit
-) -> list[dict[str, Tensor]]:
-    """Return all states with one space matched: to the reference first, then each to the mean of the others."""
-    matched = [improve(reference, state, group, visit.space, visit.axes) or state for state in states]
-    names = sorted({axis.tensor for axis in visit.axes})
-    for _ in range(_REMATCHES if len(matched) > 1 else 0):
-        improved = False
-        for index, own in enumerate(matched):
-            others = [state for other, state in enumerate(matched) if other != index]
-            mean = {n: torch.stack([state[n].double() for state in others]).mean(0).to(own[n].dtype) for n in names}
-            found = improve(mean, own, group, visit.space, visit.axes)
-            if found is not None:
-                improved, matched[index] = True, found
-        if not improved:
-            break
-    return matched
 
 
 def schedule(symmetry: Symmetry, rounds: int, server_round: int) -> tuple[str, ...]:

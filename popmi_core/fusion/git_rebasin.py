@@ -25,7 +25,7 @@ def fuse(
     scorer: Scorer | None = None,
     starts: int = 4,
 ) -> Fused:
-    """Permute every model to the reference, then to the mean of the others (MergeMany), and average by num_examples.
+    """Permute every model into one basis (MergeMany) and average by num_examples.
 
     Two models need nothing more than the first step where the reference is one of them. Where no unit moves the result
     is the plain average, bit for bit.
@@ -36,7 +36,7 @@ def fuse(
         symmetry: The architecture's description; only its permutations are used.
         config: Not used: the method has no setting.
         scorer: Not used.
-        starts: Descents per model, of which the best is kept.
+        starts: Descents per model, of which the best is kept; more than two models start from one forward pass.
 
     Raises:
         ModelError: If the architecture is not described.

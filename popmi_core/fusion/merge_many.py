@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from popmi_core.fusion.permutable import ORDER, Permutable, crossed, forward_order, move
+from popmi_core.fusion.permutable import ORDER, Permutable, Visit, crossed, forward_order, move
 from popmi_core.fusion.transport import as_move, assign, solve
 from popmi_core.fusion.update import State
 from popmi_core.matching.symmetry import Axis
@@ -93,10 +93,16 @@ def merge_many(
 ) -> list[dict[str, Tensor]]:
     """Return all states in one basis (Algorithm 3): each in turn is matched to the mean of the others.
 
-    The paper starts with the models as they are, whose mean says little; here each is matched to ``target`` first, so
-    that the result is in its basis. Ends when no model moves; the distances to the mean strictly fall till then.
+    The paper starts with the models as they are, whose mean says little. Here they start in the basis of ``target``:
+    two are matched to it; more are matched layer by layer from the pixels on, each to the mean of the others.
+    Ends when no model moves; the distances to the mean strictly fall till then.
     """
-    aligned = [match_weights(target, state, group, generator, starts=starts) for state in states]
+    if len(states) < 3:
+        aligned = [match_weights(target, state, group, generator, starts=starts) for state in states]
+    else:
+        aligned = [dict(state) for state in states]
+        for visit in forward_order(group, target, arriving=True):
+            aligned = match_layer(target, aligned, group, visit)
     if len(aligned) < 2:
         return aligned
     names = sorted({axis.tensor for axis in group.units.axes if axis.counts})
@@ -113,6 +119,25 @@ def merge_many(
         if not improved:
             break
     return aligned
+
+
+def match_layer(
+    reference: State, states: Sequence[dict[str, Tensor]], group: Permutable, visit: Visit
+) -> list[dict[str, Tensor]]:
+    """Return all states with one space matched: to the reference first, then each to the mean of the others."""
+    matched = [improve(reference, state, group, visit.space, visit.axes) or state for state in states]
+    names = sorted({axis.tensor for axis in visit.axes})
+    for _ in range(_SWEEPS if len(matched) > 1 else 0):
+        improved = False
+        for index, own in enumerate(matched):
+            others = [state for other, state in enumerate(matched) if other != index]
+            mean = {n: torch.stack([state[n].double() for state in others]).mean(0).to(own[n].dtype) for n in names}
+            found = improve(mean, own, group, visit.space, visit.axes)
+            if found is not None:
+                improved, matched[index] = True, found
+        if not improved:
+            break
+    return matched
 
 
 def likeness(target: State, state: State, group: Permutable) -> float:

@@ -9,7 +9,8 @@ from torch import nn
 from popmi_core.config import FuseConfig
 from popmi_core.errors import ConfigError, ModelError
 from popmi_core.fusion import Update, average, fedma
-from popmi_core.fusion.fedma import match_layer, schedule
+from popmi_core.fusion.fedma import schedule
+from popmi_core.fusion.merge_many import match_layer
 from popmi_core.fusion.permutable import forward_order, permutable, traced
 from popmi_core.matching.check import describe_model
 from popmi_core.matching.elements import Element, Move, act
