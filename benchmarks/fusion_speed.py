@@ -1,0 +1,162 @@
+"""Seconds and peak memory of one round's fusion, beside the straight use of scipy and POT on the same models.
+
+    python benchmarks/fusion_speed.py --out docs/results/fusion_speed
+
+Every cell runs in a process of its own: the sites' models are made (the global model plus drift, or of their own random
+weights), then the rule is timed. Memory is the peak beyond what the models themselves take, in sizes of one model.
+``scipy`` and ``POT``: what one would write without this package, layer by layer, for hidden units only (assignment, or
+exact transport, of every MLP's rows) and, for scipy, one Procrustes rotation of the stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from popmi_core.config import FuseConfig
+from popmi_core.fusion import Update, fuse
+from popmi_core.matching import Matcher, describe_model
+
+# Drift of a round: this share of every tensor's own spread.
+DRIFT = 0.1
+MIB = 1024
+SMALL, BASE = "vit_small_patch16_224", "vit_base_patch16_224"
+RIVALS = ("git_rebasin", "ot_fusion", "fedma", "scipy", "POT")
+CASES = (
+    (SMALL, "drift", 10, ("average", "circuit", "opm", *RIVALS)),
+    (SMALL, "unrelated", 2, ("opm", *RIVALS)),
+    (BASE, "drift", 10, ("average", "circuit", "opm", "opm_soup", "scipy")),
+    (BASE, "unrelated", 1, ("match",)),
+)
+CELLS = [(model, kind, sites, rule) for model, kind, sites, rules in CASES for rule in rules]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="path without ending; .json and .md are written")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=600, help="seconds a cell may take")
+    parser.add_argument("--cell", help="measure this one here and print it: model,kind,sites,rule")
+    arguments = parser.parse_args()
+    if arguments.cell:
+        model, kind, sites, rule = arguments.cell.split(",")
+        print(json.dumps(measured(model, kind, int(sites), rule)))
+        return
+    rows = [row_of(cell, arguments) for cell in CELLS]
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    described = {"drift": DRIFT, "threads": torch.get_num_threads(), "repeats": arguments.repeats, "rows": rows}
+    arguments.out.with_suffix(".json").write_text(json.dumps(described, indent=1) + "\n")
+    arguments.out.with_suffix(".md").write_text(table(rows))
+
+
+def row_of(cell: tuple[str, str, int, str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the medians of one cell over several processes; what ran out of time says so."""
+    found: list[dict[str, Any]] = []
+    for _ in range(arguments.repeats):
+        command = [sys.executable, __file__, "--cell", ",".join(map(str, cell))]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit, check=True)
+        except subprocess.TimeoutExpired:
+            break
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    model, kind, sites, rule = cell
+    row = {"model": model, "kind": kind, "sites": sites, "rule": rule}
+    if not found:
+        row |= {"seconds": None, "models": None, "certified": None}
+    else:
+        row |= {name: statistics.median(item[name] for item in found) for name in ("seconds", "models")}
+        row["certified"] = found[0]["certified"]
+        row["all_seconds"] = [item["seconds"] for item in found]
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def measured(name: str, kind: str, sites: int, rule: str) -> dict[str, Any]:
+    """Return seconds, peak memory beyond the models and the share of spaces the certificate left alone."""
+    model = timm.create_model(name, num_classes=7)
+    reference = {key: tensor.detach() for key, tensor in model.state_dict().items()}
+    updates = [Update(f"site{i}", _site(name, reference, kind, i), 100 + i) for i in range(sites)]
+    symmetry = describe_model(model)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun = time.perf_counter()
+    left: list[bool] = []
+    if rule == "match":
+        matcher = Matcher(reference, symmetry)
+        left = [still for item in updates for still in matcher.match(item.state).identity.values()]
+    elif rule in ("scipy", "POT"):
+        for item in updates:
+            _straight(rule, reference, item.state)
+    else:
+        notes = fuse(rule, updates, reference=reference, symmetry=symmetry, config=FuseConfig()).notes
+        left = ["nothing moved" in note for key, note in notes.items() if key.startswith("match.")]
+    seconds = time.perf_counter() - begun
+    size = sum(tensor.numel() * tensor.element_size() for tensor in reference.values()) / MIB
+    beyond = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / size
+    return {
+        "seconds": round(seconds, 3),
+        "models": round(beyond, 2),
+        "certified": round(sum(left) / len(left), 3) if left else None,
+    }
+
+
+def _site(name: str, reference: dict[str, Tensor], kind: str, seed: int) -> dict[str, Tensor]:
+    if kind == "unrelated":
+        torch.manual_seed(seed + 1)
+        return dict(timm.create_model(name, num_classes=7).state_dict())
+    source = torch.Generator().manual_seed(seed)
+    return {
+        key: tensor + DRIFT * tensor.std(correction=0) * torch.randn(tensor.shape, generator=source)
+        for key, tensor in reference.items()
+    }
+
+
+def _straight(rule: str, reference: dict[str, Tensor], candidate: dict[str, Tensor]) -> None:
+    import numpy as np
+    import ot
+    from scipy.linalg import orthogonal_procrustes
+    from scipy.optimize import linear_sum_assignment
+
+    for key, own in reference.items():
+        if not key.endswith("mlp.fc1.weight"):
+            continue
+        first, second = own.double().numpy(), candidate[key].double().numpy()
+        cost = np.square(first).sum(1)[:, None] + np.square(second).sum(1)[None] - 2 * first @ second.T
+        if rule == "scipy":
+            linear_sum_assignment(cost)
+        else:
+            ot.emd(ot.unif(len(cost)), ot.unif(len(cost)), cost, numItermax=10_000_000)
+    if rule == "scipy":
+        rows = [key for key in reference if key.endswith(("qkv.weight", "fc1.weight"))]
+        own = torch.cat([reference[key] for key in rows]).double().numpy()
+        orthogonal_procrustes(torch.cat([candidate[key] for key in rows]).double().numpy(), own)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the markdown table."""
+    lines = [
+        "| model | sites | rule | seconds | peak memory (models) | left as they were |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        seconds = "over the limit" if row["seconds"] is None else f"{row['seconds']:.2f}"
+        models = "-" if row["models"] is None else f"{row['models']:.1f}"
+        kept = "-" if row["certified"] is None else f"{row['certified']:.0%}"
+        lines.append(
+            f"| {row['model']} | {row['sites']}, {row['kind']} | {row['rule']} | {seconds} | {models} | {kept} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
