@@ -38,9 +38,13 @@ class Freedom:
     """Knobs for every space of a symmetry around a start; spaces of groups and fields stay as the start has them."""
 
     def __init__(
-        self, symmetry: Symmetry, reference: State, candidate: State, *, start: Element, orders: Orders
+        self, symmetry: Symmetry, reference: State, candidate: State, *, start: Element, orders: Orders | None
     ) -> None:
         self.start = start
+        if orders is None:
+            # Next to rotations learned orders gain next to nothing at three times the cost; alone they are all there is.
+            turns = any(space.kind in ("orthogonal", "heads") for space in symmetry.spaces.values())
+            orders = "kept" if turns else "sinkhorn"
         moved = act(candidate, symmetry, start)
         self.knobs: dict[str, Knob] = {}
         for name, space in symmetry.spaces.items():

@@ -66,7 +66,7 @@ def learn_element(
     batch_size: int = 64,
     generator: torch.Generator,
     loss: Loss = "unsupervised",
-    orders: Orders = "kept",
+    orders: Orders | None = None,
     span: tuple[float, float] = _SPAN,
 ) -> Learned:
     """Return the move of the candidate under which the models between it and the reference lose least.
@@ -84,8 +84,8 @@ def learn_element(
         steps, learning_rate, batch_size: Of Adam, for skew matrices, logarithms of head maps and cosines of units.
         generator: Gives batches and places.
         loss: Against the classes, or ``unsupervised``: the ends' mean logits, for which few images are enough.
-        orders: Whether hidden units keep the start's order, or how it is learned (see ``OrderKnob``).
-        span: The least and the greatest share t of the candidate. Against the mean of N - 1 others: both 1 / N.
+        orders: Whether units keep the start's order, or how it is learned; None: kept where anything else can turn.
+        span: The least and the greatest share t of the candidate; against the mean of N - 1 others, from 1 / N.
 
     Raises:
         UpdateError: If there is no image, classes are missing or too few, or a loss is NaN or infinite.
@@ -95,9 +95,8 @@ def learn_element(
     wanted = line.ensemble(images, batch_size) if targets is None or loss == "unsupervised" else targets
     held, trained = _split(len(images), generator)
     freedom = Freedom(symmetry, *line.ends, start=start, orders=orders)
-    optimizer = torch.optim.Adam(freedom.parameters(), lr=learning_rate)
     drawn = ((images[i], wanted[i], _draw(span, generator)) for i in _batches(trained, batch_size, steps, generator))
-    losses = _train(line, freedom, optimizer, drawn, steps)
+    losses = _train(line, freedom, drawn, steps, learning_rate)
     found, middle = freedom.settled(), sum(span) / 2
     before, after = (line.mean_loss(one, middle, images[held], wanted[held], batch_size) for one in (start, found))
     better = after < _CLEARLY * before
@@ -107,11 +106,15 @@ def learn_element(
 def _train(
     line: _Line,
     freedom: Freedom,
-    optimizer: torch.optim.Optimizer,
     batches: Iterator[tuple[Tensor, Tensor, float]],
     steps: int,
+    learning_rate: float,
 ) -> tuple[float, ...]:
     """Follow the gradient through all batches (images, classes, place of the line); return their losses."""
+    if not freedom.parameters():
+        # Orders only, and they are kept: there is nothing to turn.
+        return ()
+    optimizer = torch.optim.Adam(freedom.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     losses: list[float] = []
     for images, wanted, share in batches:

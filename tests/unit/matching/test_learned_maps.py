@@ -243,6 +243,29 @@ def test_the_place_on_the_line_is_the_share_of_the_candidate(pair, generator):
     assert learned.after == learned.before
 
 
+@pytest.mark.parametrize(("kinds", "learned"), [(("permutation",), True), (("permutation", "heads"), False)])
+def test_orders_are_learned_where_nothing_else_turns(pair, kinds, learned):
+    _, symmetry, state, candidate, _, _ = pair
+    ends = [canonicalise(one, symmetry) for one in (state, candidate)]
+
+    freedom = Freedom(symmetry.only(*kinds), *ends, start=Element(), orders=None)
+
+    assert ("blocks.0.mlp" in freedom.knobs) is learned
+
+
+def test_where_only_orders_move_and_are_kept_there_is_nothing_to_learn(pair, generator):
+    model, symmetry, state, candidate, images, _ = pair
+    start = Element()
+
+    learned = learn_element(
+        model, state, candidate, symmetry.only("permutation"), images, None,
+        start=start, steps=3, generator=generator, orders="kept",
+    )  # fmt: skip
+
+    assert learned.element is start
+    assert learned.losses == ()
+
+
 def test_missing_classes_are_refused(pair, generator):
     model, symmetry, state, candidate, images, targets = pair
     options = {"start": Element(), "generator": generator, "loss": "supervised"}
