@@ -42,7 +42,7 @@ class Freedom:
     ) -> None:
         self.start = start
         if orders is None:
-            # Next to rotations learned orders gain next to nothing at three times the cost; alone they are all there is.
+            # Next to rotations learned orders gain next to nothing at three times the cost; alone they are all one has.
             turns = any(space.kind in ("orthogonal", "heads") for space in symmetry.spaces.values())
             orders = "kept" if turns else "sinkhorn"
         moved = act(candidate, symmetry, start)
