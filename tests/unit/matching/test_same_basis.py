@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from popmi_core.errors import UpdateError
-from popmi_core.matching import Matcher, describe_model, match
-from popmi_core.matching import blocks
+from popmi_core.matching import Matcher, blocks, describe_model, match
 from popmi_core.matching.descent import worth_turning
 
 
