@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from cases import Case, State
+from cases import MORE_UNLABELLED, Case, State
 from torch import Tensor
 
 from popmi_core.fusion.path import on_line, run
 from popmi_core.fusion.update import Update
-from popmi_core.matching import Matcher
-from popmi_core.matching.elements import Element, apply
+from popmi_core.matching import Matched, Matcher
+from popmi_core.matching.elements import apply
 from popmi_core.matching.learn import learn_element
 from popmi_core.matching.probes import probe_images
 from popmi_core.matching.starts import start_from
@@ -27,62 +27,64 @@ from popmi_core.models import normalise
 RESTARTS = 3
 # Labelled images a site learns its map on, at most, and the steps of both ways of learning.
 LABELLED = 8192
-STEPS, STEPS_WITHOUT_LABELS = 300, 100
+STEPS, STEPS_WITHOUT_LABELS = 300, 200
 
-Align = Callable[[Case, State, int], State]
+# The reference, which parent is put into its basis, and the share that parent will have in the average of the two.
+Align = Callable[[Case, State, int, float], State]
 
 
-def by_weights(case: Case, reference: State, member: int) -> State:
+def by_weights(case: Case, reference: State, member: int, share: float) -> State:
     """Match by weights alone."""
+    del share
     return _matcher(case, reference).match(case.states[member]).state
 
 
-def by_probes(case: Case, reference: State, member: int) -> State:
+def by_probes(case: Case, reference: State, member: int, share: float) -> State:
     """Match by weights, also starting where smooth noise says; the noise judges, so that no data are needed."""
     pixels = probe_images((3, 28, 28), 256, torch.Generator().manual_seed(member))
-    return _judged(case, reference, member, pixels)
+    return _judged(case, reference, member, share, pixels).state
 
 
-def by_statistics(case: Case, reference: State, member: int) -> State:
+def by_statistics(case: Case, reference: State, member: int, share: float) -> State:
     """Match by weights, also starting where activations on unlabelled images say; these images judge."""
-    return _judged(case, reference, member, case.pixels(member))
+    return _judged(case, reference, member, share, case.pixels(member)).state
+
+
+def learned(case: Case, reference: State, member: int, share: float, *, labels: bool = True) -> State:
+    """Let the parent's site learn the map on its own training images, from where statistics lead.
+
+    Rotations and maps inside heads are learned around the orders that matching found; a net that has neither learns
+    its orders, in a third of the steps, as each takes an assignment in every layer.
+    """
+    assert case.symmetry is not None
+    images, turns = case.unlabelled(member, LABELLED if labels else MORE_UNLABELLED), _turns(case)
+    steps = STEPS if labels else STEPS_WITHOUT_LABELS
+    found = learn_element(
+        case.model,
+        reference,
+        case.states[member],
+        case.symmetry,
+        normalise(torch.from_numpy(images.images), case.model),
+        torch.from_numpy(images.targets) if labels else None,
+        start=_judged(case, reference, member, share, case.pixels(member)).element,
+        steps=steps if turns else steps // 3,
+        generator=torch.Generator().manual_seed(member),
+        loss="supervised" if labels else "unsupervised",
+        orders="kept" if turns else "straight-through",
+        span=(0.3, 0.7) if share == 0.5 else (0.8 * share, 0.5),
+    )
+    return apply(case.states[member], case.symmetry, found.element, like=reference)
+
+
+def learned_without_labels(case: Case, reference: State, member: int, share: float) -> State:
+    """Learn the map against what both models' ensemble says of unlabelled images."""
+    return learned(case, reference, member, share, labels=False)
 
 
 def learnable(case: Case) -> bool:
     """Return whether there is anything to learn: the library learns no order of groups (GroupNorm)."""
     spaces = case.symmetry.spaces.values() if case.symmetry is not None else ()
     return any(space.kind in ("orthogonal", "heads", "permutation") for space in spaces)
-
-
-def learned(case: Case, reference: State, member: int, *, labels: bool = True) -> State:
-    """Let the parent's site learn the map on its own training images.
-
-    Rotations and maps inside heads are learned around the orders that matching found; a net that has neither learns
-    its orders.
-    """
-    matcher, state = _matcher(case, reference), case.states[member]
-    matched = matcher.match(state)
-    images = case.unlabelled(member, LABELLED) if labels else case.unlabelled(member)
-    assert case.symmetry is not None
-    found = learn_element(
-        case.model,
-        reference,
-        state,
-        case.symmetry,
-        normalise(torch.from_numpy(images.images), case.model),
-        torch.from_numpy(images.targets) if labels else None,
-        start=matched.element,
-        steps=STEPS if labels else STEPS_WITHOUT_LABELS,
-        generator=torch.Generator().manual_seed(member),
-        loss="supervised" if labels else "unsupervised",
-        orders="kept" if _turns(case) else "straight-through",
-    )
-    return apply(state, case.symmetry, found.element, like=reference)
-
-
-def learned_without_labels(case: Case, reference: State, member: int) -> State:
-    """Learn the map against what both models' ensemble says of unlabelled images."""
-    return learned(case, reference, member, labels=False)
 
 
 ALIGNMENTS: dict[str, Align] = {
@@ -96,7 +98,7 @@ ALIGNMENTS: dict[str, Align] = {
 
 SETTINGS = {
     "learned": [LABELLED, STEPS],
-    "learned without labels": [STEPS_WITHOUT_LABELS],
+    "learned without labels": [MORE_UNLABELLED, STEPS_WITHOUT_LABELS],
 }
 """What kept results of an alignment depend on, besides the number of restarts."""
 
@@ -124,11 +126,11 @@ def in_one_basis(case: Case, align: Align) -> list[State]:
     """
     states: list[State] = [case.states[0]]
     for member in range(1, len(case.parents)):
-        states.append(align(case, mean(states), member))
+        states.append(align(case, mean(states), member, 1 / (member + 1)))
     if len(states) > 2 and align not in (learned, learned_without_labels):
         for member in range(len(states)):
             others = [state for other, state in enumerate(states) if other != member]
-            states[member] = align(case, mean(others), member)
+            states[member] = align(case, mean(others), member, 1 / len(states))
     return states
 
 
@@ -161,17 +163,18 @@ def _turns(case: Case) -> bool:
     return any(space.kind in ("orthogonal", "heads") for space in case.symmetry.spaces.values())
 
 
-def _judged(case: Case, reference: State, member: int, pixels: Tensor) -> State:
+def _judged(case: Case, reference: State, member: int, share: float, pixels: Tensor) -> Matched:
     assert case.symmetry is not None
     state = case.states[member]
-    start: Element = start_from(cross_statistics(case.model, reference, state, case.symmetry, pixels), case.symmetry)
+    start = start_from(cross_statistics(case.model, reference, state, case.symmetry, pixels), case.symmetry)
     with torch.inference_mode():
-        wanted = sum(torch.softmax(run(case.model, end, pixels), 1) for end in (reference, state)) / 2
+        ends = [torch.softmax(run(case.model, end, pixels), 1) for end in (reference, state)]
+    wanted = (1 - share) * ends[0] + share * ends[1]
 
     def judge(moved: State) -> float:
-        """Return the cross-entropy of the middle of the line to what the two ends say on average (nats)."""
+        """Return the cross-entropy of the fused model to what the two say on average (nats)."""
         with torch.inference_mode():
-            said = torch.log_softmax(run(case.model, on_line(reference, moved, 0.5), pixels), 1)
+            said = torch.log_softmax(run(case.model, on_line(reference, moved, share), pixels), 1)
         return -float((wanted * said).sum(1).mean())
 
-    return _matcher(case, reference).match(state, starts=[start], judge=judge).state
+    return _matcher(case, reference).match(state, starts=[start], judge=judge)

@@ -25,8 +25,9 @@ from popmi_core.metrics import classification_metrics
 from popmi_core.models import normalise
 
 State = Mapping[str, Tensor]
-# Unlabelled images of its own training split that a site lets a method look at.
-UNLABELLED = 256
+# Unlabelled images of its own training split that a site lets a method look at: for activation statistics, and for
+# RegMean's Gram matrices and maps learned without labels, which fit more numbers.
+UNLABELLED, MORE_UNLABELLED = 256, 1024
 # Images of one barrier: drawn once, the same for every method.
 ON_PATH = {"test": 512, "train": 256}
 # Three ways to pair four sites.
@@ -72,14 +73,14 @@ class Case:
         """Return training images of one parent's site, drawn by the parent's seed (do not look at the targets)."""
         return _draw(self.data[member].train, count, self.parents[member].recipe.seed)
 
-    def pixels(self, member: int) -> Tensor:
+    def pixels(self, member: int, count: int = UNLABELLED) -> Tensor:
         """Return these images, normalised for the model."""
-        return normalise(torch.from_numpy(self.unlabelled(member).images), self.model)
+        return normalise(torch.from_numpy(self.unlabelled(member, count).images), self.model)
 
     def grams(self, member: int, state: State) -> dict[str, Tensor]:
         """Return RegMean's Gram matrices of one parent, in whatever basis its state is."""
         self.model.load_state_dict(dict(state))
-        return input_grams(self.model, self.pixels(member))
+        return input_grams(self.model, self.pixels(member, MORE_UNLABELLED))
 
     def repaired(self, state: State) -> dict[str, Tensor]:
         """Return the state with BatchNorm statistics measured anew on the sites' unlabelled images."""
@@ -90,6 +91,11 @@ class Case:
     def scorer(self, name: str, state: State) -> dict[str, Score]:
         """Score a candidate on the validation images of every site that takes part."""
         return {site.site: Score(len(site.val), *evaluate(self.model, state, site.val)) for site in self._sites()}
+
+    @property
+    def splits_on_path(self) -> tuple[str, ...]:
+        """Return where barriers are measured; on test images alone where every point has to be re-estimated too."""
+        return ("test", "train") if self.dataset == "blood" and not self.has_batchnorm else ("test",)
 
     @cached_property
     def parents_probabilities(self) -> list[Answer]:
@@ -117,14 +123,6 @@ class Case:
         """Return accuracy, balanced accuracy, AUROC and loss (nats) on the test images."""
         found = classification_metrics(probabilities, self.test.targets)
         return {name: round(found[name], 6) for name in ("accuracy", "balanced_accuracy", "auroc", "nll", "ece")}
-
-    def shards(self) -> list[ImageSet]:
-        """Return what each parent's site trains on after fusion: its own images, or its part of a shared split."""
-        count = len(self.parents)
-        if len(self._sites()) == count:
-            return [site.train for site in self.data]
-        order = np.random.default_rng(3).permutation(len(self.data[0].train))
-        return [self.data[0].train.subset(part) for part in np.array_split(order, count)]
 
     def _sites(self) -> list[SiteData]:
         return list({site.site: site for site in self.data}.values())

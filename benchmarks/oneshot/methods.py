@@ -27,7 +27,7 @@ class Method:
     Attributes:
         name: What the tables call it.
         side: "opm", "rival" or "reference" (no one-shot fusion: shown, never compared).
-        looks: What it looks at: weights only, 256 unlabelled images a site, or labelled images too.
+        looks: What it looks at: weights only, unlabelled images of the sites, or labelled ones too.
         rule: The fusion rule's name.
         align: A key of ``ALIGNMENTS``, or empty.
         path: Whether the fused model is a linear average, so that the line it lies on has a barrier.
@@ -48,32 +48,33 @@ class Method:
 
     def described(self) -> dict[str, Any]:
         """Return what a kept result depends on, besides its parents."""
-        return {**asdict(self), "side": ""}
+        return {name: value for name, value in asdict(self).items() if name not in ("side", "epoch")}
 
 
 METHODS = (
     Method("average", "rival", "weights", "average", path=True, epoch=True),
     Method("uniform soup", "rival", "weights", "uniform_soup"),
     Method("circuit", "rival", "weights", "circuit"),
-    Method("Git Re-Basin", "rival", "weights", "git_rebasin", path=True, epoch=True),
-    Method("OT-Fusion", "rival", "weights", "ot_fusion", path=True, epoch=True),
+    Method("Git Re-Basin", "rival", "weights", "git_rebasin", path=True),
+    Method("OT-Fusion", "rival", "weights", "ot_fusion", path=True),
     Method("OT-Fusion, soft", "rival", "weights", "ot_fusion_soft"),
     Method("FedMA", "rival", "weights", "fedma", path=True, epoch=True),
     Method("OPM-Soup", "opm", "weights", "uniform_soup", "weights", path=True),
-    Method("OPM", "opm", "weights", "circuit", "weights", epoch=True),
+    Method("OPM", "opm", "weights", "circuit", "weights"),
     Method("OPM, probes", "opm", "weights", "circuit", "probes"),
-    Method("RegMean", "rival", "unlabelled", "regmean"),
+    Method("RegMean", "rival", "unlabelled", "regmean", version=2),
     Method("Git Re-Basin, activations", "rival", "unlabelled", "git_rebasin_activations", path=True,
            sees=True),
     Method("OT-Fusion, activations", "rival", "unlabelled", "ot_fusion", sees=True),
     Method("OT-Fusion, soft, activations", "rival", "unlabelled", "ot_fusion_soft", sees=True),
     Method("OPM-Soup, statistics", "opm", "unlabelled", "uniform_soup", "statistics", path=True),
     Method("OPM, statistics", "opm", "unlabelled", "circuit", "statistics"),
-    Method("OPM-RegMean", "opm", "unlabelled", "regmean", "statistics"),
+    Method("OPM-RegMean", "opm", "unlabelled", "regmean", "statistics", version=2),
     Method("OPM, maps learned without labels", "opm", "unlabelled", "uniform_soup", "learned without labels",
            path=True, epoch=True),
+    Method("OPM-RegMean, maps learned without labels", "opm", "unlabelled", "regmean", "learned without labels"),
     Method("greedy soup", "rival", "labelled", "greedy_soup"),
-    Method("OPM, learned maps", "opm", "labelled", "uniform_soup", "learned", path=True, epoch=True),
+    Method("OPM, learned maps", "opm", "labelled", "uniform_soup", "learned", path=True),
     Method("OPM greedy soup, learned maps", "opm", "labelled", "greedy_soup", "learned"),
     Method("best single", "reference", "labelled", "best_single", epoch=True),
     Method("ensemble", "reference", "weights", "ensemble"),

@@ -60,7 +60,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", default="blood,dermoscopy")
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
-    parser.add_argument("--methods", default="", help="compute only these; the others' kept results are still told")
+    parser.add_argument(
+        "--methods", default="", help="compute only these (split by ;); the others' kept results are still told"
+    )
     parser.add_argument("--every-pair", action="store_true", help="leave no pair out (see cases.all_cases)")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--cases", type=int, default=None, help="at most so many pairs and so many fours each")
@@ -72,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def results(case: Case, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return one row a method; what is not kept yet is computed now."""
-    wanted = set(filter(None, arguments.methods.split(",")))
+    wanted = set(filter(None, arguments.methods.split(";")))
     aligned, rows = Aligned(case), []
     for method in METHODS:
         path = arguments.runs / "results" / f"{key(case, method)}.json"
@@ -95,6 +97,8 @@ def key(case: Case, method: Method) -> str:
     """Return the name under which a result is kept: a hash of the parents' recipes, the method and the measurement."""
     aligning = [RESTARTS, *SETTINGS.get(method.align, [])] if method.align else []
     described = [[p.recipe.name for p in case.parents], method.described(), ON_PATH, UNLABELLED, POINTS, *aligning]
+    if method.epoch and len(case.parents) > 2:
+        described.append(EPOCH_RATE)
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -114,7 +118,7 @@ def measure(case: Case, method: Method, aligned: Aligned) -> dict[str, Any]:
     state = outcome.state
     row |= {**case.figures(case.probabilities(state)), "seconds": outcome.seconds, "chosen": outcome.chosen}
     if outcome.partner is not None:
-        for split in case.on_path if case.dataset == "blood" else ("test",):
+        for split in case.splits_on_path:
             row[f"barrier_{split}"] = round(barrier(case, outcome.partner, split), 5)
     if case.has_batchnorm:
         state = case.repaired(state)
@@ -144,14 +148,15 @@ def barrier(case: Case, partner: State, split: str, *, repair: bool = False) -> 
 
 
 def one_epoch(case: Case, state: State) -> State:
-    """Train a copy at every site for one epoch of its shard and average the copies plainly."""
+    """Train a copy at every parent's site for one epoch of its own images and average the copies plainly."""
     updates = []
-    for member, (parent, shard) in enumerate(zip(case.parents, case.shards(), strict=True)):
-        recipe = replace(parent.recipe, images=len(shard), learning_rate=EPOCH_RATE * parent.recipe.learning_rate)
+    for member, (parent, site) in enumerate(zip(case.parents, case.data, strict=True)):
+        rate = EPOCH_RATE * parent.recipe.learning_rate
+        recipe = replace(parent.recipe, images=len(site.train), learning_rate=rate, seed=1000 + member)
         case.model.load_state_dict(dict(state))
-        train(case.model, shard, replace(recipe, seed=1000 + member))
+        train(case.model, site.train, recipe)
         own = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
-        updates.append(Update(case.members[member], own, len(shard)))
+        updates.append(Update(case.members[member], own, len(site.train)))
     return fuse("average", updates, reference=state).state
 
 
