@@ -60,9 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", default="blood,dermoscopy")
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
-    parser.add_argument(
-        "--methods", default="", help="compute only these (split by ;); the others' kept results are still told"
-    )
+    parser.add_argument("--methods", default="", help="compute only these (split by ;), tell all kept results")
     parser.add_argument("--every-pair", action="store_true", help="leave no pair out (see cases.all_cases)")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--cases", type=int, default=None, help="at most so many pairs and so many fours each")

@@ -32,7 +32,86 @@ COLUMNS = {
 
 def report(rows: Sequence[Row]) -> str:
     """Return the whole page."""
-    parts = [_INTRODUCTION = """# One-shot fusion of independently trained models
+    parts = [_INTRODUCTION]
+    for dataset, architecture, count in dict.fromkeys((r["dataset"], r["architecture"], r["n"]) for r in rows):
+        mine = [r for r in rows if (r["dataset"], r["architecture"], r["n"]) == (dataset, architecture, count)]
+        cases = len({tuple(r["parents"]) for r in mine})
+        parts.append(f"## {dataset}, {architecture}, N = {count} ({cases} cases)\n")
+        parts.append(table(mine, dataset))
+        parts.append("\n".join(verdicts(mine, DECIDES[dataset])) + "\n")
+    return "\n".join(parts)
+
+
+def table(rows: Sequence[Row], dataset: str) -> str:
+    """Return one markdown table; columns nobody has a figure for are left out."""
+    shown = [name for name in COLUMNS if any(_value(row, name, dataset) is not None for row in rows)]
+    lines = ["| method | looks at | " + " | ".join(COLUMNS[name] for name in shown) + " |"]
+    lines.append("| --- | --- |" + " ---: |" * len(shown))
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        cells = [_cell([_value(row, name, dataset) for row in mine], name) for name in shown]
+        looks = "-" if mine[0]["side"] == "reference" else mine[0]["looks"]
+        lines.append(f"| {method} | {looks} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def verdicts(rows: Sequence[Row], measure: str) -> list[str]:
+    """Return, for what methods may look at, whether the best OPM variant is ahead of the best rival."""
+    lines = []
+    for level, looks in enumerate(LOOKS):
+        allowed = [row for row in rows if row["looks"] in LOOKS[: level + 1]]
+        ours, theirs = (_best(allowed, side, measure, level) for side in ("opm", "rival"))
+        if ours is None or theirs is None:
+            continue
+        wins, cases = _wins(rows, ours[0], theirs[0], measure, level)
+        word = "ahead" if ours[1] > theirs[1] else "level" if ours[1] == theirs[1] else "**behind**"
+        lines.append(
+            f"- {SAID[looks]}: {ours[0]} {ours[1]:.3f}, best rival {theirs[0]} {theirs[1]:.3f} (median {measure}): "
+            f"OPM {word}; better in {wins} of {cases} cases."
+        )
+    return lines
+
+
+def _best(rows: Sequence[Row], side: str, measure: str, level: int) -> tuple[str, float] | None:
+    medians = {
+        method: statistics.median(_judged(row, measure, level) for row in rows if row["method"] == method)
+        for method in dict.fromkeys(row["method"] for row in rows if row["side"] == side)
+    }
+    return max(medians.items(), key=lambda item: item[1]) if medians else None
+
+
+def _wins(rows: Sequence[Row], ours: str, theirs: str, measure: str, level: int) -> tuple[int, int]:
+    first, second = (
+        {tuple(row["parents"]): _judged(row, measure, level) for row in rows if row["method"] == name}
+        for name in (ours, theirs)
+    )
+    common = set(first) & set(second)
+    return sum(first[case] > second[case] for case in common), len(common)
+
+
+def _judged(row: Row, measure: str, level: int) -> float:
+    # Where images may be looked at, every method's BatchNorm statistics are measured anew.
+    return float((row.get("repaired", row) if level else row)[measure])
+
+
+def _value(row: Row, name: str, dataset: str) -> float | None:
+    if name == "of_best":
+        return float(row.get("repaired", row)[DECIDES[dataset]] / row["best_parent"])
+    found = row.get(name)
+    found = found[DECIDES[dataset]] if isinstance(found, dict) else found
+    return None if found is None else float(found)
+
+
+def _cell(values: list[float | None], name: str) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    digits = 2 if name == "seconds" else 3
+    low, middle, high = min(known), statistics.median(known), max(known)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+_INTRODUCTION = """# One-shot fusion of independently trained models
 
 Printed by `python benchmarks/oneshot/study.py --out docs/results/oneshot`; every result is in `oneshot.json`.
 
@@ -48,10 +127,10 @@ ensemble); *labelled* (up to 8,192 training images of the site for learned maps,
 *OPM* averages heads as products, *OPM-Soup* and learned maps average weights. *probes* are smooth noise, no data.
 FedMA is its one-shot part, at fixed width.
 
-**Figures** are of the test images of the sites that take part: median (lowest to highest) over the cases. The barrier is
-the highest rise of the loss above the chord of the two parents' losses at 25 points of the line on which the fused
-model lies (512 test, 256 training images; nats); there is one where the rule is a linear average and the table has the
-column. *After one epoch*: each site trains the fused model for one epoch on its own images (a third of the parents'
+**Figures** are of the test images of the sites that take part: median (lowest to highest) over the cases. The barrier
+is the highest rise of the loss above the chord of the two parents' losses at 25 points of the line on which the fused
+model lies (512 test, 256 training images; nats); there is one where the rule is a linear average and the table has
+the column. *After one epoch*: each site trains the fused model for one epoch on its own images (a third of the parents'
 rate), then plain average; for *best single*, the best parent in place of the fused model. *Of best parent*: of the
 deciding measure, accuracy for blood and AUROC for dermoscopy, where classes are skewed; a soup that keeps one parent is
 as good as that parent and no fusion. BatchNorm is re-estimated on 256 images a site. Seconds are of one busy core.
