@@ -60,12 +60,12 @@ def align(
     # With layers that do not travel there may be nothing to match; the matcher says so.
     if not config.uses_images or not symmetry.names() <= set(start):
         return _told(matcher.match(state, site=site))
-    images, targets = some_images(data, model, instruction, site)
+    images, _ = some_images(data, model, instruction, site)
+    seen = start_from(cross_statistics(model, start, state, symmetry, images), symmetry)
+    matched = matcher.match(state, site=site, starts=[seen], judge=midpoint_judge(model, start, state, images))
     if config.method == "activations":
-        seen = start_from(cross_statistics(model, start, state, symmetry, images), symmetry)
-        judge = midpoint_judge(model, start, state, images)
-        return _told(matcher.match(state, site=site, starts=[seen], judge=judge))
-    return _learned(model, state, start, symmetry, images, targets, matcher, instruction, site)
+        return _told(matched)
+    return _learned(model, state, start, symmetry, images, matched, instruction, site)
 
 
 def midpoint_judge(
@@ -92,14 +92,16 @@ def _learned(
     start: State,
     symmetry: Symmetry,
     images: Tensor,
-    targets: Tensor,
-    matcher: Matcher,
+    matched: Matched,
     instruction: Instruction,
     site: str,
 ) -> Aligned:
-    """Learn the move on the site's own images, from where the weights' match ends."""
+    """Learn the move on the site's own images, from where the match ends.
+
+    Towards what both ends say of the images rather than their classes: a few hundred images are then enough, where
+    classes are learned by heart.
+    """
     assert instruction.match is not None
-    matched = matcher.match(state, site=site)
     seed = derive_seed("learn", instruction.seed, site, instruction.server_round)
     found = learn_element(
         model,
@@ -107,12 +109,12 @@ def _learned(
         state,
         symmetry,
         images,
-        targets,
+        None,
         start=matched.element,
         steps=instruction.match.learn_steps,
         learning_rate=instruction.match.learn_rate,
         generator=Generator().manual_seed(seed),
-        loss="supervised",
+        loss="unsupervised",
     )
     identity = {name: name not in found.element.moves for name in symmetry.spaces}
     moved = dict(state) if all(identity.values()) else apply(state, symmetry, found.element, like=start)

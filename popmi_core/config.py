@@ -89,7 +89,7 @@ class MatchConfig(_Frozen):
     where: Literal["server", "site"] = "server"
     sweeps: int = Field(default=10, ge=1)
     starts: int = Field(default=1, ge=1, le=32)
-    learn_steps: int = Field(default=200, ge=1)
+    learn_steps: int = Field(default=300, ge=1)
     learn_rate: Positive = 0.003
     num_images: int = Field(default=512, ge=5)
 
@@ -231,7 +231,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "opm-greedy-soup": {"match": {"method": "opm"}, "fuse": {"rule": "greedy_soup"}},
     # Matched at the site: the Gram matrices are then measured in the common basis.
     "opm-regmean": {"match": _AT_SITE, "fuse": {"rule": "regmean"}},
-    "opm-learned": {"match": {"method": "learned", "where": "site"}, "fuse": {"rule": "circuit"}},
+    # A learned map is fitted to the straight line between two models, so its end is the plain average.
+    "opm-learned": {"match": {"method": "learned", "where": "site"}, "fuse": {"rule": "average"}},
     "opm-gated": {"fuse": {"rule": "opm", "gate": ["circuit", "opm_soup", "opm_regmean"]}},
     "fedavg": {},
     "fedprox": {"local": {"objective": "proximal"}},
