@@ -15,8 +15,8 @@ from torch import Tensor
 
 from popmi_core.fusion.path import on_line, run
 from popmi_core.fusion.update import Update
-from popmi_core.matching import Matched, Matcher
-from popmi_core.matching.elements import apply
+from popmi_core.matching import Matcher
+from popmi_core.matching.elements import Element, apply
 from popmi_core.matching.learn import learn_element
 from popmi_core.matching.probes import probe_images
 from popmi_core.matching.starts import start_from
@@ -42,12 +42,12 @@ def by_weights(case: Case, reference: State, member: int, share: float) -> State
 def by_probes(case: Case, reference: State, member: int, share: float) -> State:
     """Match by weights, also starting where smooth noise says; the noise judges, so that no data are needed."""
     pixels = probe_images((3, 28, 28), 256, torch.Generator().manual_seed(member))
-    return _judged(case, reference, member, share, pixels).state
+    return _judged(case, reference, member, share, pixels)[0]
 
 
 def by_statistics(case: Case, reference: State, member: int, share: float) -> State:
     """Match by weights, also starting where activations on unlabelled images say; these images judge."""
-    return _judged(case, reference, member, share, case.pixels(member)).state
+    return _judged(case, reference, member, share, case.pixels(member))[0]
 
 
 def learned(case: Case, reference: State, member: int, share: float, *, labels: bool = True) -> State:
@@ -66,7 +66,7 @@ def learned(case: Case, reference: State, member: int, share: float, *, labels: 
         case.symmetry,
         normalise(torch.from_numpy(images.images), case.model),
         torch.from_numpy(images.targets) if labels else None,
-        start=_judged(case, reference, member, share, case.pixels(member)).element,
+        start=_judged(case, reference, member, share, case.pixels(member))[1],
         steps=steps if turns else steps // 3,
         generator=torch.Generator().manual_seed(member),
         loss="supervised" if labels else "unsupervised",
@@ -163,7 +163,11 @@ def _turns(case: Case) -> bool:
     return any(space.kind in ("orthogonal", "heads") for space in case.symmetry.spaces.values())
 
 
-def _judged(case: Case, reference: State, member: int, share: float, pixels: Tensor) -> Matched:
+def _judged(case: Case, reference: State, member: int, share: float, pixels: Tensor) -> tuple[State, Element]:
+    """Return the moved parent, and its move, that the fused model's agreement with both models calls best.
+
+    The candidates: what the descent makes of every start, and the activations' own move as it is.
+    """
     assert case.symmetry is not None
     state = case.states[member]
     start = start_from(cross_statistics(case.model, reference, state, case.symmetry, pixels), case.symmetry)
@@ -177,4 +181,6 @@ def _judged(case: Case, reference: State, member: int, share: float, pixels: Ten
             said = torch.log_softmax(run(case.model, on_line(reference, moved, share), pixels), 1)
         return -float((wanted * said).sum(1).mean())
 
-    return _matcher(case, reference).match(state, starts=[start], judge=judge)
+    matched = _matcher(case, reference).match(state, starts=[start], judge=judge)
+    seen = apply(state, case.symmetry, start, like=reference)
+    return (seen, start) if judge(seen) < judge(matched.state) else (matched.state, matched.element)
