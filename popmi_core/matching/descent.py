@@ -5,7 +5,7 @@ All states are in balanced bases. Every block is solved exactly with the others 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -60,17 +60,19 @@ def descend(
     start: Element | None = None,
     sweeps: int,
     generator: torch.Generator | None = None,
+    held: Collection[str] = (),
 ) -> Position:
     """Return the best position reachable from ``start`` (None: the identity, kept unless leaving it clearly pays).
 
-    Spaces are solved in the description's order, streams last; with a generator in random order.
+    Spaces are solved in the description's order, streams last; with a generator in random order. Those that are
+    ``held`` stay where the start puts them.
     """
     moves = dict(start.moves) if start else {}
     here = act(candidate, target.symmetry, start) if start else dict(candidate)
     distances: list[float] = []
     for sweep in range(max(1, sweeps)):
         before = dict(moves)
-        for name in _sequence(target, generator):
+        for name in [name for name in _sequence(target, generator) if name not in held]:
             move = _worthwhile(target, name, here, moved=bool(start) or name in moves)
             if move is not None:
                 here = act(here, target.symmetry, Element({name: move}))

@@ -47,7 +47,8 @@ class Matcher:
 
     Args:
         reference: The model whose basis counts, the global one.
-        symmetry: What ``describe_model`` said; None leaves every candidate as it is and says so in the note.
+        symmetry: What ``describe_model`` said; None leaves every candidate as it is and says so in the note. Where
+            the reference is only a part of the model, what lies in that part whole is matched (``Symmetry.within``).
         sweeps: At most so many rounds over all spaces.
         restarts: Further descents in random order of the spaces, for nets without a rotated stream.
         generator: Gives those orders; None is seeded by 0.
@@ -62,16 +63,17 @@ class Matcher:
         restarts: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.reference, self.symmetry = reference, symmetry
+        self.reference = reference
+        self.symmetry = None if symmetry is None else symmetry.within(set(reference))
         self.sweeps, self.restarts = sweeps, restarts
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._prepared: tuple[Element, Target] | None = None
         self.dtype = torch.float64 if sum(t.numel() for t in reference.values()) <= _LARGE else torch.float32
-        if symmetry is not None and symmetry.names() <= set(reference):
+        if self.symmetry is not None and (self.symmetry.spaces or symmetry == self.symmetry):
             _check_finite(reference, "the reference")
-            canonical = canonicalise(reference, symmetry, self.dtype)
-            own = gauge_of(canonical, symmetry)
-            self._prepared = own, Target(act(canonical, symmetry, own), symmetry)
+            canonical = canonicalise(reference, self.symmetry, self.dtype)
+            own = gauge_of(canonical, self.symmetry)
+            self._prepared = own, Target(act(canonical, self.symmetry, own), self.symmetry)
 
     def match(
         self,
@@ -103,13 +105,17 @@ class Matcher:
         canonical = canonicalise(candidate, self.symmetry, self.dtype)
         bases = Bases(own, gauge_of(canonical, self.symmetry))
         balanced = act(canonical, self.symmetry, bases.candidate)
-        found = self._positions(target, balanced, [_outer(start) for start in starts])
+        found = self._positions(target, balanced, [_outer(start) for start in starts], judged=judge is not None)
         ends = [(position, *settle(position, target, bases, canonical)) for position in found]
         position, element, gains = _best(ends, None if judge is None else lambda e: judge(self._moved(candidate, e)))
         return self._matched(candidate, position, element, gains)
 
-    def _positions(self, target: Target, candidate: State, starts: list[Element]) -> list[Position]:
-        """Return where every start ends; one position only where the basis is the same already."""
+    def _positions(self, target: Target, candidate: State, starts: list[Element], *, judged: bool) -> list[Position]:
+        """Return where every start ends; one position only where the basis is the same already.
+
+        Under a judge every start competes as it is, too: the descent by weights can undo a match that activations
+        call for, and come closer in weights only.
+        """
         first = descend(target, candidate, sweeps=self.sweeps)
         if first.same_basis:
             return [first]
@@ -118,7 +124,12 @@ class Matcher:
             found.append(descend(target, candidate, start=embedding_start(target, candidate), sweeps=self.sweeps))
         else:
             found.append(descend(target, candidate, start=forward_start(target, candidate), sweeps=self.sweeps))
-        found += [descend(target, candidate, start=start, sweeps=self.sweeps) for start in starts]
+        for start in starts:
+            found.append(descend(target, candidate, start=start, sweeps=self.sweeps))
+            if judged:
+                # Only the maps inside heads, which a start leaves open, are still to be found.
+                held = [name for name in start.moves if target.symmetry.spaces[name].kind != "heads"]
+                found.append(descend(target, candidate, start=start, sweeps=self.sweeps, held=held))
         for _ in range(self.restarts):
             found.append(descend(target, candidate, sweeps=self.sweeps, generator=self.generator))
         return found
