@@ -69,7 +69,7 @@ class Matcher:
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._prepared: tuple[Element, Target] | None = None
         self.dtype = torch.float64 if sum(t.numel() for t in reference.values()) <= _LARGE else torch.float32
-        if self.symmetry is not None and (self.symmetry.spaces or symmetry == self.symmetry):
+        if self.symmetry is not None and (self.symmetry.spaces or self.symmetry is symmetry):
             _check_finite(reference, "the reference")
             canonical = canonicalise(reference, self.symmetry, self.dtype)
             own = gauge_of(canonical, self.symmetry)
@@ -105,7 +105,9 @@ class Matcher:
         canonical = canonicalise(candidate, self.symmetry, self.dtype)
         bases = Bases(own, gauge_of(canonical, self.symmetry))
         balanced = act(canonical, self.symmetry, bases.candidate)
-        found = self._positions(target, balanced, [_outer(start) for start in starts], judged=judge is not None)
+        found = self._positions(
+            target, balanced, [_outer(start, self.symmetry) for start in starts], judged=judge is not None
+        )
         ends = [(position, *settle(position, target, bases, canonical)) for position in found]
         position, element, gains = _best(ends, None if judge is None else lambda e: judge(self._moved(candidate, e)))
         return self._matched(candidate, position, element, gains)
@@ -155,9 +157,10 @@ def match(candidate: State, reference: State, symmetry: Symmetry | None, *, swee
     return Matcher(reference, symmetry, sweeps=sweeps).match(candidate)
 
 
-def _outer(start: Element) -> Element:
-    """Return a start without maps inside heads and scales: the descent finds those from the rest."""
-    return Element({name: replace(move, maps={}, scale=None) for name, move in start.moves.items()})
+def _outer(start: Element, symmetry: Symmetry) -> Element:
+    """Return what a start moves of these spaces, without maps inside heads and scales: the descent finds those."""
+    moves = {name: move for name, move in start.moves.items() if name in symmetry.spaces}
+    return Element({name: replace(move, maps={}, scale=None) for name, move in moves.items()})
 
 
 def _best(

@@ -7,7 +7,7 @@ here knows an architecture: ``families/`` writes the descriptions, ``Builder`` h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -123,6 +123,19 @@ class Symmetry:
             taps=tuple(tap for tap in self.taps if tap.space not in dropped),
             notes=(*self.notes, *(f"{name} fixed: {reason}" for name in sorted(dropped) if reason)),
         )
+
+    def within(self, names: Collection[str]) -> Symmetry:
+        """Return the subgroup that moves nothing but these tensors: what can be matched when only they travel.
+
+        A space stays if one of its tensors does. So does every rotated stream, because norms must be folded for it, and
+        a norm that stays at the site cannot be. With a frozen base what is left are the adapters' own spaces.
+        """
+        if self.names() <= set(names):
+            return self
+        held = {axis.space for axis in self.axes if axis.tensor not in names}
+        held |= {name for name, space in self.spaces.items() if space.kind == "orthogonal"}
+        # No space that is left needs a step: its moves keep the function as the tensors lie.
+        return replace(self.without(held & set(self.spaces), "not all of its tensors travel"), steps=())
 
     def permutations_only(self) -> Symmetry:
         """Return the subgroup of pure permutations: no rotation of a stream, no basis change inside heads."""

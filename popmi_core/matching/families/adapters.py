@@ -19,7 +19,6 @@ from popmi_core.adapters import Prea, trunk
 from popmi_core.adapters.lora import scalings
 from popmi_core.matching.builder import Builder
 from popmi_core.matching.steps import NormFold, ScaleFold, State, Step, ValueBias, divided, gauge
-from popmi_core.matching.symmetry import Symmetry
 
 _A, _B = "lora_A", "lora_B"
 
@@ -37,17 +36,6 @@ def describe(model: nn.Module, build: Builder) -> None:
         _prea(model, build)
     for layer, scaling in scalings(model).items():
         _low_rank(layer, scaling, build)
-
-
-def exchanged_only(symmetry: Symmetry, names: set[str]) -> Symmetry:
-    """Return the subgroup that moves nothing but these tensors: what can be matched when only they travel.
-
-    With a frozen base all sites share one basis of streams and heads; what is left are the adapters' own spaces.
-    """
-    pinned = {axis.space for axis in symmetry.axes if axis.tensor not in names}
-    kept = symmetry.without(pinned & set(symmetry.spaces), "the base does not travel")
-    steps = tuple(step for step in symmetry.steps if set(step.names()) <= names)
-    return replace(kept, steps=steps)
 
 
 def _prea(model: Prea, build: Builder) -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from popmi_core.errors import UpdateError
-from popmi_core.matching import Matcher, blocks, describe_model, match
+from popmi_core.matching import Matcher, blocks, describe_model, match, random_element
 from popmi_core.matching.descent import worth_turning
+from popmi_core.matching.elements import apply
 
 
 def clone(model):
@@ -111,6 +112,26 @@ def test_a_frozen_backbone_has_nothing_to_match(small_vit):
 
     assert "frozen and not exchanged" in found.note
     assert set(found.state) == set(head)
+
+
+def test_of_a_model_that_travels_in_part_the_spaces_that_travel_whole_are_matched(small_vit, outputs):
+    """Norms stay at the site: the stream cannot turn, but hidden units and heads are put back."""
+    model = small_vit()
+    symmetry, whole = describe_model(model), clone(model)
+    reference = {name: tensor for name, tensor in whole.items() if "norm" not in name}
+    planted = random_element(symmetry.only("permutation", "heads"), torch.Generator().manual_seed(0))
+    moved = apply(whole, symmetry, planted)
+    # As if the caller had seen more than what travels: a start for the stream is left out.
+    start = random_element(symmetry, torch.Generator().manual_seed(1))
+
+    matcher = Matcher(reference, symmetry)
+    found = matcher.match({name: moved[name] for name in reference}, starts=[start])
+
+    assert "stream fixed: not all of its tensors travel" in found.note
+    assert set(found.identity) == set(symmetry.spaces) - {"stream"}
+    # Rounding of float64.
+    assert min(found.gains.values()) > 1 - 1e-12
+    torch.testing.assert_close(outputs(model, whole | found.state), outputs(model, whole), rtol=1e-10, atol=1e-11)
 
 
 def test_chance_alone_never_turns_a_basis():

@@ -14,7 +14,7 @@ from popmi_core.groups import point_group
 from popmi_core.matching.check import describe_model
 from popmi_core.matching.elements import apply, random_element
 from popmi_core.matching.families import describe
-from popmi_core.matching.families.adapters import FeatureFold, exchanged_only
+from popmi_core.matching.families.adapters import FeatureFold
 from popmi_core.models import exchanged_state
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 4, "num_classes": 5}
@@ -211,18 +211,18 @@ def test_with_a_frozen_base_only_the_factors_spaces_are_matched(respelled):
     found = describe(model)
     names = set(exchanged_state(model))
 
-    kept = exchanged_only(found, names)
+    kept = found.within(names)
 
     assert set(kept.spaces) == {name for name in found.spaces if name.endswith(".lora")} != set()
     assert kept.names() <= names
-    assert any("the base does not travel" in note for note in kept.notes)
+    assert any("not all of its tensors travel" in note for note in kept.notes)
     assert respelled(model, kept) < ROUNDING
 
 
 def test_with_a_frozen_backbone_only_preas_units_are_matched():
     model = MODELS["prea_vit_adapter_only"]()
 
-    kept = exchanged_only(describe(model), set(exchanged_state(model)))
+    kept = describe(model).within(set(exchanged_state(model)))
 
     assert set(kept.spaces) == {"prea.hidden"}
 
@@ -230,4 +230,4 @@ def test_with_a_frozen_backbone_only_preas_units_are_matched():
 def test_a_whole_model_that_travels_keeps_its_whole_group():
     found = describe(vit())
 
-    assert exchanged_only(found, set(vit().state_dict())) == found
+    assert found.within(set(vit().state_dict())) == found
