@@ -233,7 +233,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "opm-regmean": {"match": _AT_SITE, "fuse": {"rule": "regmean"}},
     # A learned map is fitted to the straight line between two models, so its end is the plain average.
     "opm-learned": {"match": {"method": "learned", "where": "site"}, "fuse": {"rule": "average"}},
-    "opm-gated": {"fuse": {"rule": "opm", "gate": ["circuit", "opm_soup", "opm_regmean"]}},
+    "opm-gated": {"fuse": {"rule": "opm", "gate": ["circuit", "opm_soup", "regmean"]}},
     "fedavg": {},
     "fedprox": {"local": {"objective": "proximal"}},
     "fedadam": {"server_optimizer": {"name": "adam", "learning_rate": 0.01}},
