@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from parents import SEEDS, Parent, build_parent, get_parent, recipes
+from parents import Parent, Recipe, build_parent, get_parent
 from torch import Tensor, nn
 
 from popmi_core.data import ImageSet, SiteData
@@ -129,15 +129,21 @@ class Case:
 
 
 def all_cases(
-    dataset: str, architecture: str, sites: Mapping[str, SiteData], runs: Path, *, every_pair: bool, seeds: int = SEEDS
+    dataset: str,
+    architecture: str,
+    sites: Mapping[str, SiteData],
+    runs: Path,
+    *,
+    every_pair: bool,
+    wanted: list[Recipe],
 ) -> Iterator[Case]:
-    """Yield pairs, then fours, of parents from different starts.
+    """Yield pairs, then fours, of the ``wanted`` parents, which have different starts.
 
     One site: the pairs of its first four seeds and all fours. Several sites: one parent a site and all of one seed;
     pairs are chosen so that every site is in one pair of every seed and every two sites meet. ``every_pair`` leaves
     none out.
     """
-    found = [get_parent(recipe, sites[recipe.site], runs) for recipe in recipes(dataset, architecture, seeds)]
+    found = [get_parent(recipe, sites[recipe.site], runs) for recipe in wanted]
     if len(sites) == 1:
         fours: list[tuple[Parent, ...]] = list(combinations(found, 4))
         pairs = list(combinations(found if every_pair else found[:4], 2))

@@ -74,6 +74,7 @@ METHODS = (
            path=True, epoch=True),
     Method("OPM-RegMean, maps learned without labels", "opm", "unlabelled", "regmean", "learned without labels"),
     Method("greedy soup", "rival", "labelled", "greedy_soup"),
+    Method("OPM greedy soup", "opm", "labelled", "greedy_soup", "statistics"),
     Method("OPM, learned maps", "opm", "labelled", "uniform_soup", "learned", path=True),
     Method("OPM greedy soup, learned maps", "opm", "labelled", "greedy_soup", "learned"),
     Method("best single", "reference", "labelled", "best_single", epoch=True),

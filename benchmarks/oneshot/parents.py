@@ -116,7 +116,7 @@ def recipes(dataset: str, architecture: str, seeds: int = SEEDS) -> list[Recipe]
 
 def get_parent(recipe: Recipe, data: SiteData, runs: Path) -> Parent:
     """Return the parent, trained now if it is not there yet."""
-    path = runs / "parents" / f"{recipe.name}.safetensors"
+    path = parent_path(recipe, runs)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
@@ -127,6 +127,11 @@ def get_parent(recipe: Recipe, data: SiteData, runs: Path) -> Parent:
         save_state(path, model.state_dict(), {**notes, "val_accuracy": f"{accuracy:.4f}"})
         print(json.dumps({"parent": recipe.name, "val_accuracy": round(accuracy, 4), **notes}), flush=True)
     return Parent(recipe, load_state(path)[0], len(data.train))
+
+
+def parent_path(recipe: Recipe, runs: Path) -> Path:
+    """Return where a parent is kept."""
+    return runs / "parents" / f"{recipe.name}.safetensors"
 
 
 def build_parent(recipe: Recipe, num_classes: int) -> nn.Module:

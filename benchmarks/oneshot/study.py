@@ -26,7 +26,7 @@ import torch
 from alignments import RESTARTS, SETTINGS, Aligned
 from cases import ON_PATH, UNLABELLED, Case, State, all_cases
 from methods import METHODS, Method, apply_method, available
-from parents import ARCHITECTURES, SEEDS, load_dataset, train
+from parents import ARCHITECTURES, SEEDS, load_dataset, parent_path, recipes, train
 from tables import DECIDES, report
 
 from popmi_core.fusion.dispatch import fuse
@@ -45,8 +45,12 @@ def main() -> None:
     for dataset in arguments.datasets.split(","):
         sites = load_dataset(dataset)
         for architecture in arguments.architectures.split(","):
-            every, seeds = arguments.every_pair, arguments.seeds
-            cases = list(all_cases(dataset, architecture, sites, arguments.runs, every_pair=every, seeds=seeds))
+            wanted = recipes(dataset, architecture, arguments.seeds)
+            if arguments.kept_only:
+                wanted = [recipe for recipe in wanted if parent_path(recipe, arguments.runs).exists()]
+                wanted = wanted[: len(wanted) // len(sites) * len(sites)]
+            every = arguments.every_pair
+            cases = list(all_cases(dataset, architecture, sites, arguments.runs, every_pair=every, wanted=wanted))
             for size in (2, 4):
                 for case in [case for case in cases if len(case.parents) == size][: arguments.cases]:
                     rows.extend(results(case, arguments))

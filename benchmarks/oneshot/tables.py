@@ -32,14 +32,46 @@ COLUMNS = {
 
 def report(rows: Sequence[Row]) -> str:
     """Return the whole page."""
-    parts = [_INTRODUCTION]
+    parts = [_INTRODUCTION, overview(rows)]
     for dataset, architecture, count in dict.fromkeys((r["dataset"], r["architecture"], r["n"]) for r in rows):
-        mine = [r for r in rows if (r["dataset"], r["architecture"], r["n"]) == (dataset, architecture, count)]
+        mine = complete(
+            [r for r in rows if (r["dataset"], r["architecture"], r["n"]) == (dataset, architecture, count)]
+        )
         cases = len({tuple(r["parents"]) for r in mine})
-        parts.append(f"## {dataset}, {architecture}, N = {count} ({cases} cases)\n")
+        parts.append(f"## {dataset}, {architecture}, N = {count} ({cases} case{'s' if cases > 1 else ''})\n")
         parts.append(table(mine, dataset))
         parts.append("\n".join(verdicts(mine, DECIDES[dataset])) + "\n")
     return "\n".join(parts)
+
+
+def overview(rows: Sequence[Row]) -> str:
+    """Return one line a study: OPM's barriers, and what four fused models reach of the best parent."""
+    lines = [f"| {' | '.join(_OVERVIEW)} |", "| --- | --- |" + " ---: |" * (len(_OVERVIEW) - 2)]
+    for dataset, architecture in dict.fromkeys((row["dataset"], row["architecture"]) for row in rows):
+        mine = [row for row in rows if (row["dataset"], row["architecture"]) == (dataset, architecture)]
+        groups = [complete([row for row in mine if row["n"] == count] or mine) for count in (2, 4)]
+        barrier = "barrier_repaired" if any("barrier_repaired" in row for row in mine) else "barrier_test"
+        cells = [_cell([row.get(barrier) for row in groups[0] if row["method"] == name], barrier) for name in _BARRIERS]
+        fours = [row for row in groups[1] if row["n"] == 4]
+        best = _best([row for row in fours if row["looks"] != "labelled"], "opm", DECIDES[dataset], 1)
+        shares = [_value(row, "of_best", dataset) for row in fours if best and row["method"] == best[0]]
+        epochs = [
+            row["after_epoch"][DECIDES[dataset]] / row["best_parent"]
+            for row in fours
+            if row["side"] == "opm" and "after_epoch" in row
+        ]
+        cells += [best[0] if best else "-", _cell(shares, "of_best"), _cell(epochs, "of_best")]
+        lines.append(f"| {dataset} | {architecture} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def complete(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the cases that most methods were tried on: medians over different cases do not compare."""
+    tried = {
+        case: [row for row in rows if tuple(row["parents"]) == case] for case in {tuple(r["parents"]) for r in rows}
+    }
+    most = max(len(found) for found in tried.values())
+    return [row for row in rows if len(tried[tuple(row["parents"])]) == most]
 
 
 def table(rows: Sequence[Row], dataset: str) -> str:
@@ -108,9 +140,20 @@ def _cell(values: list[float | None], name: str) -> str:
         return "-"
     digits = 2 if name == "seconds" else 3
     low, middle, high = min(known), statistics.median(known), max(known)
+    if len(known) == 1:
+        return f"{middle:.{digits}f}"
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+_BARRIERS = ("OPM-Soup", "OPM-Soup, statistics", "OPM, maps learned without labels", "OPM, learned maps")
+_OVERVIEW = (
+    "parents",
+    "architecture",
+    *(f"N=2 barrier (test): {name}" for name in _BARRIERS),
+    "N=4: best OPM without labels",
+    "of best parent, no training",
+    "maps learned without labels, then one epoch, of best parent",
+)
 _INTRODUCTION = """# One-shot fusion of independently trained models
 
 Printed by `python benchmarks/oneshot/study.py --out docs/results/oneshot`; every result is in `oneshot.json`.
