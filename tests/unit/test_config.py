@@ -118,7 +118,7 @@ def test_parts_that_do_not_fit_together_are_told_without_the_whole_table():
     [
         ({"strategy": "opm-learned"}, "match.method = 'learned'"),
         ({"match": {"method": "activations", "where": "site"}}, "match.method = 'activations'"),
-        ({"strategy": "opm-gated"}, "fuse.gate with regmean"),
+        ({"strategy": "opm-gated"}, "fuse.gate with opm_regmean or regmean"),
         ({"fuse": {"repair": True}}, "fuse.repair"),
     ],
 )
