@@ -42,6 +42,16 @@ class Target:
         self.names = sorted({axis.tensor for axis in symmetry.axes if axis.counts})
         self.energy = sum(float(reference[name].square().sum()) for name in self.names)
         self.blocks = {name: _block(reference, symmetry, name) for name in symmetry.spaces}
+        self._tensors = {name: [axis.tensor for axis in symmetry.of(name)] for name in symmetry.spaces}
+
+    def near(self, name: str) -> set[str]:
+        """Return the spaces whose best move may be another once this one has moved: those that share a tensor."""
+        mine = self._tensors[name]
+        near = {
+            other for other, tensors in self._tensors.items() if other != name and not set(mine).isdisjoint(tensors)
+        }
+        # A layer from a space into itself changes on both sides: one order does not settle it.
+        return near | {name} if len(set(mine)) < len(mine) else near
 
     @property
     def streams(self) -> list[str]:
@@ -70,11 +80,18 @@ def descend(
     moves = dict(start.moves) if start else {}
     here = act(candidate, target.symmetry, start) if start else dict(candidate)
     distances: list[float] = []
+    # Orders that are the best and stay so: nothing beside them has moved since they were assigned.
+    done: set[str] = set()
     for sweep in range(max(1, sweeps)):
         before = dict(moves)
-        for name in [name for name in _sequence(target, generator) if name not in held]:
+        for name in _sequence(target, generator):
+            if name in held or name in done:
+                continue
             move = _worthwhile(target, name, here, moved=bool(start) or name in moves)
+            if isinstance(target.blocks[name], OrderBlock):
+                done.add(name)
             if move is not None:
+                done -= target.near(name)
                 here = act(here, target.symmetry, Element({name: move}))
                 moves[name] = compose(moves[name], move) if name in moves else move
         distances.append(target.distance(here))

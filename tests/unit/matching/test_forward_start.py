@@ -10,6 +10,7 @@ from torch import nn
 import popmi_core.models  # noqa: F401  (registers the study models)
 from popmi_core.errors import UpdateError
 from popmi_core.matching import apply, describe_model, match, random_element
+from popmi_core.matching.blocks import OrderBlock
 from popmi_core.matching.check import perturbed
 from popmi_core.matching.descent import Target, descend
 from popmi_core.matching.elements import act, compose
@@ -101,3 +102,23 @@ def test_a_weight_that_is_not_finite_is_refused():
 
     with pytest.raises(UpdateError, match="NaN or infinite"):
         forward_start(Target(reference, symmetry), moved)
+
+
+def test_what_nothing_has_touched_is_not_assigned_again(monkeypatch):
+    """Skipping saves assignments and changes no bit of where the descent ends."""
+    model, generator = timm.create_model("popmi_resnet20_gn", num_classes=4), torch.Generator().manual_seed(0)
+    symmetry = describe_model(model, image_size=32).permutations_only()
+    first = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in model.state_dict().items()}
+    second = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in first.items()}
+    solved = []
+    solve = OrderBlock.solve
+    monkeypatch.setattr(OrderBlock, "solve", lambda block, state: solved.append(block.name) or solve(block, state))
+
+    quick = descend(Target(first, symmetry), second, sweeps=9)
+    few = len(solved)
+    monkeypatch.setattr(Target, "near", lambda target, name: set(target.blocks))
+    thorough = descend(Target(first, symmetry), second, sweeps=9)
+
+    assert quick.distances == thorough.distances
+    assert all(torch.equal(quick.state[name], tensor) for name, tensor in thorough.state.items())
+    assert few < len(solved) - few
