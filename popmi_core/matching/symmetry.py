@@ -135,7 +135,9 @@ class Symmetry:
         held = {axis.space for axis in self.axes if axis.tensor not in names}
         held |= {name for name, space in self.spaces.items() if space.kind == "orthogonal"}
         # No space that is left needs a step: its moves keep the function as the tensors lie.
-        return replace(self.without(held & set(self.spaces), "not all of its tensors travel"), steps=())
+        kept, held = self.without(held), held & set(self.spaces)
+        note = f"{len(held)} of {len(self.spaces)} spaces fixed: not all of their tensors travel"
+        return replace(kept, steps=(), notes=(*kept.notes, note))
 
     def permutations_only(self) -> Symmetry:
         """Return the subgroup of pure permutations: no rotation of a stream, no basis change inside heads."""

@@ -127,7 +127,7 @@ def test_of_a_model_that_travels_in_part_the_spaces_that_travel_whole_are_matche
     matcher = Matcher(reference, symmetry)
     found = matcher.match({name: moved[name] for name in reference}, starts=[start])
 
-    assert "stream fixed: not all of its tensors travel" in found.note
+    assert "1 of 5 spaces fixed: not all of their tensors travel" in found.note
     assert set(found.identity) == set(symmetry.spaces) - {"stream"}
     # Rounding of float64.
     assert min(found.gains.values()) > 1 - 1e-12
