@@ -61,13 +61,21 @@ def never_worse(
         try:
             fused = fuse(name, updates, reference=reference, symmetry=symmetry, config=config, scorer=asked, **given)
             board.add(name, fused.state)
-            own, least = board.losses(name, chosen)
+            better = _beats(board, name, chosen)
         except (UpdateError, ModelError) as error:
             notes[f"gate.{name}"] = f"left out: {error}"
             continue
-        if own < least:
+        if better:
             best, chosen = fused, name
     return _told(best, chosen, board, notes)
+
+
+def _beats(board: Scoreboard, name: str, chosen: str) -> bool:
+    """Whether a candidate is better than the chosen one and than the plain average.
+
+    Both, because sites may drop out: each pair is compared on the sites that scored these two.
+    """
+    return all(own < least for own, least in (board.losses(name, other) for other in (chosen, PLAIN)))
 
 
 def _told(best: Fused, chosen: str, board: Scoreboard, notes: Mapping[str, str]) -> Fused:

@@ -111,6 +111,22 @@ def test_a_candidate_scored_by_strangers_only_is_left_out():
     assert fused.notes["gate.median"].startswith("left out: rule gate: no site scored all of median, average")
 
 
+def test_where_sites_drop_out_the_choice_still_beats_the_plain_average():
+    """The trimmed mean beats the median at their one common site, but not the plain average at its own two."""
+    losses = {
+        "average": {"a": 3.0, "b": 1.0, "c": 1.0},
+        "median": {"a": 2.0},
+        "trimmed_mean": {"a": 1.0, "b": 9.0},
+    }
+
+    def scorer(name, state):
+        return {site: Score(1, loss) for site, loss in losses[name].items()}
+
+    fused = never_worse(["median", "trimmed_mean"], UPDATES, reference=REFERENCE, scorer=scorer)
+
+    assert fused.chosen == "median"
+
+
 def test_the_gate_needs_a_scorer():
     with pytest.raises(ConfigError, match="rule gate chooses by validation loss but got no scorer"):
         never_worse(["median"], UPDATES, reference=REFERENCE, scorer=None)
