@@ -39,7 +39,7 @@ def weighted_mean(ordered: Sequence[Update], weights: Mapping[str, float], *, re
     One update alone is returned as it is, bit for bit.
     """
     if len(ordered) == 1:
-        return {name: tensor.clone() for name, tensor in ordered[0].state.items()}
+        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in ordered[0].state.items()}
     state = {}
     for name, like in reference.items():
         total = torch.zeros(like.shape, dtype=torch.float64)

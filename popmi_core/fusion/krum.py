@@ -40,7 +40,7 @@ def fuse(
     scores = krum_scores(squared_distances(ordered), faulty=config.faulty)
     best = ordered[int(scores.argmin())]
     weights = {update.site: float(update.site == best.site) for update in ordered}
-    state = {name: tensor.clone() for name, tensor in best.state.items()}
+    state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in best.state.items()}
     return Fused(state, weights, {"all": f"the update of {best.site} as it is"})
 
 

@@ -87,7 +87,7 @@ class Search:
 class Basis:
     """The model whose basis counts, and the updates that are to be put into it, one at a time.
 
-    ``notes`` tells what moved, after ``aligned`` has been gone through.
+    ``notes`` tells, and ``moved`` lists by site, what moved on the way, after ``aligned`` has been gone through.
     """
 
     updates: list[Update]
@@ -95,6 +95,7 @@ class Basis:
     symmetry: Symmetry | None
     search: Search = field(default_factory=Search)
     notes: dict[str, str] = field(default_factory=dict)
+    moved: dict[str, set[str]] = field(default_factory=dict)
 
     @classmethod
     def choose(
@@ -135,9 +136,11 @@ class Basis:
 
     def put(self, update: Update, found: Matched) -> Update:
         """Return the update as it was matched, and note what moved."""
-        self.notes[f"match.{update.site}"] = _said(found)
-        still = all(found.identity.values())
-        return replace(update, state=found.state, grams=update.grams if still else {})
+        moved = {name for name, stays in found.identity.items() if not stays}
+        # A model that was moved before and stays where it is now has still been moved.
+        self.moved[update.site] = moved | self.moved.get(update.site, set())
+        self.notes[f"match.{update.site}"] = _said(found, len(self.moved[update.site]))
+        return replace(update, state=found.state, grams={} if moved else update.grams)
 
 
 def medoid(updates: Sequence[Update], symmetry: Symmetry, *, sweeps: int = 10) -> Update:
@@ -167,7 +170,7 @@ def _settle(basis: Basis, weights: dict[str, float]) -> None:
     models = list(basis.aligned())
     spread = _spread(models, weights)
     for cycle in range(_CYCLES):
-        tried = list(models)
+        tried, notes, moved = list(models), dict(basis.notes), dict(basis.moved)
         for index, update in enumerate(tried):
             others = [(weights[other.site], other.state) for other in tried if other is not update]
             mass = sum(weight for weight, _ in others) or 1.0
@@ -177,6 +180,7 @@ def _settle(basis: Basis, weights: dict[str, float]) -> None:
             tried[index] = basis.put(update, matcher.match(update.state, site=update.site))
         after = _spread(tried, weights)
         if after >= spread:
+            basis.notes, basis.moved = notes, moved
             break
         models, before, spread = tried, spread, after
         basis.notes["match"] = f"each in the basis of the mean of the others, {cycle + 1} cycles"
@@ -209,7 +213,6 @@ def _half_way(reference: State, site: str, scorer: Scorer) -> Callable[[State], 
     return judge
 
 
-def _said(found: Matched) -> str:
-    moved = [layer for layer, still in found.identity.items() if not still]
-    said = f"moved {len(moved)} of {len(found.identity)} bases" if moved else "nothing moved"
+def _said(found: Matched, moved: int) -> str:
+    said = f"moved {moved} of {len(found.identity)} bases" if moved else "nothing moved"
     return f"{said}; {found.note}" if found.note else said

@@ -108,5 +108,5 @@ def stack(updates: Sequence[Update], name: str) -> Tensor:
 
 
 def cast(value: Tensor, like: Tensor) -> Tensor:
-    """Return ``value`` in the number format of ``like``; counters are rounded, not cut."""
-    return value.to(like.dtype) if like.is_floating_point() else value.round().to(like.dtype)
+    """Return ``value`` in the number format of ``like``, laid out row by row; counters are rounded, not cut."""
+    return (value if like.is_floating_point() else value.round()).to(like.dtype).contiguous()

@@ -45,6 +45,8 @@ class Element:
 def apply(state: State, symmetry: Symmetry, element: Element, *, like: State | None = None) -> dict[str, Tensor]:
     """Return the moved model: another spelling of the same function, in the number formats it came in.
 
+    What no axis touches is the tensor that came in, not a copy.
+
     A rotation of a stream needs the folded spelling (see canonical.py); ``like`` says whose gamma, beta and
     LayerScale the result gets back then (by default: none, they stay folded).
     """
@@ -53,7 +55,8 @@ def apply(state: State, symmetry: Symmetry, element: Element, *, like: State | N
     wide = act(wide, symmetry, element)
     if turned and like is not None:
         wide = spell_like(wide, like, symmetry)
-    return {name: wide[name].to(tensor.dtype) for name, tensor in state.items()}
+    # Moves along later axes leave strides that files of weights refuse.
+    return {name: wide[name].to(tensor.dtype).contiguous() for name, tensor in state.items()}
 
 
 def act(state: State, symmetry: Symmetry, element: Element) -> dict[str, Tensor]:

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from popmi_core.errors import ConfigError, ModelError, UpdateError
 from popmi_core.fusion import Score, Update, fuse, needs
 from popmi_core.fusion.grams import input_grams
 from popmi_core.fusion.opm import Basis, Search, medoid
-from popmi_core.matching import describe_model, random_element
+from popmi_core.matching import describe_model, match, random_element
 from popmi_core.matching.elements import apply
 from popmi_core.matching.starts import start_from
 from popmi_core.matching.statistics import cross_statistics
@@ -134,6 +135,34 @@ def test_what_moved_is_noted(small_vit):
 
     # Heads, hidden units and the stream.
     assert notes["match.site_1"].startswith("moved 3 of 3 bases")
+
+
+def test_what_moved_on_the_way_to_the_mean_of_the_others_is_noted(small_vit):
+    """At the end all stay where they are, but they got there by a move."""
+    model = small_vit(depth=1, embed_dim=16)
+    symmetry, reference = describe_model(model), clone(model)
+    updates = scatter([drift(reference, 0.1, seed) for seed in range(3)], symmetry)
+
+    fused = fuse("opm", updates, reference=reference, symmetry=symmetry, anchor="mean_of_others")
+
+    said = [fused.notes[f"match.site_{k}"] for k in range(3)]
+    # The medoid may have been left as it is.
+    assert sum(note.startswith("moved 3 of 3 bases") for note in said) >= 2
+
+
+def test_the_fused_model_can_be_written_to_a_file(small_vit, call, tmp_path):
+    """Moves along columns leave strides that files of weights refuse."""
+    model = small_vit(depth=1, embed_dim=16)
+    symmetry, reference = describe_model(model), clone(model)
+    updates = scatter([drift(reference, 0.1, seed) for seed in range(2)], symmetry)
+
+    for rule in (*RULES, "circuit", "average"):
+        fused = call(rule, updates, reference=reference, symmetry=symmetry)
+        save_file(fused.state, tmp_path / "fused.safetensors")
+    # Matched alone, and a lone model: rules that put it into the reference's basis.
+    save_file(match(updates[0].state, reference, symmetry).state, tmp_path / "matched.safetensors")
+    for rule in ("git_rebasin", "fedma", "ot_fusion"):
+        save_file(call(rule, updates[:1], reference=reference, symmetry=symmetry).state, tmp_path / "lone.safetensors")
 
 
 def test_gram_matrices_of_an_unmoved_model_still_hold(small_vit, images):
