@@ -43,7 +43,7 @@ class Matched:
 
 
 class Matcher:
-    """Match any number of candidates against one reference, which is prepared once (memory: one model).
+    """Match any number of candidates against one reference, which is prepared once (memory: about two models).
 
     Args:
         reference: The model whose basis counts, the global one.
