@@ -1,5 +1,7 @@
 """OPM and its soups: models of one function in different bases fuse to that function."""
 
+import weakref
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -163,6 +165,27 @@ def test_the_fused_model_can_be_written_to_a_file(small_vit, call, tmp_path):
     save_file(match(updates[0].state, reference, symmetry).state, tmp_path / "matched.safetensors")
     for rule in ("git_rebasin", "fedma", "ot_fusion"):
         save_file(call(rule, updates[:1], reference=reference, symmetry=symmetry).state, tmp_path / "lone.safetensors")
+
+
+def test_the_soup_holds_one_aligned_model_however_many_sites_answer(small_vit, monkeypatch):
+    model = small_vit(depth=1, embed_dim=16)
+    symmetry, reference = describe_model(model), clone(model)
+    updates = scatter([reference] * 5, symmetry)
+    made, alive = [], []
+    matched = Search.match
+
+    def watched(search, matcher, update):
+        found = matched(search, matcher, update)
+        made.append(weakref.ref(found.state["head.weight"]))
+        alive.append(sum(one() is not None for one in made))
+        return found
+
+    monkeypatch.setattr(Search, "match", watched)
+    fuse("opm_soup", updates, reference=reference, symmetry=symmetry)
+
+    # The newest, and the one before it until its sum is done.
+    assert len(alive) == 5
+    assert max(alive) <= 2
 
 
 def test_gram_matrices_of_an_unmoved_model_still_hold(small_vit, images):
