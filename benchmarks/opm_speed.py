@@ -47,9 +47,7 @@ def main() -> None:
         print(f"| {name} | {seconds:.2f} |")
 
 
-def seconds_of_rule(
-    rule: str, updates: list[Update], reference: dict[str, Tensor], symmetry: Symmetry | None
-) -> float:
+def seconds_of_rule(rule: str, updates: list[Update], reference: dict[str, Tensor], symmetry: Symmetry | None) -> float:
     """Return the processor seconds of one fusion."""
     return timed(lambda: fuse(rule, updates, reference=reference, symmetry=symmetry))[1]
 
