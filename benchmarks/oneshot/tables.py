@@ -37,6 +37,8 @@ def report(rows: Sequence[Row]) -> str:
         mine = complete(
             [r for r in rows if (r["dataset"], r["architecture"], r["n"]) == (dataset, architecture, count)]
         )
+        if not any(row["side"] == "opm" for row in mine):
+            continue
         cases = len({tuple(r["parents"]) for r in mine})
         parts.append(f"## {dataset}, {architecture}, N = {count} ({cases} case{'s' if cases > 1 else ''})\n")
         parts.append(table(mine, dataset))
@@ -181,5 +183,6 @@ model lies (512 test, 256 training images; nats); there is one where the rule is
 the column. *After one epoch*: each site trains the fused model for one epoch on its own images (a third of the parents'
 rate), then plain average; for *best single*, the best parent in place of the fused model. *Of best parent*: of the
 deciding measure, accuracy for blood and AUROC for dermoscopy, where classes are skewed; a soup that keeps one parent is
-as good as that parent and no fusion. BatchNorm is re-estimated on 256 images a site. Seconds are of one busy core.
+as good as that parent and no fusion. Where there is one case there is no spread: such a table is a first look, and
+what was not run is named below it. BatchNorm is re-estimated on 256 images a site. Seconds are of one busy core.
 """
