@@ -13,6 +13,8 @@ BASE: dict[str, Any] = {
 }
 MOMENTUM = {"server_optimizer": {"name": "momentum", "beta1": 0.9, "learning_rate": 1.0}}
 ADAM = {"server_optimizer": {"name": "adam", "learning_rate": 0.003}}
+# Beta 0.9 makes the steady step ten times the pseudo-gradient; 0.5 makes it twice.
+GENTLE = {"server_optimizer": {"name": "momentum", "beta1": 0.5, "learning_rate": 1.0}}
 SMALL_BATCHES = {"local": {"batch_size": 16}}
 PREA = {"model": {"adapter": {"group": "C4"}}}
 
@@ -59,5 +61,15 @@ ATTEMPTS = {
     "norms stay local: fedavg": case("fedavg", 5, {"personal": {"keep_local": ["norm"]}}),
     "head stays local: fedavg": case("fedavg", 5, {"personal": {"keep_local": ["head"]}}),
     "gate every round: opm-gated": case("opm-gated", 1),
+    "gentle momentum: fedavg": case("fedavg", 1, GENTLE),
+    "gentle momentum: opm": case("opm", 1, GENTLE),
+    "gentle momentum: opm-regmean": case("opm-regmean", 1, GENTLE),
+    "every site once: opm-soup": case("opm-soup", 1),
+    "calibrated, each epoch: opm": case("opm", 1, {"local": {"objective": "calibrated"}}),
+    "head stays local, each epoch: fedavg": case("fedavg", 1, {"personal": {"keep_local": ["head"]}}),
+    "PREA, each epoch: fedavg": case("fedavg", 1, PREA),
+    "PREA, each epoch: opm": case("opm", 1, PREA),
+    "PREA + gentle momentum: opm": case("opm", 1, PREA, GENTLE),
+    "PREA + gentle momentum + every site once: opm-soup": case("opm-soup", 1, PREA, GENTLE),
 }
 CASES = REFERENCES | {f"{rule} 5 x 4": case(rule, 5) for rule in RULES} | LENGTHS | CROSSED | ATTEMPTS
