@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -57,9 +57,12 @@ def align(
     if config.method == "permutations":
         symmetry = symmetry.permutations_only()
     matcher = Matcher(start, symmetry, sweeps=config.sweeps, restarts=config.starts - 1)
-    # With layers that do not travel there may be nothing to match; the matcher says so.
-    if not config.uses_images or not symmetry.names() <= set(start):
+    if not config.uses_images:
         return _told(matcher.match(state, site=site))
+    if not symmetry.names() <= set(start):
+        # Images would be run through layers that the two models do not have of their own.
+        found = _told(matcher.match(state, site=site))
+        return replace(found, note=f"matched by weights, images not looked at: not every layer travels; {found.note}")
     images, _ = some_images(data, model, instruction, site)
     seen = start_from(cross_statistics(model, start, state, symmetry, images), symmetry)
     matched = matcher.match(state, site=site, starts=[seen], judge=midpoint_judge(model, start, state, images))

@@ -42,16 +42,23 @@ class Element:
     moves: Mapping[str, Move] = field(default_factory=dict)
 
 
-def apply(state: State, symmetry: Symmetry, element: Element, *, like: State | None = None) -> dict[str, Tensor]:
+def apply(
+    state: State,
+    symmetry: Symmetry,
+    element: Element,
+    *,
+    like: State | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, Tensor]:
     """Return the moved model: another spelling of the same function, in the number formats it came in.
 
-    What no axis touches is the tensor that came in, not a copy.
-
     A rotation of a stream needs the folded spelling (see canonical.py); ``like`` says whose gamma, beta and
-    LayerScale the result gets back then (by default: none, they stay folded).
+    LayerScale the result gets back then (by default: none, they stay folded). What no axis touches is the tensor that
+    came in, not a copy. ``dtype`` is what is computed in: for a model in float32, float64 takes the memory of two
+    further models while it runs, float32 of one.
     """
     turned = any(move.turns for move in element.moves.values())
-    wide = canonicalise(state, symmetry) if turned else widen(state, touched(state, symmetry))
+    wide = canonicalise(state, symmetry, dtype) if turned else widen(state, touched(state, symmetry), dtype)
     wide = act(wide, symmetry, element)
     if turned and like is not None:
         wide = spell_like(wide, like, symmetry)

@@ -138,7 +138,7 @@ class Matcher:
 
     def _moved(self, candidate: State, element: Element) -> dict[str, Tensor]:
         assert self.symmetry is not None
-        return apply(candidate, self.symmetry, element, like=self.reference)
+        return apply(candidate, self.symmetry, element, like=self.reference, dtype=self.dtype)
 
     def _matched(self, candidate: State, position: Position, element: Element, gains: dict[str, float]) -> Matched:
         assert self.symmetry is not None

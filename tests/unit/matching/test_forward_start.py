@@ -64,7 +64,7 @@ def test_every_planted_unit_is_found(name, noise):
 
 def test_the_matcher_begins_there_too():
     torch.manual_seed(0)
-    reference, moved, symmetry, element = planted(timm.create_model("mobilenetv3_small_050", num_classes=4), 1.0)
+    reference, moved, symmetry, element = planted(timm.create_model("popmi_resnet20", num_classes=4), 1.0)
 
     found = match(moved, reference, symmetry)
 
