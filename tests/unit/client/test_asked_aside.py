@@ -15,7 +15,7 @@ from client.receive import receive_ensemble, split_kept
 from client.reply import tensor_record
 from client.statistics import refuse_bare_statistics, some_images
 from client.train import held_still
-from popmi_core.config import LocalConfig, MatchConfig, ModelConfig, PrivacyConfig
+from popmi_core.config import AdapterConfig, LocalConfig, MatchConfig, ModelConfig, PrivacyConfig
 from popmi_core.data import DERMOSCOPY_CLASSES, ImageSet
 from popmi_core.errors import DataError, PrivacyError, UpdateError
 from popmi_core.metrics.summary import MIN_CELL
@@ -212,3 +212,13 @@ def test_held_layers_do_not_move_and_can_move_again_afterwards():
         still = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert still == {name for name, _ in model.named_parameters() if name.startswith("blocks.1.")} | {"head.bias"}
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_where_not_every_layer_travels_the_site_says_that_it_looked_at_no_image(tmp_path):
+    config = ModelConfig(
+        backbone="popmi_vit_micro", image_size=16, adapter=AdapterConfig(group="C4", merge_block=1, train="adapter")
+    )
+    told = instruction(model=config, match=MatchConfig(method="activations", where="site", num_images=8))
+    _, report = answered("train", tmp_path, told)
+    assert report.error is None
+    assert "images not looked at: not every layer travels" in report.match_note
