@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from popmi_core.errors import ConfigError, UpdateError
@@ -70,12 +70,7 @@ class Scoreboard:
         Raises:
             UpdateError: If no site scored all of them.
         """
-        common = self._common(candidates)
-        total = sum(self._scores[candidates[0]][site].num_examples for site in common)
-        return [
-            sum(table[site].num_examples * table[site].loss for site in common) / total
-            for table in (self._scores[name] for name in candidates)
-        ]
+        return self._means(candidates, lambda score: score.loss)
 
     def accuracies(self, *candidates: str) -> list[float]:
         """Return the candidates' accuracies over the same images; NaN where a site did not tell.
@@ -83,12 +78,7 @@ class Scoreboard:
         Raises:
             UpdateError: If no site scored all of them.
         """
-        common = self._common(candidates)
-        total = sum(self._scores[candidates[0]][site].num_examples for site in common)
-        return [
-            sum(table[site].num_examples * table[site].accuracy for site in common) / total
-            for table in (self._scores[name] for name in candidates)
-        ]
+        return self._means(candidates, lambda score: score.accuracy)
 
     def regret(self, chosen: str) -> float:
         """Return the most a site loses (nats) because ``chosen`` is not the candidate best for it alone."""
@@ -103,6 +93,14 @@ class Scoreboard:
     def table(self) -> dict[str, dict[str, float]]:
         """Return every site's loss for every candidate, as ``Fused.scores`` holds it."""
         return {name: {site: score.loss for site, score in found.items()} for name, found in self._scores.items()}
+
+    def _means(self, candidates: Sequence[str], value: Callable[[Score], float]) -> list[float]:
+        common = self._common(candidates)
+        total = sum(self._scores[candidates[0]][site].num_examples for site in common)
+        return [
+            sum(table[site].num_examples * value(table[site]) for site in common) / total
+            for table in (self._scores[name] for name in candidates)
+        ]
 
     def _common(self, candidates: tuple[str, ...]) -> list[str]:
         first, *others = (self._scores[name] for name in candidates)
