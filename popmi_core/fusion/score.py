@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from popmi_core.errors import ConfigError, UpdateError
@@ -94,7 +94,7 @@ class Scoreboard:
         """Return every site's loss for every candidate, as ``Fused.scores`` holds it."""
         return {name: {site: score.loss for site, score in found.items()} for name, found in self._scores.items()}
 
-    def _means(self, candidates: Sequence[str], value: Callable[[Score], float]) -> list[float]:
+    def _means(self, candidates: tuple[str, ...], value: Callable[[Score], float]) -> list[float]:
         common = self._common(candidates)
         total = sum(self._scores[candidates[0]][site].num_examples for site in common)
         return [
