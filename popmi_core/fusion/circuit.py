@@ -39,7 +39,7 @@ def fuse(
     """Average heads as products and everything else as weights, both weighted by num_examples.
 
     Gamma, beta and LayerScale are folded in before products are taken, and the result gets back their averages. Its
-    factors are balanced and turned to the reference's, so that the basis does not drift from round to round.
+    factors are put into the reference's basis, so that nothing jumps from round to round.
     Heads whose bases are not free are averaged plainly; the notes say so for every attention layer. A lone site's
     model is returned as it is. Memory beyond updates and result: one attention layer of all sites, a few times.
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from popmi_core.matching.factors import balancer
 from popmi_core.matching.procrustes import polar
 
 # Up to this width the decomposition is exact (0.1 s a product); wider ones are iterated.
@@ -23,6 +24,8 @@ _SPARE = 16
 # An iteration that captures less than this share more of the squared norm is the last (float32 resolves no less).
 _SETTLED = {torch.float64: 1e-9, torch.float32: 1e-6}
 _ITERATIONS = 20
+# A basis change that stretches by more than this is not undone exactly enough.
+_MAGNIFIED = 1e3
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,11 @@ class Factors:
 def mean_product(rows: Sequence[tuple[float, Factors]], *, like: Factors) -> tuple[Factors, float]:
     """Return factors of the weighted mean product, of the same rank, and the share of its squared norm they hold.
 
-    The factors are balanced (equal Gram matrices) and, within what the product leaves open, turned to ``like``, so
-    that they do not jump from round to round. Where a mean product is zero (fresh adapters: B = 0) the factors are
-    averaged, because balanced factors of zero could never be trained again.
+    Within what the product leaves open the factors are put into the basis of ``like``: balanced with the map that
+    balances ``like``, turned to it, and mapped back. Where all products are that of ``like`` its very factors come
+    back, so that training and server optimisers do not see a jump from round to round. Where ``like`` has no such
+    basis (a zero or nearly rank-deficient factor) they stay balanced. Where a mean product is zero (fresh adapters:
+    B = 0) the factors are averaged, because balanced factors of zero could never be trained again.
 
     The product itself is never formed: both stacks of factors (``sites * rank`` rows) are decomposed, exactly up to a
     width of 256 and by block power iteration from ``like`` beyond (Halko, Martinsson and Tropp 2011,
@@ -56,7 +61,11 @@ def mean_product(rows: Sequence[tuple[float, Factors]], *, like: Factors) -> tup
     root = s[..., :rank].sqrt()[..., None, :]
     found = torch.cat([root * u[..., :rank], root * v[..., :rank]], dim=-2).mT
     found = functional.pad(found, (0, 0, 0, rank - found.shape[-2]))
-    turned = polar(like.both() @ found.mT) @ found
+    basis = _basis_of(like)
+    turned = polar(_rebased(like, basis).both() @ found.mT) @ found
+    turned = _rebased(
+        Factors(turned[..., : left.shape[-1]], turned[..., left.shape[-1] :]), torch.linalg.inv(basis)
+    ).both()
     turned = torch.where(s[..., :1, None] > 0, turned, _mean([(weight, factors.both()) for weight, factors in rows]))
     # What the iteration leaves behind it does not know; both Gram matrices do.
     energy = s.square().sum() if narrow else ((left @ left.mT) * (right @ right.mT)).sum()
@@ -72,6 +81,21 @@ def aligned_mean(
     For factors whose lengths mean something (cosine attention): their product may not be balanced.
     """
     return _mean([(weight, polar(like @ factors.mT) @ factors) for weight, factors in rows])
+
+
+def _basis_of(like: Factors) -> Float[Tensor, "*heads rank rank"]:
+    """Return the map that balances ``like``, or the identity where it would magnify rounding."""
+    shape = like.left.shape[:-1]
+    found = balancer(*(side.reshape(-1, *side.shape[-2:]) for side in (like.left, like.right))).to(like.left.dtype)
+    found = found.reshape(*shape, shape[-1])
+    sizes = torch.linalg.svdvals(found)
+    sound = (sizes[..., 0] < _MAGNIFIED * sizes[..., -1]) & (like.left.abs().amax((-2, -1)) > 0)
+    sound = sound & (like.right.abs().amax((-2, -1)) > 0)
+    return torch.where(sound[..., None, None], found, torch.eye(shape[-1], dtype=found.dtype))
+
+
+def _rebased(factors: Factors, basis: Float[Tensor, "*heads rank rank"]) -> Factors:
+    return Factors(basis @ factors.left, torch.linalg.inv(basis).mT @ factors.right)
 
 
 def _decompose(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:

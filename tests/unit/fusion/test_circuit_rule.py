@@ -9,7 +9,6 @@ import torch
 from popmi_core.fusion import Update, circuit, fuse
 from popmi_core.matching import Builder, apply, canonicalise, describe_model, random_element
 from popmi_core.matching.elements import Element
-from popmi_core.matching.factors import factors
 from popmi_core.matching.steps import NormFold
 
 FAMILIES = [{}, {"init_values": 0.3}, {"qk_norm": True}, {"qkv_bias": False}, {"global_pool": "avg", "fc_norm": False}]
@@ -147,17 +146,17 @@ def test_the_factors_stay_near_the_references_so_that_rounds_do_not_drift(small_
         assert (nearby.state[name] - start[name]).abs().max() < 1e-3, name
 
 
-def test_the_fused_factors_are_balanced(small_vit):
+def test_equal_models_give_back_their_very_factors(small_vit):
+    """Whatever the balance inside heads: a jump to other factors would be a step that no site has made."""
     model = small_vit()
     symmetry, reference = describe_model(model), clone(model)
-    fused = fuse(
-        "circuit", updates_of([drift(reference, 0.1, s) for s in range(3)]), reference=reference, symmetry=symmetry
-    )
+    lopsided = apply(reference, symmetry, random_element(symmetry.only("heads"), torch.Generator().manual_seed(0)))
 
-    folded = canonicalise(fused.state, symmetry)
-    for part in ("query_key", "value"):
-        left, right = factors(folded, symmetry, "blocks.0.heads", part)
-        torch.testing.assert_close(left @ left.mT, right @ right.mT, **CLOSE)
+    fused = fuse("circuit", updates_of([lopsided] * 3), reference=lopsided, symmetry=symmetry).state
+
+    for name in ("blocks.0.attn.qkv.weight", "blocks.1.attn.proj.weight"):
+        # Two basis changes in float64, of condition at most 1e3.
+        torch.testing.assert_close(fused[name], lopsided[name], rtol=1e-8, atol=1e-9)
 
 
 def test_how_much_of_the_mean_the_rank_keeps_is_noted(small_vit):

@@ -62,16 +62,14 @@ def test_another_basis_inside_one_adapter_changes_nothing():
     assert (product(plain) - product(one)).norm() > 0.1 * product(one).norm()
 
 
-def test_equal_adapters_are_kept_in_balanced_factors_near_the_reference():
+def test_equal_adapters_give_back_their_very_factors():
     state = adapter(0)
 
     fused = fuse("lowrank", updates_of([state] * 3), reference=state).state
-    again = fuse("lowrank", updates_of([fused] * 3), reference=fused).state
 
-    torch.testing.assert_close(product(fused), product(state), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(fused[FIRST] @ fused[FIRST].T, fused[SECOND].T @ fused[SECOND], rtol=1e-10, atol=1e-10)
-    # Balanced already and turned to itself: the factors do not wander from round to round.
-    torch.testing.assert_close(again[FIRST], fused[FIRST], rtol=1e-10, atol=1e-10)
+    # Two basis changes in float64, of condition at most 1e3.
+    torch.testing.assert_close(fused[FIRST], state[FIRST], rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(fused[SECOND], state[SECOND], rtol=1e-8, atol=1e-9)
 
 
 def test_fresh_adapters_stay_trainable():

