@@ -61,6 +61,8 @@ ATTEMPTS = {
     "norms stay local: fedavg": case("fedavg", 5, {"personal": {"keep_local": ["norm"]}}),
     "head stays local: fedavg": case("fedavg", 5, {"personal": {"keep_local": ["head"]}}),
     "gate every round: opm-gated": case("opm-gated", 1),
+    "small batches + gentle momentum: fedavg": case("fedavg", 1, SMALL_BATCHES, GENTLE),
+    "small batches + gentle momentum: opm": case("opm", 1, SMALL_BATCHES, GENTLE),
     "gentle momentum: fedavg": case("fedavg", 1, GENTLE),
     "gentle momentum: opm": case("opm", 1, GENTLE),
     "gentle momentum: opm-regmean": case("opm-regmean", 1, GENTLE),

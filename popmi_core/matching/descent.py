@@ -18,15 +18,22 @@ from popmi_core.matching.symmetry import State, Symmetry
 
 # A sweep that brings the models closer by less than this share of their size ends the descent.
 _SETTLED = 1e-10
+# Unrelated models have one unit or so in place by chance, drifted ones nearly all: so many units tell them apart.
+_TELLING = 32
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where the descent stands: the moves made, the candidate moved by them, the squared distance after every sweep."""
+    """Where the descent stands: the moves made, the candidate moved by them, the squared distance after every sweep.
+
+    ``kin``: most hidden units were nearest to themselves before anything was moved, so that one model stems from the
+    other or both from a third.
+    """
 
     moves: Mapping[str, Move]
     state: State
     distances: tuple[float, ...]
+    kin: bool = False
 
     @property
     def same_basis(self) -> bool:
@@ -75,17 +82,24 @@ def descend(
     """Return the best position reachable from ``start`` (None: the identity, kept unless leaving it clearly pays).
 
     Spaces are solved in the description's order, streams last; with a generator in random order. Those that are
-    ``held`` stay where the start puts them.
+    ``held`` stay where the start puts them. From the identity, streams of ``kin`` stay as they are: their units'
+    weights are in the stream's basis, and would not be nearest to themselves in another. What training has turned is
+    drift; to turn every site back by itself makes their average worse (docs/opm.md).
     """
     moves = dict(start.moves) if start else {}
     here = act(candidate, target.symmetry, start) if start else dict(candidate)
     distances: list[float] = []
     # Orders that are the best and stay so: nothing beside them has moved since they were assigned.
     done: set[str] = set()
+    kin = False
     for sweep in range(max(1, sweeps)):
         before = dict(moves)
         for name in _sequence(target, generator):
             if name in held or name in done:
+                continue
+            if not sweep and name in target.streams and not start:
+                kin = _mostly_in_place(target, moves)
+            if kin and name in target.streams:
                 continue
             move = _worthwhile(target, name, here, moved=bool(start) or name in moves)
             if isinstance(target.blocks[name], OrderBlock):
@@ -98,7 +112,19 @@ def descend(
         stands = _orders(before) == _orders(moves) and not any(name in moves for name in target.streams)
         if (sweep and distances[-2] - distances[-1] <= _SETTLED * target.energy) or (stands and not sweep):
             break
-    return Position(moves, here, tuple(distances))
+    return Position(moves, here, tuple(distances), kin)
+
+
+def _mostly_in_place(target: Target, moves: Mapping[str, Move]) -> bool:
+    """Return whether more than half of all units with an order of their own stay in it."""
+    units = kept = 0
+    for name, block in target.blocks.items():
+        if isinstance(block, OrderBlock):
+            width = target.symmetry.spaces[name].width()
+            order = moves[name].perm if name in moves else None
+            units += width
+            kept += width if order is None else int((order == torch.arange(width)).long().sum())
+    return units >= _TELLING and 2 * kept > units
 
 
 def worth_turning(

@@ -119,7 +119,7 @@ class Matcher:
         call for, and come closer in weights only.
         """
         first = descend(target, candidate, sweeps=self.sweeps)
-        if first.same_basis:
+        if first.same_basis or first.kin:
             return [first]
         found = [first]
         if target.streams:

@@ -29,7 +29,7 @@ def settle(position: Position, target: Target, bases: Bases, candidate: State) -
     """
     moves: dict[str, Move] = {}
     gains: dict[str, float] = {}
-    symmetry, kin = target.symmetry, position.same_basis
+    symmetry, kin = target.symmetry, position.same_basis or position.kin
     outside = Element({n: m for n, m in position.moves.items() if symmetry.spaces[n].kind != "heads"})
     # What unmoved heads look like to the reference: only the other moves made, in the reference's bases.
     still = act(act(candidate, symmetry, _without_scales(outside)), symmetry, bases.own)
