@@ -17,6 +17,11 @@ ADAM = {"server_optimizer": {"name": "adam", "learning_rate": 0.003}}
 GENTLE = {"server_optimizer": {"name": "momentum", "beta1": 0.5, "learning_rate": 1.0}}
 SMALL_BATCHES = {"local": {"batch_size": 16}}
 PREA = {"model": {"adapter": {"group": "C4"}}}
+# What stays at home must not be matched elsewhere: the site moves its own model, heads and all.
+AT_SITE = {"match": {"where": "site"}}
+OWN_HEAD = {"personal": {"keep_local": ["head"]}}
+OWN_NORMS = {"personal": {"keep_local": ["norm"]}}
+OWN_HEAD_AND_NORMS = {"personal": {"keep_local": ["head", "norm"]}}
 
 
 def case(strategy: str, epochs: int, *changes: dict[str, Any]) -> dict[str, Any]:
@@ -58,8 +63,9 @@ ATTEMPTS = {
     "PREA: opm": case("opm", 5, PREA),
     "PREA: pooled": case("pooled", 5, PREA),
     "PREA + small batches + momentum: opm": case("opm", 1, PREA, SMALL_BATCHES, MOMENTUM),
-    "norms stay local: fedavg": case("fedavg", 5, {"personal": {"keep_local": ["norm"]}}),
-    "head stays local: fedavg": case("fedavg", 5, {"personal": {"keep_local": ["head"]}}),
+    "norms stay local: fedavg": case("fedavg", 5, OWN_NORMS),
+    "head stays local: fedavg": case("fedavg", 5, OWN_HEAD),
+    "head stays local: opm": case("opm", 5, OWN_HEAD, AT_SITE),
     "gate every round: opm-gated": case("opm-gated", 1),
     "small batches + gentle momentum: fedavg": case("fedavg", 1, SMALL_BATCHES, GENTLE),
     "small batches + gentle momentum: opm": case("opm", 1, SMALL_BATCHES, GENTLE),
@@ -68,7 +74,13 @@ ATTEMPTS = {
     "gentle momentum: opm-regmean": case("opm-regmean", 1, GENTLE),
     "every site once: opm-soup": case("opm-soup", 1),
     "calibrated, each epoch: opm": case("opm", 1, {"local": {"objective": "calibrated"}}),
-    "head stays local, each epoch: fedavg": case("fedavg", 1, {"personal": {"keep_local": ["head"]}}),
+    "control variates, each epoch: opm": case("opm", 1, {"local": {"objective": "control_variates"}}),
+    "head stays local, each epoch: fedavg": case("fedavg", 1, OWN_HEAD),
+    "head stays local, each epoch: opm": case("opm", 1, OWN_HEAD, AT_SITE),
+    "norms stay local, each epoch: opm": case("opm", 1, OWN_NORMS, AT_SITE),
+    "head and norms stay local, each epoch: opm": case("opm", 1, OWN_HEAD_AND_NORMS, AT_SITE),
+    "head stays local + gentle momentum: opm": case("opm", 1, OWN_HEAD, AT_SITE, GENTLE),
+    "PREA + head stays local + gentle momentum: opm": case("opm", 1, PREA, OWN_HEAD, AT_SITE, GENTLE),
     "PREA, each epoch: fedavg": case("fedavg", 1, PREA),
     "PREA, each epoch: opm": case("opm", 1, PREA),
     "PREA + gentle momentum: opm": case("opm", 1, PREA, GENTLE),
