@@ -81,12 +81,6 @@ def learned_without_labels(case: Case, reference: State, member: int, share: flo
     return learned(case, reference, member, share, labels=False)
 
 
-def learnable(case: Case) -> bool:
-    """Return whether there is anything to learn: the library learns no order of groups (GroupNorm)."""
-    spaces = case.symmetry.spaces.values() if case.symmetry is not None else ()
-    return any(space.kind in ("orthogonal", "heads", "permutation") for space in spaces)
-
-
 ALIGNMENTS: dict[str, Align] = {
     "weights": by_weights,
     "probes": by_probes,

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from alignments import ALIGNMENTS, Aligned, learnable, statistics_of
+from alignments import ALIGNMENTS, Aligned, statistics_of
 from cases import Case
 from torch import Tensor
 
@@ -95,8 +95,6 @@ class Outcome:
 def available(method: Method, case: Case) -> bool:
     """Return whether the library has what the method needs for this architecture."""
     needs_symmetry = bool(method.align) or needs(method.rule).symmetry if method.rule in RULES else False
-    if method.align.startswith("learned") and not learnable(case):
-        return False
     known = (method.rule in RULES or method.rule in REFERENCES) and (not method.align or method.align in ALIGNMENTS)
     return known and not (needs_symmetry and case.symmetry is None)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from popmi_core.matching.assignment import best_order
-from popmi_core.matching.blocks import cross
+from popmi_core.matching.blocks import cross, solve_order
 from popmi_core.matching.elements import Element, Move, act, compose
 from popmi_core.matching.symmetry import Space, State, Symmetry
 
@@ -35,7 +34,7 @@ class Knob(Protocol):
 
 
 class Freedom:
-    """Knobs for every space of a symmetry around a start; spaces of groups and fields stay as the start has them."""
+    """Knobs for every space of a symmetry around a start."""
 
     def __init__(
         self, symmetry: Symmetry, reference: State, candidate: State, *, start: Element, orders: Orders | None
@@ -53,7 +52,7 @@ class Freedom:
                 self.knobs[name] = StreamKnob(space, begun)
             elif space.kind == "heads":
                 self.knobs[name] = HeadKnob(space, begun)
-            elif space.kind == "permutation" and orders != "kept":
+            elif orders != "kept":
                 self.knobs[name] = OrderKnob(cosines(reference, moved, symmetry, name), begun, space, orders)
 
     def parameters(self) -> list[Tensor]:
@@ -128,11 +127,13 @@ class OrderKnob:
     """Scores of every pair of units, at first their cosines; scales of units too where those are free.
 
     ``sinkhorn``: the forward pass mixes units by a doubly stochastic matrix that grows colder. ``straight-through``:
-    the forward pass takes the best assignment itself, and only the gradient sees the matrix.
+    the forward pass takes the best assignment itself, and only the gradient sees the matrix. Groups and fields are
+    always learned so: a mixture of their orders would be wider than what they allow.
     """
 
     def __init__(self, scores: Float[Tensor, "n n"], begun: Move, space: Space, orders: Orders) -> None:
-        self.begun, self.orders = begun, orders
+        self.begun, self.space = begun, space
+        self.hard = orders == "straight-through" or space.kind != "permutation"
         self.scores = scores.float().clone().requires_grad_()
         self.stretch = torch.zeros(len(scores)).requires_grad_() if space.rescalable else None
 
@@ -141,8 +142,8 @@ class OrderKnob:
 
     def move(self, done: float) -> Move:
         mixed = sinkhorn(self.scores / (_WARM * (_COLD / _WARM) ** done))
-        if self.orders == "straight-through":
-            hard = torch.eye(len(mixed))[best_order(self.scores.detach().double())]
+        if self.hard:
+            hard = torch.eye(len(mixed))[self._order()]
             mixed = hard + mixed - mixed.detach()
         scale = None if self.stretch is None else self.stretch.exp()
         if self.begun.scale is not None:
@@ -153,7 +154,10 @@ class OrderKnob:
 
     def settled(self) -> Move:
         scale = None if self.stretch is None else self.stretch.detach().double().exp()
-        return compose(self.begun, Move(best_order(self.scores.detach().double()), scale=scale))
+        return compose(self.begun, Move(self._order(), scale=scale))
+
+    def _order(self) -> Int[Tensor, " n"]:
+        return solve_order(self.space, self.scores.detach().double())
 
 
 def complement(dim: int) -> Float[Tensor, "dim less"]:

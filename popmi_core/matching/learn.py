@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +33,8 @@ _HELD_OUT = 512
 _SPAN = (0.3, 0.7)
 # What was learned must be below this share of the start's loss: rounding moves nobody.
 _CLEARLY = 0.9999
+# So often during the training the map is tried on the images held out: orders jump, and the last are not the best.
+_TRIALS = 10
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,12 @@ def learn_element(
     held, trained = _split(len(images), generator)
     freedom = Freedom(symmetry, *line.ends, start=start, orders=orders)
     drawn = ((images[i], wanted[i], _draw(span, generator)) for i in _batches(trained, batch_size, steps, generator))
-    losses = _train(line, freedom, drawn, steps, learning_rate)
-    found, middle = freedom.settled(), sum(span) / 2
-    before, after = (line.mean_loss(one, middle, images[held], wanted[held], batch_size) for one in (start, found))
+
+    def tried(element: Element) -> float:
+        return line.mean_loss(element, sum(span) / 2, images[held], wanted[held], batch_size)
+
+    losses, found, after = _train(line, freedom, drawn, steps, learning_rate, tried)
+    before = tried(start)
     better = after < _CLEARLY * before
     return Learned(found if better else start, losses, before, after if better else before)
 
@@ -109,14 +114,19 @@ def _train(
     batches: Iterator[tuple[Tensor, Tensor, float]],
     steps: int,
     learning_rate: float,
-) -> tuple[float, ...]:
-    """Follow the gradient through all batches (images, classes, place of the line); return their losses."""
+    tried: Callable[[Element], float],
+) -> tuple[tuple[float, ...], Element, float]:
+    """Follow the gradient through all batches (images, classes, place of the line).
+
+    Returns the loss of every batch, and of the maps tried on the way the best with its loss.
+    """
     if not freedom.parameters():
         # Orders only, and they are kept: there is nothing to turn.
-        return ()
+        return (), freedom.start, tried(freedom.start)
     optimizer = torch.optim.Adam(freedom.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     losses: list[float] = []
+    best, least = freedom.start, math.inf
     for images, wanted, share in batches:
         value = line.loss(freedom.element(len(losses) / steps), share, images, wanted)
         losses.append(_finite(value, len(losses)))
@@ -124,7 +134,11 @@ def _train(
         torch.autograd.backward(value)
         optimizer.step()
         schedule.step()
-    return tuple(losses)
+        if len(losses) % max(1, steps // _TRIALS) == 0 or len(losses) == steps:
+            settled = freedom.settled()
+            if (loss := tried(settled)) < least:
+                best, least = settled, loss
+    return tuple(losses), best, least
 
 
 class _Line:

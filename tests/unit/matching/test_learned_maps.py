@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from timm import create_model
 from torch.nn import functional
 
+import popmi_core.models  # noqa: F401  (registers the study models)
 from popmi_core.errors import UpdateError
 from popmi_core.matching.canonical import canonicalise
 from popmi_core.matching.check import describe_model
 from popmi_core.matching.elements import Element, Move, act, apply, random_element
 from popmi_core.matching.freedom import Freedom, HeadKnob, OrderKnob, StreamKnob, cayley, complement, sinkhorn
 from popmi_core.matching.learn import between, learn_element
+from popmi_core.matching.opm import match
 from popmi_core.matching.probes import probe_images
 from popmi_core.matching.starts import start_from
 from popmi_core.matching.statistics import cross_statistics
@@ -202,6 +205,57 @@ def test_an_untrained_order_knob_says_what_the_start_says():
     assert settled.perm.tolist() == [2, 0, 1]
     torch.testing.assert_close(settled.scale, begun.scale, rtol=0, atol=0)
     torch.testing.assert_close(moved.scale, begun.scale.float())
+
+
+@pytest.mark.parametrize("orders", ["straight-through", "sinkhorn"])
+def test_learned_orders_of_groups_keep_their_groups(orders):
+    knob = OrderKnob(normal(8, 8), Move(), Space("norm", "grouped", 4, 2), orders)
+
+    settled, forward = knob.settled().perm, knob.move(0.5).rotation.detach().round().argmax(1)
+
+    # Units that were in one group are in one group again, whatever the scores say.
+    for order in (settled, forward):
+        assert sorted(order.tolist()) == list(range(8))
+        assert all(a // 2 == b // 2 for a, b in order.reshape(4, 2).tolist())
+
+
+@pytest.mark.parametrize("orders", ["straight-through", "sinkhorn"])
+def test_learned_orders_of_fields_commute_with_the_group(orders):
+    shifts = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
+
+    order = OrderKnob(normal(6, 6), Move(), Space("fields", "fields", 2, 3, shifts=shifts), orders).settled().perm
+
+    turn = torch.tensor([1, 2, 0, 4, 5, 3])
+    assert torch.equal(order[turn], turn[order])
+
+
+def test_orders_of_groups_are_learned(generator):
+    model = create_model("popmi_resnet20_gn", num_classes=3).double().eval()
+    symmetry = describe_model(model)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    # An untrained head says next to nothing.
+    state["fc.weight"] *= 100
+    candidate = apply(state, symmetry, random_element(symmetry, generator))
+    # All but two groups in place: those are left to the images.
+    start = match(candidate, state, symmetry).element
+    order = start.moves["stem"].perm
+    start = Element({**start.moves, "stem": Move(torch.cat([order[2:4], order[:2], order[4:]]))})
+
+    learned = learn_element(
+        model, state, candidate, symmetry, probe_images((3, 28, 28), 64, generator), None,
+        start=start, steps=20, learning_rate=0.02, batch_size=32, generator=generator,
+    )  # fmt: skip
+
+    assert learned.after < learned.before
+    moved = apply(candidate, symmetry, learned.element, like=state)
+    model.load_state_dict(candidate)
+    images = normal(2, 3, 28, 28)
+    with torch.no_grad():
+        before = model(images)
+        model.load_state_dict(moved)
+        after = model(images)
+    # Float64 sums in another order.
+    assert float((after - before).norm() / before.norm()) < 1e-10
 
 
 def test_orthogonal_parts_of_heads_stay_orthogonal():
