@@ -24,7 +24,7 @@ from typing import Any
 
 from cases import BASE
 from figures import figures_of, models_of
-from runs import finished_run
+from launch import finished_run
 
 from popmi_core.checkpoints import load_state, save_state
 from popmi_core.config import FuseConfig, overlay, parse_config

@@ -23,7 +23,7 @@ from typing import Any
 
 from cases import CASES
 from figures import figures_of
-from runs import digest_of, finished_run
+from launch import digest_of, finished_run
 from tables import markdown
 
 Run = tuple[str, int]

@@ -44,7 +44,8 @@ def weighted_mean(ordered: Sequence[Update], weights: Mapping[str, float], *, re
     for name, like in reference.items():
         total = torch.zeros(like.shape, dtype=torch.float64)
         for update in ordered:
-            total += update.state[name].double() * weights[update.site]
+            # One pass, no copy in float64: the memory this takes is one tensor's.
+            total.add_(update.state[name], alpha=weights[update.site])
         state[name] = cast(total, like)
     return state
 
@@ -57,5 +58,5 @@ def streamed_mean(states: Iterable[tuple[float, State]], *, reference: State) ->
     totals = {name: torch.zeros(like.shape, dtype=torch.float64) for name, like in reference.items()}
     for weight, state in states:
         for name, total in totals.items():
-            total += state[name].double() * weight
+            total.add_(state[name], alpha=weight)
     return {name: cast(totals[name], like) for name, like in reference.items()}

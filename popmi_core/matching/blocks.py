@@ -38,7 +38,8 @@ def cross(reference: State, candidate: State, symmetry: Symmetry, name: str) -> 
     for axis in symmetry.of(name):
         if axis.counts:
             rows = read_axis(reference[axis.tensor], axis, space)
-            total = total + rows @ read_axis(candidate[axis.tensor], axis, space).T
+            found = rows @ read_axis(candidate[axis.tensor], axis, space).T
+            total = found if total.ndim == 0 else total.add_(found)
     return total
 
 
@@ -68,9 +69,13 @@ class OrderBlock:
         self.space = symmetry.spaces[name]
         self.room = _room(cross(reference, reference, symmetry, name))
 
+    def in_place(self, candidate: State) -> bool:
+        """Return whether it is certain, without an assignment, that no order is better than the candidate's own."""
+        return bool((self._distances(candidate).sqrt() <= self.room).all())
+
     def solve(self, candidate: State) -> Solved:
         """Return the best order; the identity without an assignment where it is certain to be best."""
-        if bool((self._distances(candidate).sqrt() <= self.room).all()):
+        if self.in_place(candidate):
             return Solved(Move(), 0.0, True)
         scores = cross(self.reference, candidate, self.symmetry, self.name)
         order = solve_order(self.space, scores.double())
@@ -133,6 +138,20 @@ class HeadBlock:
         table = energy[:, None] + energy[None] - 2 * self._scores(self.own)
         # Distances between orbits: a metric too, so the certificate's triangle inequality holds for heads.
         self.room = _nearest(table, energy.max())
+
+    def in_place(self, candidate: State) -> bool:
+        """Return whether every head is certain to be in its place, and in much the same basis inside.
+
+        The latter: nearer to the reference's head than half its length. In a basis drawn at random it would be 1.4
+        times its length away.
+        """
+        rows, energy = head_rows(candidate, self.symmetry, self.name), self.own.energy()
+        apart = sum(
+            ((own - rows.parts[part]).square().sum((-2, -1)) for part, own in self.own.parts.items()), energy * 0
+        )
+        if self.own.order is not None and rows.order is not None:
+            apart = apart + (self.own.order - rows.order).square().sum(-1)
+        return bool((apart.sqrt() <= torch.minimum(self.room, energy.sqrt() / 2)).all())
 
     def solve(self, candidate: State) -> Solved:
         """Return the best order of heads and the best maps inside; no assignment where the order is certain."""
@@ -204,12 +223,13 @@ def _room(gram: Float[Tensor, "units units"]) -> Float[Tensor, " units"]:
     If ``|b_i - a_i| <= 1/2 min_j |a_i - a_j|`` for every unit, then by the triangle inequality ``|b_i - a_i| <= |b_i -
     a_j|`` for all j, so that the identity is a best permutation.
     """
-    energy = gram.diagonal()
-    return _nearest(energy[:, None] + energy[None] - 2 * gram, energy.max())
+    energy = gram.diagonal().clone()
+    # In place: of wide layers the table is as large as the layer.
+    return _nearest(gram.mul_(-2).add_(energy[:, None]).add_(energy[None]), energy.max())
 
 
 def _nearest(table: Float[Tensor, "units units"], largest: Tensor) -> Float[Tensor, " units"]:
     if len(table) < 2:
         return torch.full((len(table),), torch.inf, dtype=torch.float64)
-    table = table - _SLACK.get(table.dtype, 1e-5) * largest
+    table = table.sub_(_SLACK.get(table.dtype, 1e-5) * largest)
     return table.fill_diagonal_(torch.inf).min(dim=1).values.clamp_min(0).sqrt().double() / 2

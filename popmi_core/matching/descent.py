@@ -51,6 +51,22 @@ class Target:
         self.blocks = {name: _block(reference, symmetry, name) for name in symmetry.spaces}
         self._tensors = {name: [axis.tensor for axis in symmetry.of(name)] for name in symmetry.spaces}
 
+    def certified(self, candidate: State) -> bool:
+        """Return whether the candidate is certain to be in the reference's basis; takes one look at every weight.
+
+        No unit or head can be better placed, and the maps inside heads are near. Then the streams are in place, too:
+        the units' weights are in the stream's basis, and in another would not be near themselves. Without enough
+        units to tell nothing is certain.
+        """
+        orders = [block for block in self.blocks.values() if isinstance(block, OrderBlock)]
+        heads = [block for block in self.blocks.values() if isinstance(block, HeadBlock)]
+        telling = sum(block.space.width() for block in orders) >= _TELLING
+        return (
+            telling
+            and all(block.in_place(candidate) for block in orders)
+            and all(block.in_place(candidate) for block in heads)
+        )
+
     def near(self, name: str) -> set[str]:
         """Return the spaces whose best move may be another once this one has moved: those that share a tensor."""
         mine = self._tensors[name]

@@ -78,7 +78,8 @@ def test_fresh_adapters_stay_trainable():
     fused = fuse("lowrank", updates_of(states), reference=states[0])
 
     plain = fuse("average", updates_of(states), reference=states[0])
-    assert torch.equal(fused.state[FIRST], plain.state[FIRST])
+    # The same sum in float64, rounded once or twice a site.
+    torch.testing.assert_close(fused.state[FIRST], plain.state[FIRST], rtol=1e-14, atol=1e-15)
     assert not fused.state[SECOND].any()
 
 

@@ -5,8 +5,10 @@ import torch
 
 from popmi_core.errors import UpdateError
 from popmi_core.matching import Matcher, blocks, describe_model, match, random_element
+from popmi_core.matching.canonical import canonicalise
 from popmi_core.matching.descent import worth_turning
-from popmi_core.matching.elements import apply
+from popmi_core.matching.elements import Element, Move, apply
+from popmi_core.matching.freedom import StreamKnob
 
 
 def clone(model):
@@ -39,6 +41,51 @@ def test_small_drift_needs_no_assignment(small_vit, monkeypatch):
     monkeypatch.setattr(blocks, "best_order", lambda _: pytest.fail("an order was assigned"))
 
     assert all(match(drifted(reference, 0.05), reference, symmetry).identity.values())
+
+
+def test_small_drift_is_certain_after_one_look(small_vit, monkeypatch):
+    model = small_vit()
+    symmetry, reference = describe_model(model), clone(model)
+    matcher = Matcher(reference, symmetry)
+    monkeypatch.setattr("popmi_core.matching.opm.descend", lambda *_, **__: pytest.fail("a descent was begun"))
+
+    found = matcher.match(drifted(reference, 0.05))
+
+    assert all(found.identity.values())
+    assert set(found.gains.values()) == {0.0}
+    # What the medoid is chosen by.
+    assert found.distances[0] > 0
+
+
+@pytest.mark.parametrize("kind", ["permutation", "heads", "orthogonal"])
+def test_what_moved_in_one_kind_of_space_only_is_not_certain(small_vit, kind, generator):
+    model = small_vit()
+    symmetry, reference = describe_model(model), clone(model)
+    planted = apply(reference, symmetry, random_element(symmetry.only(kind), generator))
+
+    found = match(planted, reference, symmetry)
+
+    assert not all(found.identity.values())
+    # The very weights come back, in one spelling: float64 rounding through two basis changes.
+    one, other = (canonicalise(state, symmetry) for state in (found.state, reference))
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-9
+
+
+def test_a_stream_that_training_turned_is_left(small_vit):
+    model = small_vit()
+    symmetry, reference = describe_model(model), clone(model)
+    # A turn by which every unit stays nearest to itself, and that would pay by distance alone.
+    stream = next(name for name, space in symmetry.spaces.items() if space.kind == "orthogonal")
+    size = symmetry.spaces[stream].size
+    knob = StreamKnob(symmetry.spaces[stream], Move())
+    source = torch.Generator().manual_seed(3)
+    knob.free = 0.15 * torch.randn(size - 1, size - 1, generator=source, dtype=torch.float64) / size**0.5
+    turned = apply(reference, symmetry, Element({stream: knob.settled()}), like=reference)
+
+    found = match(turned, reference, symmetry)
+
+    assert all(found.identity.values())
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in turned.items())
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_heads": 4}], ids=str)
