@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ def figures_of(folder: Path, server_round: int | None = None) -> dict[str, Any]:
     base = exchanged_state(model)
     last = f"round-{plan.config.rounds if server_round is None else server_round:03d}.safetensors"
     state, _ = load_state(folder / "models" / last)
-    result: dict[str, Any] = {}
+    # Two rules with the same hash made the same model, bit for bit.
+    result: dict[str, Any] = {"sha256": digest(state)}
     for split in ("val", "test"):
         scores, targets, by_site = [], [], {}
         for item in (item for item in plan.lineup if item.site != POOLED_SITE):
@@ -52,6 +55,14 @@ def figures_of(folder: Path, server_round: int | None = None) -> dict[str, Any]:
         result[f"{split}_worst_site_auroc"] = min(by_site.values())
         result[f"{split}_site_auroc"] = by_site
     return result
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Return a short hash of names and weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def models_of(folder: Path) -> list[int]:

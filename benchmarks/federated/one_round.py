@@ -93,12 +93,15 @@ def one_round(seed: int, server_round: int, epochs: int, start: State) -> Iterat
         ("circuit", "circuit", updates),
         ("opm", "opm", updates),
     ):
-        load_exchanged(model, fuse(rule, given, reference=start, symmetry=symmetry, config=config.fuse).state)
+        fused = fuse(rule, given, reference=start, symmetry=symmetry, config=config.fuse)
+        load_exchanged(model, fused.state)
         scores = np.concatenate([predict(model, site.val.images) for site in sites])
         targets = np.concatenate([site.val.targets for site in sites])
         loss = float(-np.log(np.maximum(scores[np.arange(len(targets)), targets], 1e-12)).mean())
         row = {"seed": seed, "round": server_round, "epochs": epochs, "fused": name, "loss": round(loss, 5)}
-        yield {**row, "auroc": round(auroc_macro_ovr(scores, targets), 5)}
+        told = [note for key, note in fused.notes.items() if key.startswith("match.")]
+        left = sum(note.startswith("nothing moved") for note in told)
+        yield {**row, "auroc": round(auroc_macro_ovr(scores, targets), 5), "left": left if name == "opm" else None}
 
 
 def streams_turned(state: State, reference: State, symmetry: Symmetry) -> State:
@@ -112,8 +115,9 @@ def streams_turned(state: State, reference: State, symmetry: Symmetry) -> State:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the differences to the plain average: median (lowest to highest) over seeds."""
     lines = [
-        "| local epochs | after round | fused | loss, beside the average's | AUROC, beside the average's |",
-        "| ---: | ---: | --- | ---: | ---: |",
+        "| local epochs | after round | fused | loss, beside the average's | AUROC, beside the average's | sites' models "
+        "left bit for bit |",
+        "| ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     keyed = {(row["seed"], row["round"], row["epochs"], row["fused"]): row for row in rows}
     for epochs in EPOCHS:
@@ -127,7 +131,10 @@ def table(rows: list[dict[str, Any]]) -> str:
                         if (row["round"], row["epochs"], row["fused"]) == (server_round, epochs, fused)
                     ]
                     cells.append(f"{np.median(found):+.4f} ({min(found):+.4f} to {max(found):+.4f})")
-                lines.append(f"| {epochs} | {server_round} | {fused} | {cells[0]} | {cells[1]} |")
+                seeds = sorted({row["seed"] for row in rows})
+                left = sum(keyed[seed, server_round, epochs, "opm"]["left"] for seed in seeds)
+                cells.append(f"{left} of {5 * len(seeds)}" if fused == "opm" else "-")
+                lines.append(f"| {epochs} | {server_round} | {fused} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
