@@ -115,7 +115,7 @@ def streams_turned(state: State, reference: State, symmetry: Symmetry) -> State:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the differences to the plain average: median (lowest to highest) over seeds."""
     lines = [
-        "| local epochs | after round | fused | loss, beside average | AUROC, beside average | sites left bit for bit |",
+        "| local epochs | after round | fused | loss, beside average | AUROC, beside average | left as sent |",
         "| ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     keyed = {(row["seed"], row["round"], row["epochs"], row["fused"]): row for row in rows}
