@@ -112,31 +112,6 @@ def cka_from_kernels(first: ArrayLike, second: ArrayLike) -> float:
     return _share(float(np.sum(one * other)), one, other)
 
 
-def cka_from_sums(
-    cross: ArrayLike, first: ArrayLike, second: ArrayLike, *, means: tuple[ArrayLike, ArrayLike], num_examples: int
-) -> float:
-    """Return linear CKA from sums over images, so that features of many images or sites need not be kept together.
-
-    Args:
-        cross: Sum of ``y x^T``, ``[q, p]``.
-        first: Sum of ``x x^T``, ``[p, p]``.
-        second: Sum of ``y y^T``, ``[q, q]``.
-        means: Mean of x ``[p]`` and of y ``[q]``.
-        num_examples: Number of images in the sums.
-
-    Raises:
-        UpdateError: If the shapes do not fit, an entry is not finite, or a layer says the same for every image.
-    """
-    sums = [_check_features(part, name) for part, name in ((cross, "cross"), (first, "first"), (second, "second"))]
-    mean_x, mean_y = (np.asarray(mean, dtype=np.float64) for mean in means)
-    wanted = [(len(mean_y), len(mean_x)), (len(mean_x),) * 2, (len(mean_y),) * 2]
-    if [part.shape for part in sums] != wanted:
-        raise UpdateError(f"CKA: sums of shape {[part.shape for part in sums]}, expected {wanted}. Pass (q, p) first.")
-    pairs = ((mean_y, mean_x), (mean_x, mean_x), (mean_y, mean_y))
-    yx, xx, yy = (part - num_examples * np.outer(*pair) for part, pair in zip(sums, pairs, strict=True))
-    return _share(float(np.sum(yx**2)), xx, yy)
-
-
 def head_similarity(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]) -> FloatArray:
     """Return the cosine of every pair of heads' products, ``[heads_of_first, heads_of_second]``, -1..1.
 

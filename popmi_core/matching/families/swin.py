@@ -7,6 +7,7 @@ beta. Tables of relative positions follow the heads. Liu et al. 2021, arXiv:2103
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.layers.classifier import ClassifierHead
@@ -17,7 +18,8 @@ from popmi_core.matching.builder import Builder
 from popmi_core.matching.families.transformer import attention, first_layers, hidden, read_norm, refuse
 from popmi_core.matching.symmetry import Kind
 
-_NEIGHBOURS = 4
+# Patches that one merged patch reads.
+NEIGHBOURS = 4
 
 
 def knows(model: nn.Module) -> bool:
@@ -31,23 +33,51 @@ def describe(model: Any, build: Builder) -> None:
     Raises:
         ModelError: If it has a part that is not known here; the message names it.
     """
+
+    def merging(name: str, before: str | None, stream: str | None) -> None:
+        del stream
+        read_norm(f"{name}.norm", (f"{name}.reduction",), build, stream=before, repeat=NEIGHBOURS)
+
+    before = stages(model, build, space=_stage_space, block=_block, merger=PatchMerging, norm=merging)
+    classify(model, build, before)
+    read_norm("norm", ("head.fc",), build, stream=before)
+
+
+def stages(
+    model: Any,
+    build: Builder,
+    *,
+    space: Callable[[Any, int, Builder], str | None],
+    block: Callable[[Any, str, Builder, str | None], None],
+    merger: type[nn.Module],
+    norm: Callable[[str, str | None, str | None], None],
+) -> str | None:
+    """Describe the embedding and every stage of a Swin and return the last stage's stream.
+
+    Args:
+        space: Makes a stage's stream.
+        block: Describes one block, by name, on its stream.
+        merger: The layer that merges patches between two stages.
+        norm: Describes that layer's norm: the layer's name, the stream before, the stream after.
+
+    Raises:
+        ModelError: If something else stands between two stages.
+    """
     before: str | None = None
     for index, stage in enumerate(model.layers):
         name = f"layers.{index}"
-        stream = _stage_space(model, index, build)
+        stream = space(model, index, build)
         if index == 0:
             embeddings(build, stream)
-        elif not isinstance(stage.downsample, PatchMerging):
+        elif not isinstance(stage.downsample, merger):
             raise refuse(build, f"{name}.downsample", stage.downsample, "timm's PatchMerging")
         else:
-            merging = f"{name}.downsample"
-            build.linear(f"{merging}.reduction", reads=before, writes=stream, repeat=_NEIGHBOURS)
-            read_norm(f"{merging}.norm", (f"{merging}.reduction",), build, stream=before, repeat=_NEIGHBOURS)
-        for number, block in enumerate(stage.blocks):
-            _block(block, f"{name}.blocks.{number}", build, stream)
+            build.linear(f"{name}.downsample.reduction", reads=before, writes=stream, repeat=NEIGHBOURS)
+            norm(f"{name}.downsample", before, stream)
+        for number, one in enumerate(stage.blocks):
+            block(one, f"{name}.blocks.{number}", build, stream)
         before = stream
-    classify(model, build, before)
-    read_norm("norm", ("head.fc",), build, stream=before)
+    return before
 
 
 def _stage_space(model: Any, index: int, build: Builder) -> str | None:

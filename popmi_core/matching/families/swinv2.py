@@ -12,11 +12,9 @@ from timm.models.swin_transformer_v2 import PatchMerging, SwinTransformerV2, Swi
 from torch import nn
 
 from popmi_core.matching.builder import Builder
-from popmi_core.matching.families.swin import classify, embeddings
+from popmi_core.matching.families.swin import classify, stages
 from popmi_core.matching.families.transformer import hidden, packed, project, read_norm, refuse
 from popmi_core.matching.steps import ValueBias
-
-_NEIGHBOURS = 4
 
 
 def knows(model: nn.Module) -> bool:
@@ -30,21 +28,12 @@ def describe(model: Any, build: Builder) -> None:
     Raises:
         ModelError: If it has a part that is not known here; the message names it.
     """
-    before: str | None = None
-    for index, stage in enumerate(model.layers):
-        name = f"layers.{index}"
-        stream = _stage_space(model, index, build)
-        if index == 0:
-            embeddings(build, stream)
-        elif not isinstance(stage.downsample, PatchMerging):
-            raise refuse(build, f"{name}.downsample", stage.downsample, "timm's PatchMerging")
-        else:
-            merging = f"{name}.downsample"
-            build.linear(f"{merging}.reduction", reads=before, writes=stream, repeat=_NEIGHBOURS)
-            read_norm(f"{merging}.norm", (), build, stream=stream)
-        for number, block in enumerate(stage.blocks):
-            _block(block, f"{name}.blocks.{number}", build, stream)
-        before = stream
+
+    def merging(name: str, before: str | None, stream: str | None) -> None:
+        del before
+        read_norm(f"{name}.norm", (), build, stream=stream)
+
+    before = stages(model, build, space=_stage_space, block=_block, merger=PatchMerging, norm=merging)
     read_norm("norm", (), build, stream=before)
     classify(model, build, before)
 
