@@ -47,17 +47,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="path without ending; .json and .md are written")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=float, default=600, help="seconds a cell may take")
+    parser.add_argument("--runs", type=Path, default=Path("runs/fusion_speed.jsonl"), help="rows measured already")
     parser.add_argument("--cell", help="measure this one here and print it: model,kind,sites,rule")
     arguments = parser.parse_args()
     if arguments.cell:
         model, kind, sites, rule = arguments.cell.split(",")
         print(json.dumps(measured(model, kind, int(sites), rule)))
         return
-    rows = [row_of(cell, arguments) for cell in CELLS]
+    rows = [kept_row(cell, arguments) for cell in CELLS]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     described = {"drift": DRIFT, "threads": torch.get_num_threads(), "repeats": arguments.repeats, "rows": rows}
     arguments.out.with_suffix(".json").write_text(json.dumps(described, indent=1) + "\n")
     arguments.out.with_suffix(".md").write_text(table(rows))
+
+
+def kept_row(cell: tuple[str, str, int, str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the row of a cell: found among those kept, or measured now and kept."""
+    arguments.runs.parent.mkdir(parents=True, exist_ok=True)
+    lines = arguments.runs.read_text().splitlines() if arguments.runs.exists() else []
+    for row in map(json.loads, lines):
+        if (row["model"], row["kind"], row["sites"], row["rule"]) == cell:
+            return dict(row)
+    row = row_of(cell, arguments)
+    with arguments.runs.open("a") as kept:
+        kept.write(json.dumps(row) + "\n")
+    return row
 
 
 def row_of(cell: tuple[str, str, int, str], arguments: argparse.Namespace) -> dict[str, Any]:
