@@ -1,0 +1,47 @@
+"""What the study's page says beside its tables: the setting, and why each attempt at the gap was made."""
+
+SETTING = """# Federated rounds on five real dermoscopy sites
+
+Printed by `python benchmarks/federated/study.py --out docs/results/federated`; every run is in `federated.json`.
+
+Five sites of very different size and class mix (306 to 2,768 training images, 7 classes, one site nearly all of one
+class), 32 px, `popmi_vit_nano` from random weights (0.46 M), AdamW 1e-3, batches of 64, everyone the same start and
+**20 local epochs in all**, however they are cut into rounds. One seed screens; more seeds where it says so: median
+(lowest to highest).
+
+Figures are those of the last model: *val AUROC*, all sites' validation images pooled, is what may be chosen by; the
+others are of test images: AUROC pooled, the *mean of the sites'* own AUROCs (what a site's class mix gives away
+does not count there), the *worst site*, balanced accuracy. *To pooled* and *to best single*: distance in test AUROC
+to training on all images in one place, and to the best of five models trained alone for 20 epochs (judged on all
+sites' validation images). *Gap closed*: of the distance between plain averaging (4 rounds of 5 epochs) and pooled
+training.
+
+How much two seeds differ shows in the rows that have three; smaller differences between one-seed rows say nothing."""
+
+ATTEMPTS = """Why each was made:
+
+- **Small batches.** The average of five updates is half as long as each of them (they agree in part only), so
+  federated training is slower than pooled training at equal epochs. Four times as many local steps might make up
+  for it.
+- **Momentum, gentle momentum.** The same thought at the server: beta 0.5 doubles a steady step, 0.9 makes ten of
+  it.
+- **PREA.** Sites with 306 images cannot learn from them that a lesion has no upright position; built in, nobody has
+  to.
+- **Every site once.** Weighted by examples the two largest sites, whose class mix is the most skewed, make two
+  thirds of the average; the soup counts every site the same.
+- **Calibrated, control variates.** Against drift by class mix: in the loss (logit adjustment by the site's own
+  classes), and in the gradient (SCAFFOLD).
+- **Norms stay local.** Cameras differ; each site's own gamma and beta may take that up (FedBN, Li et al. 2021,
+  arXiv:2102.07623).
+- **Head stays local.** Class mix pulls each site's head its own way, and their average is nobody's. What sites can
+  share are features (FedPer, Arivazhagan et al. 2019, arXiv:1912.00818; FedRep, Collins et al. 2021,
+  arXiv:2102.07078). With `opm` the site matches its whole model before it sends what is shared.
+- **Gate every round.** The best of plain average, circuit, OPM-Soup and RegMean on validation images, in every
+  round.
+- **Aligned RegMean with momentum.** RegMean was ahead in the first round and behind later; with momentum its first
+  step might last.
+- **Learned maps, greedy OPM-Soup over rounds**: with the rules above.
+
+The head that stays is a site's own: on images of a hospital that took no part there is no such head, and this is no
+figure for it. Part of the gain in pooled AUROC is the site's class mix, which a head of its own knows; the mean of
+the sites' AUROCs, where that counts for nothing, rises too."""
