@@ -53,29 +53,27 @@ def fuse(
         return replace(plain, notes={"all": "one site only: its model as it is"})
     heads = {name for name, space in symmetry.spaces.items() if space.kind == "heads"}
     states = [(plain.weights[update.site], update.state) for update in sorted(updates, key=lambda update: update.site)]
-    changes, notes = mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=heads)
-    none = {"all": "plain average: no head with known symmetry was exchanged"}
-    return replace(plain, state={**plain.state, **changes}, notes=notes or none)
+    notes = mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=heads)
+    return replace(plain, notes=notes or {"all": "plain average: no head with known symmetry was exchanged"})
 
 
 def mean_heads(
     states: Sequence[tuple[float, State]],
-    plain: State,
+    plain: dict[str, Tensor],
     *,
     reference: State,
     symmetry: Symmetry,
     spaces: Collection[str],
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors that averaging products changes in the plain average, and a note for every space.
+) -> dict[str, str]:
+    """Put averages of products in place of the plain ones, layer by layer, and return a note for every space.
 
     Args:
         states: Every site's weight (they sum to one) and model.
-        plain: Their plain average.
+        plain: Their plain average; changed in place, so that no second model is held.
         reference: Whose bases the factors are turned to; gives the number formats.
         symmetry: Says where the factors lie.
         spaces: Names of ``heads`` spaces; those that were not exchanged whole are left out.
     """
-    changes: dict[str, Tensor] = {}
     notes: dict[str, str] = {}
     dtype = torch.float64 if sum(like.numel() for like in reference.values()) <= _LARGE else torch.float32
     for group in _groups(symmetry, spaces, reference):
@@ -90,8 +88,8 @@ def mean_heads(
                 said.append(f"{part} {kept}")
             notes[name] = "circuit average: " + ", ".join(said)
         spelled = spell_like(folded, {name: plain[name] for name in names}, group)
-        changes |= {name: cast(spelled[name], reference[name]) for name in names}
-    return changes, notes
+        plain |= {name: cast(spelled[name], reference[name]) for name in names}
+    return notes
 
 
 def _mean_part(
@@ -105,7 +103,7 @@ def _mean_part(
     """Return the folded mean with one part of the heads averaged as its symmetry allows, and how."""
     kind = space.maps[part]
     if kind == "linear":
-        rows = [(weight, Factors(*factors(state, group, space.name, part))) for weight, state in sites]
+        rows = ((weight, Factors(*factors(state, group, space.name, part))) for weight, state in sites)
         like = Factors(*factors(target, group, space.name, part))
         mean, kept = mean_product(rows, like=like)
         put = put_factors(folded, group, space.name, part, mean.left.double(), mean.right.double())

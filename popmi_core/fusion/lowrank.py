@@ -44,27 +44,27 @@ def fuse(
     plain = average.fuse(ordered, reference=reference, symmetry=symmetry, config=config)
     if len(ordered) == 1:
         return Fused(plain.state, plain.weights, {"all": "one site only: its model as it is"})
-    state, notes = _described(ordered, plain, reference, symmetry)
-    for first, second in adapter_pairs({name: like for name, like in reference.items() if name not in state}):
+    state = plain.state
+    notes, known = _described(ordered, plain, reference, symmetry)
+    for first, second in adapter_pairs({name: like for name, like in reference.items() if name not in known}):
         sites = [(plain.weights[update.site], _read(update.state, first, second)) for update in ordered]
         mean, kept = mean_product(sites, like=_read(reference, first, second))
         state[first] = cast(mean.right.reshape(reference[first].shape), reference[first])
         state[second] = cast(mean.left.mT.reshape(reference[second].shape), reference[second])
         notes[first] = f"product average, kept {kept:.1%}"
-    return Fused(
-        {**plain.state, **state}, plain.weights, notes or {"all": "plain average: no low-rank adapter was exchanged"}
-    )
+    return Fused(state, plain.weights, notes or {"all": "plain average: no low-rank adapter was exchanged"})
 
 
 def _described(
     ordered: Sequence[Update], plain: Fused, reference: State, symmetry: Symmetry | None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the averaged factors of the adapters in the description, and a note for each."""
+) -> tuple[dict[str, str], set[str]]:
+    """Average the adapters in the description, in place; return a note for each and the tensors they are made of."""
     if symmetry is None:
-        return {}, {}
+        return {}, set()
     adapters = {name for name, space in symmetry.spaces.items() if "factor" in space.maps}
     states = [(plain.weights[update.site], update.state) for update in ordered]
-    return circuit.mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=adapters)
+    notes = circuit.mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=adapters)
+    return notes, {axis.tensor for name in notes for axis in symmetry.of(name)}
 
 
 def adapter_pairs(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:

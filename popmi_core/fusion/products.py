@@ -6,7 +6,7 @@ bases. The best approximation of the mean product of that rank is its truncated 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,7 @@ class Factors:
         return torch.cat([self.left, self.right], dim=-1)
 
 
-def mean_product(rows: Sequence[tuple[float, Factors]], *, like: Factors) -> tuple[Factors, float]:
+def mean_product(rows: Iterable[tuple[float, Factors]], *, like: Factors) -> tuple[Factors, float]:
     """Return factors of the weighted mean product, of the same rank, and the share of its squared norm they hold.
 
     Within what the product leaves open the factors are put into the basis of ``like``: balanced with the map that
@@ -53,9 +53,8 @@ def mean_product(rows: Sequence[tuple[float, Factors]], *, like: Factors) -> tup
     width of 256 and by block power iteration from ``like`` beyond (Halko, Martinsson and Tropp 2011,
     arXiv:0909.4061, algorithm 4.4; it stops at a gain of 1e-9 of the squared norm, in float32 of 1e-6).
     """
-    rank = rows[0][1].left.shape[-2]
-    left = torch.cat([weight * factors.left for weight, factors in rows], dim=-2)
-    right = torch.cat([factors.right for _, factors in rows], dim=-2)
+    rank = like.left.shape[-2]
+    left, right, plain = _stacked(rows)
     narrow = min(left.shape[-2], left.shape[-1], right.shape[-1]) <= _EXACT
     u, s, v = _decompose(left, right) if narrow else _iterate(left, right, like.right, rank)
     root = s[..., :rank].sqrt()[..., None, :]
@@ -66,11 +65,21 @@ def mean_product(rows: Sequence[tuple[float, Factors]], *, like: Factors) -> tup
     turned = _rebased(
         Factors(turned[..., : left.shape[-1]], turned[..., left.shape[-1] :]), torch.linalg.inv(basis)
     ).both()
-    turned = torch.where(s[..., :1, None] > 0, turned, _mean([(weight, factors.both()) for weight, factors in rows]))
+    turned = torch.where(s[..., :1, None] > 0, turned, plain)
     # What the iteration leaves behind it does not know; both Gram matrices do.
     energy = s.square().sum() if narrow else ((left @ left.mT) * (right @ right.mT)).sum()
     kept = min(1.0, float(s[..., :rank].square().sum() / energy)) if float(energy) > 0 else 1.0
     return Factors(turned[..., : left.shape[-1]], turned[..., left.shape[-1] :]), kept
+
+
+def _stacked(rows: Iterable[tuple[float, Factors]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return both factors of all sites one above the other, the left ones weighted, and the mean of the factors."""
+    lefts, rights, plain = [], [], torch.zeros(())
+    for weight, factors in rows:
+        lefts.append(weight * factors.left)
+        rights.append(factors.right)
+        plain = plain + torch.cat([lefts[-1], weight * factors.right], dim=-1)
+    return torch.cat(lefts, dim=-2), torch.cat(rights, dim=-2), plain
 
 
 def aligned_mean(
