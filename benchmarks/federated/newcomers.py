@@ -74,7 +74,10 @@ def own_models(seed: int, arguments: argparse.Namespace) -> list[Start]:
     starts = [("own models: anew", "fedavg", after)]
     for rule, strategy in {"average": "fedavg", "opm": "opm"}.items():
         path = arguments.runs / f"own-{rule}-{seed}.safetensors"
-        save_state(path, _fused(rule, updates, updates[0].state, len(federation.classes), seed), {"rule": rule})
+        # Nobody's basis is the common one: each is matched to the mean of the others.
+        anchor = {"anchor": "mean_of_others"} if rule == "opm" else {}
+        fused = _fused(rule, updates, updates[0].state, len(federation.classes), seed, **anchor)
+        save_state(path, fused, {"rule": rule})
         starts.append((f"own models: {rule}", strategy, {**after, "model": {"weights": str(path)}}))
     return starts
 
@@ -123,24 +126,31 @@ def followed(start: Start, runs: Path) -> dict[str, Any] | None:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return test AUROC after some rounds by start, and the rounds needed for what the plain start has at the end."""
+    """Return test AUROC after some rounds by start, and how early each start is where the simple ones are at the end."""
     lines = [
-        "| start | " + " | ".join(f"after {shown}" for shown in SHOWN) + " | rounds to the plain start's last value |",
-        "| --- |" + " ---: |" * (len(SHOWN) + 1),
+        f"Test AUROC, median of seeds (lowest to highest); rounds, of {ROUNDS}, until validation AUROC is what plain "
+        "averaging, and what the start without the newcomers' models, has after the last round: one figure a seed.\n",
+        "| start | " + " | ".join(f"after {shown}" for shown in SHOWN) + " | rounds to plain | rounds to anew |",
+        "| --- |" + " ---: |" * (len(SHOWN) + 2),
     ]
     for name in dict.fromkeys(row["start"] for row in rows):
         mine = [row for row in rows if row["start"] == name]
-        plain = {row["seed"]: row for row in rows if row["start"] == f"{name.partition(':')[0]}: average"}
         cells = [_cell([_at(row, shown) for row in mine]) for shown in SHOWN]
-        needed = [_needed(row, plain[row["seed"]]) for row in mine if row["seed"] in plain]
-        lines.append(f"| {name} | " + " | ".join(cells) + " | " + ", ".join(needed) + " |")
+        for other in (("average",), ("anew", "discarded")):
+            ends = {
+                row["seed"]: row["rounds"][-1]["val_auroc"]
+                for row in rows
+                if row["start"].partition(": ")[0] == name.partition(": ")[0] and row["start"].endswith(other)
+            }
+            cells.append(", ".join(_needed(row, ends[row["seed"]]) for row in mine if row["seed"] in ends))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _fused(rule: str, updates: list[Update], reference: State, classes: int, seed: int) -> State:
+def _fused(rule: str, updates: list[Update], reference: State, classes: int, seed: int, **options: str) -> State:
     config = parse_config({**BASE, "seed": seed})
     symmetry = describe_model(build_model(config.model, classes, seed=seed))
-    return fuse(rule, updates, reference=reference, symmetry=symmetry, config=FuseConfig()).state
+    return fuse(rule, updates, reference=reference, symmetry=symmetry, config=FuseConfig(), **options).state
 
 
 def _own(folder: Path, site: str) -> tuple[State, int]:
@@ -162,8 +172,7 @@ def _at(row: dict[str, Any], number: int) -> float:
     return float(next(item["test_auroc"] for item in row["rounds"] if item["round"] == number))
 
 
-def _needed(row: dict[str, Any], plain: dict[str, Any]) -> str:
-    goal = plain["rounds"][-1]["val_auroc"]
+def _needed(row: dict[str, Any], goal: float) -> str:
     reached = [item["round"] for item in row["rounds"] if item["val_auroc"] >= goal]
     return str(min(reached)) if reached else f"> {ROUNDS}"
 
