@@ -126,10 +126,10 @@ def followed(start: Start, runs: Path) -> dict[str, Any] | None:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return test AUROC after some rounds by start, and how early each start is where the simple ones are at the end."""
+    """Return test AUROC after some rounds by start, and how early each is where the simple ones end."""
     lines = [
-        f"Test AUROC, median of seeds (lowest to highest); rounds, of {ROUNDS}, until validation AUROC is what plain "
-        "averaging, and what the start without the newcomers' models, has after the last round: one figure a seed.\n",
+        f"Test AUROC, median of seeds (lowest to highest). Rounds, of {ROUNDS}, until validation AUROC is what "
+        "plain averaging, and what the start without the newcomers' models, has after the last round.\n",
         "| start | " + " | ".join(f"after {shown}" for shown in SHOWN) + " | rounds to plain | rounds to anew |",
         "| --- |" + " ---: |" * (len(SHOWN) + 2),
     ]

@@ -6,7 +6,7 @@ All states are in balanced bases. Every block is solved exactly with the others 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,29 +42,39 @@ class Position:
 
 
 class Target:
-    """A balanced reference and what is computed once for all candidates."""
+    """A balanced reference and what is computed once for all candidates; ``gauge``: the move that balanced it."""
 
-    def __init__(self, reference: State, symmetry: Symmetry) -> None:
-        self.reference, self.symmetry = reference, symmetry
+    def __init__(self, reference: State, symmetry: Symmetry, gauge: Element | None = None) -> None:
+        self.reference, self.symmetry, self.gauge = reference, symmetry, gauge or Element()
         self.names = sorted({axis.tensor for axis in symmetry.axes if axis.counts})
         self.energy = sum(float(reference[name].square().sum()) for name in self.names)
         self.blocks = {name: _block(reference, symmetry, name) for name in symmetry.spaces}
         self._tensors = {name: [axis.tensor for axis in symmetry.of(name)] for name in symmetry.spaces}
 
     def certified(self, candidate: State) -> bool:
-        """Return whether the candidate is certain to be in the reference's basis; takes one look at every weight.
+        """Return whether a canonical candidate is certain to be in the reference's basis: one look at every weight.
 
         No unit or head can be better placed, and the maps inside heads are near. Then the streams are in place, too:
         the units' weights are in the stream's basis, and in another would not be near themselves. Without enough
-        units to tell nothing is certain.
+        units to tell nothing is certain. Memory: one layer.
         """
-        orders = [block for block in self.blocks.values() if isinstance(block, OrderBlock)]
-        heads = [block for block in self.blocks.values() if isinstance(block, HeadBlock)]
-        telling = sum(block.space.width() for block in orders) >= _TELLING
+        orders = {name: block for name, block in self.blocks.items() if isinstance(block, OrderBlock)}
+        heads = {name: block for name, block in self.blocks.items() if isinstance(block, HeadBlock)}
         return (
-            telling
-            and all(block.in_place(candidate) for block in orders)
-            and all(block.in_place(candidate) for block in heads)
+            sum(block.space.width() for block in orders.values()) >= _TELLING
+            and all(block.in_place(self.gauged(candidate, self._tensors[name])) for name, block in orders.items())
+            and all(block.in_place(self.gauged(candidate, self._tensors[name])) for name, block in heads.items())
+        )
+
+    def gauged(self, candidate: State, names: Collection[str]) -> dict[str, Tensor]:
+        """Return these tensors of a canonical candidate, moved as the reference was moved to balance it."""
+        axes = tuple(axis for axis in self.symmetry.axes if axis.tensor in names)
+        return act({name: candidate[name] for name in names}, replace(self.symmetry, axes=axes), self.gauge)
+
+    def gauged_distance(self, candidate: State) -> float:
+        """Return the squared distance of a canonical candidate in the reference's own bases, tensor by tensor."""
+        return sum(
+            float((self.reference[name] - self.gauged(candidate, [name])[name]).square().sum()) for name in self.names
         )
 
     def near(self, name: str) -> set[str]:

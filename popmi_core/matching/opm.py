@@ -73,7 +73,7 @@ class Matcher:
             _check_finite(reference, "the reference")
             canonical = canonicalise(reference, self.symmetry, self.dtype)
             own = gauge_of(canonical, self.symmetry)
-            self._prepared = own, Target(act(canonical, self.symmetry, own), self.symmetry)
+            self._prepared = own, Target(act(canonical, self.symmetry, own), self.symmetry, own)
 
     def match(
         self,
@@ -118,12 +118,11 @@ class Matcher:
         """Return a candidate that is certain to be in the reference's basis as it is; None where it is not certain."""
         assert self.symmetry is not None
         assert self._prepared is not None
-        own, target = self._prepared
-        as_own = act(canonical, self.symmetry, own)
-        if not target.certified(as_own):
+        target = self._prepared[1]
+        if not target.certified(canonical):
             return None
         names, note = list(self.symmetry.spaces), "; ".join(self.symmetry.notes)
-        distances = (target.distance(as_own),)
+        distances = (target.gauged_distance(canonical),)
         return Matched(dict(candidate), dict.fromkeys(names, 0.0), dict.fromkeys(names, True), note, distances)
 
     def _positions(self, target: Target, candidate: State, starts: list[Element], *, judged: bool) -> list[Position]:
