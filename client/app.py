@@ -16,6 +16,7 @@ from client.evaluate import Ensemble, evaluate_images, judge_images
 from client.kept import load_kept, save_kept
 from client.ledger import Ledger
 from client.load import assignment_of, read_data
+from client.prior import OwnPrior, class_counts, prior_shift
 from client.privacy import PrivateRound
 from client.receive import State, read_tensors, receive_ensemble, receive_model, split_kept
 from client.reply import array_record, finite_or_none, guarded, read_instruction, reply, tensor_record
@@ -50,11 +51,14 @@ def join(message: Message, context: Context) -> Message:
     instruction = read_instruction(message)
     assignment = assignment_of(context, instruction)
     data = read_data(assignment, instruction)
+    if instruction.count_classes:
+        refuse_bare_statistics(instruction, "counting classes")
     report = Report(
         run=instruction.run,
         server_round=instruction.server_round,
         site=assignment.site,
         num_examples=len(data.train),
+        class_counts=class_counts(data.train, len(instruction.classes)) if instruction.count_classes else (),
         skipped_rows=len(data.skipped),
         phantom=data.phantom,
         split_sizes={"train": len(data.train), "val": len(data.val), "test": len(data.test)},
@@ -109,7 +113,7 @@ def evaluate(message: Message, context: Context) -> Message:
     assignment = assignment_of(context, instruction)
     data = read_data(assignment, instruction)
     begun = time.perf_counter()
-    model = received_to_judge(message, instruction, assignment)
+    model = received_to_judge(message, instruction, assignment, data)
     metrics: dict[str, float] = {}
     arrays: dict[str, ArrayRecord] = {}
     sizes = {split: len(getattr(data, split)) for split in instruction.splits}
@@ -138,7 +142,7 @@ def judge(message: Message, context: Context) -> Message:
     assignment = assignment_of(context, instruction)
     data = read_data(assignment, instruction)
     begun = time.perf_counter()
-    figures = judge_images(received_to_judge(message, instruction, assignment), data.val)
+    figures = judge_images(received_to_judge(message, instruction, assignment, data), data.val)
     report = Report(
         run=instruction.run,
         server_round=instruction.server_round,
@@ -245,11 +249,15 @@ def kept_parts(assignment: Assignment, instruction: Instruction, before: int) ->
     return load_kept(Path(assignment.state), "personal", instruction.run, before=before)
 
 
-def received_to_judge(message: Message, instruction: Instruction, assignment: Assignment) -> nn.Module:
-    """Return the model, or the ensemble of models, that a message asks to be judged."""
+def received_to_judge(message: Message, instruction: Instruction, assignment: Assignment, data: SiteData) -> nn.Module:
+    """Return the model, or the ensemble of models, that a message asks to be judged, as it answers at this site."""
     if instruction.num_models > 1:
         return Ensemble(*receive_ensemble(message, instruction))
-    return receive_model(message, instruction, kept_parts(assignment, instruction, instruction.server_round + 1))[0]
+    model = receive_model(message, instruction, kept_parts(assignment, instruction, instruction.server_round + 1))[0]
+    if not instruction.class_counts:
+        return model
+    own = class_counts(data.train, len(instruction.classes))
+    return OwnPrior(model, prior_shift(own, instruction.class_counts))
 
 
 def matching_told(aligned: Aligned | None) -> dict[str, object]:

@@ -141,9 +141,15 @@ class FuseConfig(_Frozen):
 
 
 class PersonalConfig(_Frozen):
-    """Tensors whose names match a pattern stay at their site: neither sent nor averaged, used there only."""
+    """What is a site's own.
+
+    ``keep_local``: tensors whose names match a pattern stay at their site: neither sent nor averaged, used there only.
+    ``class_prior``: with *own*, answers at a site are weighted by its own class frequencies over those of all sites;
+    sites then tell how many training images of every class they have (fewer than 5 as none).
+    """
 
     keep_local: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    class_prior: Literal["common", "own"] = "common"
 
 
 class ServerOptimizerConfig(_Frozen):
@@ -211,6 +217,11 @@ class RunConfig(_Frozen):
                 "Gram matrices and statistics are measured in the basis a site sends its model in, which server-side "
                 "matching leaves: set match.where = 'site', or match.method = 'none'"
             )
+        if self.personal.class_prior == "own" and self.strategy in ("local", "ensemble"):
+            raise ValueError(
+                f"personal.class_prior = 'own' corrects a common model; strategy {self.strategy} has none, and models "
+                "of single sites know their class mix: leave it 'common'"
+            )
         if not self.personal.keep_local:
             return self
         if self.strategy in ("local", "pooled", "ensemble"):
@@ -270,6 +281,7 @@ def require_private(config: RunConfig) -> None:
         f"fuse.rule or fuse.gate with {' or '.join(sorted(GRAM_RULES))}": config.fuse.needs_grams,
         f"fuse.rule or fuse.gate with {' or '.join(sorted(STATISTIC_RULES))}": config.fuse.needs_statistics,
         "fuse.repair": config.fuse.repair,
+        "personal.class_prior = 'own'": config.personal.class_prior == "own",
     }
     for part, looks in named.items():
         if looks:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -70,6 +70,8 @@ class Instruction(_Frozen):
     num_images: int = Field(default=512, ge=1, description="training images that statistics look at")
     frozen: tuple[str, ...] = Field(default=(), description="name prefixes that are not trained in this round")
     keep_local: tuple[str, ...] = Field(default=(), description="name patterns of tensors that never leave")
+    count_classes: bool = Field(default=False, description="tell how many training images every class has")
+    class_counts: tuple[int, ...] = Field(default=(), description="all sites' counts: answer by your own frequencies")
     candidate: str = Field(default="", description="whom a judged model stands for")
     num_models: int = Field(default=1, ge=1, description="models to be judged together, as an ensemble")
 
@@ -103,6 +105,7 @@ class Report(_Frozen):
     skipped_rows: int = 0
     phantom: bool = False
     split_sizes: dict[str, int] = Field(default_factory=dict)
+    class_counts: tuple[Annotated[int, Field(ge=0)], ...] = ()
     gains: dict[str, float | None] = Field(default_factory=dict, description="by layer, where the site matched")
     identity: dict[str, bool] = Field(default_factory=dict)
     match_note: str = ""

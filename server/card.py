@@ -24,6 +24,10 @@ KEPT_LIMIT = (
     "Tensors with these names stay at the sites: {names}. In their place this file holds what they started from: the "
     "figures are of the sites' complete models, not of this file alone."
 )
+PRIOR_LIMIT = (
+    "The sites' figures are of answers weighted by each site's own class frequencies (personal.class_prior = 'own'); "
+    "this file answers for all sites together, and so does the external figure."
+)
 PHANTOM_LIMIT = "Trained on a phantom (computer-drawn images): its figures say nothing about patients."
 
 
@@ -80,6 +84,7 @@ def write_card(path: Path, run: str, card: dict[str, Any], sha256: str) -> None:
 def _own_limits(plan: RunPlan) -> list[str]:
     kept = plan.config.personal.keep_local
     limits = {"local": [LOCAL_LIMIT], "ensemble": [ENSEMBLE_LIMIT]}.get(plan.config.strategy, [])
+    limits += [PRIOR_LIMIT] if plan.config.personal.class_prior == "own" else []
     return [*limits, *([KEPT_LIMIT.format(names=", ".join(kept))] if kept else [])]
 
 

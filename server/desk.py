@@ -54,6 +54,7 @@ class Desk:
             lineup=self.plan.lineup,
             keep_local=config.personal.keep_local,
             num_images=config.match.num_images,
+            class_counts=self.roster.class_counts,
             **changes,
         )
 

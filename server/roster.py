@@ -22,7 +22,9 @@ class Roster:
     refused: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
 
-    def enrol(self, replies: Iterable[Message], nodes: Mapping[str, int], *, run: str, phantom: bool) -> None:
+    def enrol(
+        self, replies: Iterable[Message], nodes: Mapping[str, int], *, run: str, phantom: bool, num_classes: int = 0
+    ) -> None:
         """Take in the sites that answered well; the others are refused with their reason.
 
         Args:
@@ -30,6 +32,7 @@ class Roster:
             nodes: Node id by id of the message it was asked with.
             run: Name of the run the answers must belong to.
             phantom: Whether the run is known to be on phantoms; a phantom never joins a run on real images.
+            num_classes: How many classes' images the sites were asked to count; 0: they were not.
         """
         labels = {message_id: f"node {node}" for message_id, node in nodes.items()}
         opened, outcomes = open_replies(replies, Expected(run, 0, {}, labels))
@@ -44,11 +47,22 @@ class Roster:
                 self.refused[report.site] = report.error
             elif report.phantom and not phantom:
                 self.refused[report.site] = "its images are phantoms, the run's are real. Give the site its own images."
+            elif len(report.class_counts) != num_classes:
+                self.refused[report.site] = (
+                    f"it counted images of {len(report.class_counts)} classes, expected {num_classes}. Give the site "
+                    "the server's POPMI version."
+                )
             elif report.site in self.nodes:
                 self.refused[label] = f"a second node calls itself {report.site}. Give every site its own name."
             else:
                 self.nodes[report.site] = nodes[message.metadata.reply_to_message_id]
                 self.reports[report.site] = report
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Training images of every class at all sites together; empty where nobody was asked."""
+        told = [report.class_counts for site, report in self.reports.items() if site != POOLED_SITE]
+        return tuple(map(sum, zip(*told, strict=True)))
 
     @property
     def evaluators(self) -> list[str]:

@@ -111,11 +111,12 @@ class OpmStrategy(Strategy):
         Raises:
             RunError: If no site can join.
         """
-        instruction = self.desk.instruction(0)
+        instruction = self.desk.instruction(0, count_classes=self.config.personal.class_prior == "own")
         messages = [ask(node, MessageType.QUERY, instruction, {}) for node in sorted(grid.get_node_ids())]
         replies = list(grid.send_and_receive(messages, timeout=self.desk.timeout))
         nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-        self.roster.enrol(replies, nodes, run=self.plan.run, phantom=self.plan.phantom)
+        classes = len(self.plan.classes) if instruction.count_classes else 0
+        self.roster.enrol(replies, nodes, run=self.plan.run, phantom=self.plan.phantom, num_classes=classes)
         self.recorder.joined(self.roster)
         if not self.trainers:
             reasons = "; ".join(f"{who}: {why}" for who, why in sorted(self.roster.refused.items()))

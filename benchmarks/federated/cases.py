@@ -19,6 +19,8 @@ SMALL_BATCHES = {"local": {"batch_size": 16}}
 PREA = {"model": {"adapter": {"group": "C4"}}}
 # What stays at home must not be matched elsewhere: the site moves its own model, heads and all.
 AT_SITE = {"match": {"where": "site"}}
+OWN_PRIOR = {"personal": {"class_prior": "own"}}
+OWN_BIAS = {"personal": {"keep_local": ["head.bias"]}}
 OWN_HEAD = {"personal": {"keep_local": ["head"]}}
 OWN_NORMS = {"personal": {"keep_local": ["norm"]}}
 OWN_HEAD_AND_NORMS = {"personal": {"keep_local": ["head", "norm"]}}
@@ -81,6 +83,18 @@ ATTEMPTS = {
     "gentle momentum: opm-regmean": case("opm-regmean", 1, GENTLE),
     "every site once: opm-soup": case("opm-soup", 1),
     "calibrated, each epoch: opm": case("opm", 1, {"local": {"objective": "calibrated"}}),
+    "own class mix: fedavg": case("fedavg", 5, OWN_PRIOR),
+    "own class mix: opm": case("opm", 5, OWN_PRIOR),
+    "own class mix, each epoch: fedavg": case("fedavg", 1, OWN_PRIOR),
+    "own class mix, each epoch: opm": case("opm", 1, OWN_PRIOR),
+    "own class mix + gentle momentum: fedavg": case("fedavg", 1, OWN_PRIOR, GENTLE),
+    "own class mix + gentle momentum: opm": case("opm", 1, OWN_PRIOR, GENTLE),
+    "own class mix + PREA, each epoch: opm": case("opm", 1, OWN_PRIOR, PREA),
+    "own class mix: pooled": case("pooled", 5, OWN_PRIOR),
+    "head's bias stays local, each epoch: fedavg": case("fedavg", 1, OWN_BIAS),
+    "head's bias stays local, each epoch: opm": case("opm", 1, OWN_BIAS, AT_SITE),
+    "head's bias stays local + gentle momentum: fedavg": case("fedavg", 1, OWN_BIAS, GENTLE),
+    "head's bias stays local + gentle momentum: opm": case("opm", 1, OWN_BIAS, AT_SITE, GENTLE),
     "control variates, each epoch: opm": case("opm", 1, {"local": {"objective": "control_variates"}}),
     "head stays local, each epoch: fedavg": case("fedavg", 1, OWN_HEAD),
     "head stays local, each epoch: opm": case("opm", 1, OWN_HEAD, AT_SITE),

@@ -9,22 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
+from client.prior import OwnPrior, class_counts, prior_shift
 from popmi_core.checkpoints import load_state
 from popmi_core.cli.lineup import reopen_run
-from popmi_core.data import load_site
+from popmi_core.data import SiteData, load_site
 from popmi_core.metrics import auroc_macro_ovr, classification_metrics
 from popmi_core.models import build_model, exchanged_state, load_exchanged, predict
-from popmi_core.protocol import POOLED_SITE
+from popmi_core.protocol import POOLED_SITE, RunPlan
 
+SPLITS = ("val", "test")
+Scores = npt.NDArray[np.float64]
 KEPT = ("auroc", "balanced_accuracy", "accuracy", "macro_f1", "ece", "nll")
 
 
-def figures_of(folder: Path, server_round: int | None = None) -> dict[str, Any]:
-    """Return figures over all images of each split, and the AUROC of the site where the model is worst.
+def figures_of(folder: Path, server_round: int | None = None, *, own_prior: bool = False) -> dict[str, Any]:
+    """Return figures over all images of each split, every site's AUROC, and that on images from elsewhere.
 
-    Of the last round, or of the one given.
+    Of the last round, or of the one given. ``own_prior``: answered as with ``personal.class_prior = 'own'``, which
+    changes nothing in training. *External*: a test set no site trained on, answered by the common model;
+    where sites keep parts, by the mean of the sites' answers.
     """
     plan = reopen_run(folder)
     model = build_model(plan.config.model, len(plan.classes), seed=plan.config.seed)
@@ -33,28 +39,35 @@ def figures_of(folder: Path, server_round: int | None = None) -> dict[str, Any]:
     state, _ = load_state(folder / "models" / last)
     # Two rules with the same hash made the same model, bit for bit.
     result: dict[str, Any] = {"sha256": digest(state)}
-    for split in ("val", "test"):
-        scores, targets, by_site = [], [], {}
-        for item in (item for item in plan.lineup if item.site != POOLED_SITE):
-            load_exchanged(model, {**base, **state, **own_tensors(folder, last, item.site)})
-            images = getattr(
-                load_site(
-                    item.site,
-                    item.data[0],
-                    image_size=plan.config.model.image_size,
-                    phantom_images=plan.config.data.phantom_images,
-                    seed=plan.config.seed,
-                ),
-                split,
-            )
-            scores.append(predict(model, images.images))
-            targets.append(images.targets)
-            by_site[item.site] = round(auroc_macro_ovr(scores[-1], images.targets), 6)
-        found = classification_metrics(np.concatenate(scores), np.concatenate(targets))
+    sites = {item.site: images_of(plan, item.site, item.data[0]) for item in plan.lineup if item.site != POOLED_SITE}
+    outside = None if plan.external is None else images_of(plan, "external", plan.external).external
+    counts = {site: class_counts(data.train, len(plan.classes)) for site, data in sites.items()}
+    together = [sum(column) for column in zip(*counts.values(), strict=True)]
+    scores: dict[str, list[Scores]] = {split: [] for split in (*SPLITS, "external")}
+    for site, data in sites.items():
+        load_exchanged(model, {**base, **state, **own_tensors(folder, last, site)})
+        answering = OwnPrior(model, prior_shift(counts[site], together)) if own_prior else model
+        for split in SPLITS:
+            scores[split].append(predict(answering, getattr(data, split).images))
+        if outside is not None:
+            scores["external"].append(predict(model, outside.images))
+    for split in SPLITS:
+        targets = [getattr(data, split).targets for data in sites.values()]
+        found = classification_metrics(np.concatenate(scores[split]), np.concatenate(targets))
         result |= {f"{split}_{name}": round(found[name], 6) for name in KEPT}
-        result[f"{split}_worst_site_auroc"] = min(by_site.values())
-        result[f"{split}_site_auroc"] = by_site
+        each = [round(auroc_macro_ovr(*pair), 6) for pair in zip(scores[split], targets, strict=True)]
+        result[f"{split}_worst_site_auroc"] = min(each)
+        result[f"{split}_site_auroc"] = dict(zip(sites, each, strict=True))
+    if outside is not None:
+        result["external_auroc"] = round(auroc_macro_ovr(np.mean(scores["external"], axis=0), outside.targets), 6)
     return result
+
+
+def images_of(plan: RunPlan, site: str, spec: str) -> SiteData:
+    """Return a site's images as the run saw them."""
+    config = plan.config
+    size, phantom = config.model.image_size, config.data.phantom_images
+    return load_site(site, spec, image_size=size, phantom_images=phantom, seed=config.seed)
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

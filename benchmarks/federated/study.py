@@ -26,6 +26,8 @@ from figures import figures_of
 from launch import digest_of, finished_run
 from tables import markdown
 
+from popmi_core.config import overlay
+
 Run = tuple[str, int]
 
 
@@ -69,10 +71,12 @@ def finished(run: Run, runs: Path) -> dict[str, Any] | None:
     if kept.exists():
         return {"case": name, "seed": seed, **json.loads(kept.read_text())}
     begun = time.perf_counter()
-    folder = finished_run(described, runs)
+    # A site's own class mix changes its answers and no training: the plain run's models will do.
+    own = described.get("personal", {}).get("class_prior") == "own"
+    folder = finished_run(overlay(described, {"personal": {"class_prior": "common"}}) if own else described, runs)
     if folder is None:
         return None
-    found = {**figures_of(folder), "wall_seconds": round(time.perf_counter() - begun, 1)}
+    found = {**figures_of(folder, own_prior=own), "wall_seconds": round(time.perf_counter() - begun, 1)}
     kept.write_text(json.dumps(found) + "\n")
     print(json.dumps({"case": name, "seed": seed, **{k: v for k, v in found.items() if k != "site_auroc"}}), flush=True)
     return {"case": name, "seed": seed, **found}

@@ -15,6 +15,7 @@ COLUMNS = {
     "test_mean_site_auroc": "mean of sites",
     "test_worst_site_auroc": "worst site",
     "test_balanced_accuracy": "bal. accuracy",
+    "external_auroc": "elsewhere",
 }
 Row = dict[str, Any]
 

@@ -272,3 +272,31 @@ def test_a_report_of_matching_at_the_site_survives_the_wire(federation):
     federation.run(plan, app)
     assert all(report.gains.keys() == report.identity.keys() for report in told)
     assert all(report.gains for report in told)
+
+
+def test_own_class_mix_changes_answers_at_the_sites_and_neither_training_nor_the_model(federation):
+    common = federation.plan("common", rounds=1, sites=TWO, strategy="fedavg")
+    own = federation.plan("own", rounds=1, sites=TWO, strategy="fedavg", personal={"class_prior": "own"})
+    federation.run(common)
+    federation.run(own)
+
+    one, other = model_of(common), model_of(own)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    losses = {}
+    for plan in (common, own):
+        with federation.read(plan) as reader:
+            losses[plan.run] = {
+                row.scope: row.value for row in reader.metrics(1) if (row.split, row.name) == ("val", "nll")
+            }
+    assert set(losses[common.run]) == set(losses[own.run])
+    assert all(losses[common.run][site] != losses[own.run][site] for site in TWO)
+    card = (Path(own.folder) / "models" / "round-001.md").read_text(encoding="utf-8")
+    assert "each site's own class frequencies" in card
+
+
+def test_own_class_mix_is_refused_with_a_privacy_budget(federation):
+    plan = federation.plan(
+        rounds=1, sites=TWO, strategy="fedavg", personal={"class_prior": "own"}, privacy={"target_epsilon": 5.0}
+    )
+    with pytest.raises(PrivacyError, match="class_prior"):
+        federation.run(plan)

@@ -46,6 +46,7 @@ def test_every_preset_describes_a_run_and_survives_a_round_trip(strategy):
         ({"fuse": {"rule": "ensemble"}}, "take strategy = 'ensemble'"),
         ({"strategy": "opm", "fuse": {"gate": ["average"]}}, "set match.method = 'none'"),
         ({"strategy": "local", "personal": {"keep_local": ["head"]}}, "strategy local has none to share"),
+        ({"strategy": "local", "personal": {"class_prior": "own"}}, "strategy local has none, and models"),
         ({"strategy": "fedma", "personal": {"keep_local": ["head"]}}, "fedma would move the shared part"),
         ({"strategy": "opm", "personal": {"keep_local": ["head"]}}, "server-side matching would move"),
     ],

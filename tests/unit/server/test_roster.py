@@ -22,11 +22,11 @@ def answer(node, report):
     return Message(content, reply_to=question)
 
 
-def enrolled(*reports):
+def enrolled(*reports, num_classes=0):
     roster = Roster()
     nodes = {f"m{node}": node for node in range(1, len(reports) + 1)}
     replies = [answer(node, report) for node, report in enumerate(reports, 1) if report is not None]
-    roster.enrol(replies, nodes, run="r", phantom=False)
+    roster.enrol(replies, nodes, run="r", phantom=False, num_classes=num_classes)
     return roster
 
 
@@ -68,3 +68,21 @@ def test_a_stopped_site_trains_no_more_but_evaluates():
     roster.stopped["b"] = "budget spent"
     assert roster.trainers(pooled=False) == ["a"]
     assert roster.evaluators == ["a", "b"]
+
+
+def test_class_counts_of_all_sites_are_summed_without_the_pooled_stand_in():
+    roster = enrolled(
+        report("a", class_counts=(5, 0)),
+        report("b", class_counts=(7, 9)),
+        report(POOLED_SITE, class_counts=(12, 9)),
+        num_classes=2,
+    )
+    assert roster.class_counts == (12, 9)
+    assert enrolled(report("a")).class_counts == ()
+
+
+@pytest.mark.parametrize("counts", [(), (1, 2, 3)])
+def test_a_site_that_counted_other_classes_is_refused(counts):
+    roster = enrolled(report("a", class_counts=counts), num_classes=2)
+    assert f"images of {len(counts)} classes, expected 2" in roster.refused["a"]
+    assert not roster.nodes

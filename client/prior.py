@@ -1,0 +1,58 @@
+"""A site's own class mix: counted for the server if asked, and worked into the answers at this site.
+
+A model trained by all sites answers as if an image came from all of them together. At one site it comes from there:
+by Bayes' rule every class is more likely by ``p_site(class) / p_all(class)`` (Saerens, Latinne and Decaestecker 2002,
+Neural Computation 14(1), equation 2.4). The model stays as it is, and so do its answers elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from popmi_core.data import ImageSet
+from popmi_core.errors import UpdateError
+from popmi_core.metrics.summary import MIN_CELL
+
+
+class OwnPrior(nn.Module):
+    """A model whose logits are shifted, class by class."""
+
+    def __init__(self, model: nn.Module, shift: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.shift = torch.tensor(shift, dtype=torch.float64)
+        self.pretrained_cfg = getattr(model, "pretrained_cfg", None)
+
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
+        """Return the shifted logits, in float64."""
+        logits: Tensor = self.model(images)
+        return logits.double() + self.shift
+
+
+def class_counts(data: ImageSet, num_classes: int) -> tuple[int, ...]:
+    """Return the number of images of every class as it may leave the site: below ``MIN_CELL`` it is told as 0."""
+    counts = np.bincount(data.targets, minlength=num_classes)
+    return tuple(int(count) if count >= MIN_CELL else 0 for count in counts)
+
+
+def prior_shift(own: Sequence[int], together: Sequence[int]) -> tuple[float, ...]:
+    """Return ``log p_site(class) - log p_all(class)``, one image added to every class (Laplace).
+
+    Raises:
+        UpdateError: If the server's counts are not of this site's classes.
+    """
+    if len(own) != len(together):
+        raise UpdateError(
+            f"the server counted images of {len(together)} classes, expected {len(own)}. Check that server and site "
+            "run the same POPMI version."
+        )
+    sizes = [sum(counts) + len(counts) for counts in (own, together)]
+    return tuple(
+        math.log((a + 1) / sizes[0]) - math.log((b + 1) / sizes[1]) for a, b in zip(own, together, strict=True)
+    )
