@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from client.receive import symmetry_of
 from client.statistics import some_images
 from popmi_core.data import ImageSet
-from popmi_core.fusion.path import on_line, run
+from popmi_core.fusion.path import midpoint_judge
 from popmi_core.matching import Matched, Matcher, Symmetry, apply
 from popmi_core.matching.learn import learn_element
 from popmi_core.matching.starts import start_from
@@ -69,24 +67,6 @@ def align(
     if config.method == "activations":
         return _told(matched)
     return _learned(model, state, start, symmetry, images, matched, instruction, site)
-
-
-def midpoint_judge(
-    model: nn.Module, first: State, second: State, images: Float[Tensor, "n channels height width"]
-) -> Callable[[State], float]:
-    """Return a judge of moved copies of ``second``: how far half way to ``first`` is from what both ends say (nats).
-
-    That is the cross-entropy of the midpoint to the mean of the two ends' probabilities; it needs no classes.
-    """
-    with torch.inference_mode():
-        wanted = sum(torch.softmax(run(model, end, images), 1) for end in (first, second)) / 2
-
-    def judge(moved: State) -> float:
-        with torch.inference_mode():
-            said = torch.log_softmax(run(model, on_line(first, moved, 0.5), images), 1)
-        return -float((wanted * said).sum(1).mean())
-
-    return judge
 
 
 def _learned(

@@ -12,8 +12,9 @@ from popmi_core.errors import ConfigError, PrivacyError
 
 Strategy = Literal[
     "opm", "opm-soup", "opm-greedy-soup", "opm-regmean", "opm-learned", "opm-gated", "fedavg", "fedprox", "fedadam",
-    "fedyogi", "uniform-soup", "greedy-soup", "circuit", "lowrank", "regmean", "git-rebasin", "ot-fusion",
-    "ot-fusion-soft", "fedma", "fedmedian", "trimmed-mean", "krum", "best-single", "ensemble", "local", "pooled",
+    "fedyogi", "uniform-soup", "greedy-soup", "circuit", "lowrank", "regmean", "git-rebasin",
+    "git-rebasin-activations", "ot-fusion", "ot-fusion-soft", "fedma", "fedmedian", "trimmed-mean", "krum",
+    "best-single", "ensemble", "local", "pooled",
 ]  # fmt: skip
 Rule = Literal[
     "average", "uniform_soup", "greedy_soup", "circuit", "lowrank", "regmean", "opm", "opm_soup", "opm_greedy_soup",
@@ -238,7 +239,7 @@ class RunConfig(_Frozen):
 _AT_SITE = {"method": "opm", "where": "site"}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "opm": {"match": {"method": "opm"}, "fuse": {"rule": "circuit"}},
-    "opm-soup": {"match": {"method": "opm"}, "fuse": {"rule": "uniform_soup"}},
+    "opm-soup": {"match": {"method": "opm"}, "fuse": {"rule": "average"}},
     "opm-greedy-soup": {"match": {"method": "opm"}, "fuse": {"rule": "greedy_soup"}},
     # Matched at the site: the Gram matrices are then measured in the common basis.
     "opm-regmean": {"match": _AT_SITE, "fuse": {"rule": "regmean"}},
@@ -255,6 +256,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "lowrank": {"fuse": {"rule": "lowrank"}},
     "regmean": {"fuse": {"rule": "regmean"}},
     "git-rebasin": {"fuse": {"rule": "git_rebasin"}},
+    "git-rebasin-activations": {"fuse": {"rule": "git_rebasin_activations"}},
     "ot-fusion": {"fuse": {"rule": "ot_fusion"}},
     "ot-fusion-soft": {"fuse": {"rule": "ot_fusion_soft"}},
     "fedma": {"fuse": {"rule": "fedma"}},

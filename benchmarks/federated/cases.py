@@ -19,6 +19,7 @@ SMALL_BATCHES = {"local": {"batch_size": 16}}
 PREA = {"model": {"adapter": {"group": "C4"}}}
 # What stays at home must not be matched elsewhere: the site moves its own model, heads and all.
 AT_SITE = {"match": {"where": "site"}}
+EVERY_SITE_ONCE = {"fuse": {"rule": "uniform_soup"}}
 OWN_PRIOR = {"personal": {"class_prior": "own"}}
 OWN_BIAS = {"personal": {"keep_local": ["head.bias"]}}
 OWN_HEAD = {"personal": {"keep_local": ["head"]}}
@@ -81,7 +82,7 @@ ATTEMPTS = {
     "gentle momentum: fedavg": case("fedavg", 1, GENTLE),
     "gentle momentum: opm": case("opm", 1, GENTLE),
     "gentle momentum: opm-regmean": case("opm-regmean", 1, GENTLE),
-    "every site once: opm-soup": case("opm-soup", 1),
+    "every site once: opm-soup": case("opm-soup", 1, EVERY_SITE_ONCE),
     "calibrated, each epoch: opm": case("opm", 1, {"local": {"objective": "calibrated"}}),
     "own class mix: fedavg": case("fedavg", 5, OWN_PRIOR),
     "own class mix: opm": case("opm", 5, OWN_PRIOR),
@@ -105,7 +106,7 @@ ATTEMPTS = {
     "PREA, each epoch: fedavg": case("fedavg", 1, PREA),
     "PREA, each epoch: opm": case("opm", 1, PREA),
     "PREA + gentle momentum: opm": case("opm", 1, PREA, GENTLE),
-    "PREA + gentle momentum + every site once: opm-soup": case("opm-soup", 1, PREA, GENTLE),
+    "PREA + gentle momentum + every site once: opm-soup": case("opm-soup", 1, PREA, GENTLE, EVERY_SITE_ONCE),
 }
 PLAIN = {f"{rule} 5 x 4": case(rule, 5) for rule in RULES}
 GROUPS = {

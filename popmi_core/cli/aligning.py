@@ -12,17 +12,21 @@ from popmi_core.cli.sites import some_of
 from popmi_core.data import ImageSet
 from popmi_core.errors import ConfigError
 from popmi_core.fusion import State
-from popmi_core.fusion.path import evaluate, on_line
+from popmi_core.fusion.path import evaluate, midpoint_judge, on_line
 from popmi_core.matching import Matched, Matcher, apply
+from popmi_core.matching.check import input_shape
 from popmi_core.matching.learn import learn_element
+from popmi_core.matching.probes import probe_images
 from popmi_core.matching.starts import start_from
 from popmi_core.matching.statistics import cross_statistics
 from popmi_core.matching.symmetry import Symmetry
 from popmi_core.models import normalise
 
-Method = Literal["weights", "permutations", "activations", "learned"]
+Method = Literal["weights", "permutations", "probes", "activations", "learned"]
 METHODS: tuple[str, ...] = get_args(Method)
 WITH_IMAGES = ("activations", "learned")
+# Images of smooth noise.
+_PROBES = 256
 # Activations are settled by a few hundred images; a learned map generalises better with more.
 _SEEN = {"activations": 512, "learned": 4096}
 LEARNING_STEPS = 300
@@ -48,12 +52,23 @@ class Aligner:
         reference: The state whose basis counts.
         symmetry: The architecture's description.
         model: The architecture; its own weights do not matter.
-        method: ``weights``; ``permutations``: the same without rotations; ``activations``: also from where activations
+        image_size: Pixels per side of probes; None takes what the model says.
+        method: ``weights``; ``permutations``: the same without rotations; ``probes``: also from where answers to smooth
+            noise agree best, so that no image is needed; ``activations``: also from where activations
             on the images agree best, the end with the lowest loss half way being taken; ``learned``: from where the
             weights' match ends, the map is learned on the images and their classes.
     """
 
-    def __init__(self, reference: State, symmetry: Symmetry, model: nn.Module, *, method: str = "weights") -> None:
+    def __init__(
+        self,
+        reference: State,
+        symmetry: Symmetry,
+        model: nn.Module,
+        *,
+        method: str = "weights",
+        image_size: int | None = None,
+    ) -> None:
+        self.image_size = image_size
         self.symmetry = symmetry.permutations_only() if method == "permutations" else symmetry
         self.reference, self.model, self.method = reference, model, method
         self.matcher = Matcher(reference, self.symmetry)
@@ -69,10 +84,19 @@ class Aligner:
         Raises:
             UpdateError: If the model does not fit the reference, or a loss is not finite.
         """
+        if self.method == "probes":
+            return self._by_probes(state, label)
         if self.method not in WITH_IMAGES or seen is None:
             return self.matcher.match(state, site=label)
         few = some_of(seen, _SEEN[self.method])
         return (self._learned if self.method == "learned" else self._by_activations)(state, label, few)
+
+    def _by_probes(self, state: State, label: str) -> Matched:
+        generator = torch.Generator().manual_seed(_SEED)
+        pixels = probe_images(input_shape(self.model, self.image_size), _PROBES, generator)
+        start = start_from(cross_statistics(self.model, self.reference, state, self.symmetry, pixels), self.symmetry)
+        judge = midpoint_judge(self.model, self.reference, state, pixels)
+        return self.matcher.match(state, site=label, starts=[start], judge=judge)
 
     def _by_activations(self, state: State, label: str, seen: ImageSet) -> Matched:
         pixels = normalise(torch.from_numpy(seen.images), self.model)

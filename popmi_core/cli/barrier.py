@@ -33,7 +33,7 @@ def barrier(
     model_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for timm, such as img_size=64.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PREA inside the files: C4 or D4.")] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Pixels per side, where the model takes any.")] = None,
-    match: Annotated[str, typer.Option(help="weights, permutations, activations or learned.")] = "weights",
+    match: Annotated[str, typer.Option(help="weights, permutations, probes, activations or learned.")] = "weights",
     points: Annotated[int, typer.Option(min=3, help="Points of the line, both ends included.")] = 25,
     split: Annotated[str, typer.Option(help="train, val, test or external.")] = "test",
     images: Annotated[int, typer.Option(min=1, help="At most so many images, drawn at random (seed 0).")] = 1000,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -30,9 +31,9 @@ def fuse(
         "opm"
     ),
     gate: Annotated[str | None, typer.Option(help="Rules with commas between; the best on validation wins.")] = None,
-    match: Annotated[str, typer.Option(help="OPM rules match by weights, permutations, activations or learned.")] = (
-        "weights"
-    ),
+    match: Annotated[
+        str, typer.Option(help="OPM rules match by weights, permutations, probes, activations or learned.")
+    ] = ("weights"),
     reference: Annotated[str, typer.Option(help="Whose basis: first, medoid, mean, or a file.")] = "first",
     weights: Annotated[str | None, typer.Option(help="Numbers of examples, with commas; default: all equal.")] = None,
     data: Annotated[
@@ -139,7 +140,18 @@ def _read(
 
 
 def _check_out(out: Path | None, models: list[Path], *, force: bool) -> None:
-    if out is None or not out.exists():
+    if out is None:
+        return
+    try:
+        # Found out before the work, not after it.
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out}: nothing can be written in {out.parent} ({error.strerror}). Choose another file."
+        ) from error
+    if not out.exists():
         return
     if any(path.exists() and path.samefile(out) for path in models):
         raise ConfigError(f"--out {out} is one of the models to fuse. Choose another file.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from popmi_core.cli.aligning import WITH_IMAGES, Aligner
 from popmi_core.cli.moves import LayerMove, layer_moves
-from popmi_core.cli.parents import Architecture, Parent, fitted, read_parent
+from popmi_core.cli.parents import FUSED, Architecture, Parent, fitted, read_parent
 from popmi_core.cli.ruleinputs import AFTER_MATCHING, RuleInputs
 from popmi_core.cli.sites import part_of, together
 from popmi_core.config import FuseConfig
@@ -123,7 +123,8 @@ def _single(job: Job, rule: str, symmetry: Symmetry | None) -> Outcome:
 def _matched(job: Job, rule: str, symmetry: Symmetry, reference: State, basis: str) -> Outcome:
     """Match here, where every layer's move can be told, and leave the second half of the rule to the library."""
     inputs = job.inputs
-    aligner = Aligner(reference, symmetry, job.architecture.model, method=job.match)
+    model, size = job.architecture.model, job.architecture.image_size
+    aligner = Aligner(reference, symmetry, model, method=job.match, image_size=size)
     updates, moves, distances, notes = [], {}, {}, {}
     for update in job.updates:
         seen = inputs.seen(update.site) if job.match in WITH_IMAGES else None
@@ -178,6 +179,6 @@ def _reference(job: Job, symmetry: Symmetry | None) -> tuple[State, str]:
 def _judged(job: Job, outcome: Outcome) -> Outcome:
     split = next((s for s in _JUDGED_ON if any(len(getattr(data, s)) for data in job.sites.values())), _JUDGED_ON[0])
     whole, model = together(part_of(job.sites, split)), job.architecture.model
-    states = {parent.label: parent.state for parent in job.parents} | {"fused": outcome.fused.state}
+    states = {parent.label: parent.state for parent in job.parents} | {FUSED: outcome.fused.state}
     scores = {name: evaluate(model, state, whole) for name, state in states.items()}
     return replace(outcome, split=split, images=len(whole), scores=scores)

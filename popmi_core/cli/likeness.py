@@ -125,8 +125,9 @@ def measure(inputs: Inputs, *, points: int, tell: Tell) -> Likeness:
     """
     (first, second), model = inputs.parents, inputs.architecture.model
     tell("matching")
-    symmetry = describe_model(model, image_size=inputs.architecture.image_size)
-    aligner = Aligner(first.state, symmetry, model, method=inputs.match)
+    size = inputs.architecture.image_size
+    symmetry = describe_model(model, image_size=size)
+    aligner = Aligner(first.state, symmetry, model, method=inputs.match, image_size=size)
     matched = aligner.match(second.state, label=second.label, seen=inputs.seen)
     whole = together(inputs.parts)
     tell("walking the line before matching")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from popmi_core.adapters import attach
 from popmi_core.checkpoints import file_sha256, load_state
 from popmi_core.errors import ConfigError, ModelError
+from popmi_core.matching.check import input_shape
 from popmi_core.models.build import known_backbone
 
 # These would load weights, some by unpickling a file; the weights are the ones in the files.
@@ -28,6 +30,8 @@ _NOT_ARGUMENTS = {
     "checkpoint_path",
     "cache_dir",
 }
+FUSED = "fused"
+"""What the result is called beside its parents."""
 _ADAPTER = "prea."
 _BACKBONE = "backbone."
 
@@ -166,8 +170,8 @@ def check_loads(state: Mapping[str, Tensor], architecture: Architecture) -> None
     try:
         model.load_state_dict(dict(state), strict=True)
         with torch.inference_mode():
-            side, like = architecture.image_size, next(iter(model.parameters()))
-            answer = model(torch.zeros(1, 3, side, side, dtype=like.dtype))
+            shape, like = input_shape(model, architecture.image_size), next(iter(model.parameters()))
+            answer = model(torch.zeros(1, *shape, dtype=like.dtype))
     except RuntimeError as error:
         raise ModelError(f"the fused model does not load into {architecture.name}: {error}") from error
     finally:
@@ -177,11 +181,16 @@ def check_loads(state: Mapping[str, Tensor], architecture: Architecture) -> None
 
 
 def _labelled(parents: list[Parent]) -> list[Parent]:
+    """Give every parent a label of its own; none is called what the result is called."""
     stems = [parent.label for parent in parents]
-    return [
-        replace(parent, label=parent.label if stems.count(parent.label) == 1 else f"{parent.label}-{number}")
-        for number, parent in enumerate(parents, start=1)
-    ]
+    taken, labelled = {FUSED, *stems}, []
+    for number, parent in enumerate(parents, start=1):
+        label = parent.label
+        if stems.count(label) > 1 or label == FUSED:
+            label = next(new for new in (f"{label}-{n}" for n in itertools.count(number)) if new not in taken)
+        taken.add(label)
+        labelled.append(replace(parent, label=label))
+    return labelled
 
 
 def _card(parent: Parent) -> dict[str, Any]:
@@ -221,7 +230,7 @@ def _classes(parent: Parent, name: str, *, prefix: str) -> int:
             return int(weight.shape[0])
     raise ModelError(
         f"{parent.file} has no '{prefix}{classifiers[0]}.weight', the head of {name}, so its number of classes is "
-        "unknown. Check the model's name, and that the file holds the whole model."
+        "unknown: another architecture, or not the whole model. Check --model and the file."
     )
 
 
@@ -231,7 +240,7 @@ def _create(name: str, arguments: Mapping[str, Any], classes: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
-    except (TypeError, ValueError, AssertionError, ZeroDivisionError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError, RuntimeError) as error:
         said = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "no arguments"
         raise ModelError(f"timm cannot make {name} with {said}: {error}. Correct --model-arg.") from error
     return model

@@ -180,5 +180,5 @@ def _known(rule: str) -> Callable[..., Fused]:
             "evaluated; to fuse, take one of the other rules."
         )
     if rule not in RULES:
-        raise ConfigError(f"fuse.rule is {rule!r}, expected one of {', '.join(RULES)}. Correct the configuration.")
+        raise ConfigError(f"there is no fusion rule {rule!r}, expected one of {', '.join(RULES)}. Correct its name.")
     return RULES[rule]

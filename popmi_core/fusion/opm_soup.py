@@ -1,4 +1,4 @@
-"""POPMI-Soup: soups, and RegMean, of models that were put into one basis first."""
+"""OPM-Soup: soups, and RegMean, of models that were put into one basis first."""
 
 from __future__ import annotations
 

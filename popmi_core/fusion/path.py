@@ -228,3 +228,21 @@ def _batches(model: nn.Module, data: ImageSet) -> Iterator[tuple[Tensor, Tensor]
     for start in range(0, len(data), _BATCH):
         part = slice(start, start + _BATCH)
         yield normalise(torch.from_numpy(data.images[part]), model), torch.from_numpy(data.targets[part])
+
+
+def midpoint_judge(
+    model: nn.Module, first: State, second: State, images: Float[Tensor, "n channels height width"]
+) -> Callable[[State], float]:
+    """Return a judge of moved copies of ``second``: how far half way to ``first`` is from what both ends say (nats).
+
+    That is the cross-entropy of the midpoint to the mean of the two ends' probabilities; it needs no classes.
+    """
+    with torch.inference_mode():
+        wanted = sum(torch.softmax(run(model, end, images), 1) for end in (first, second)) / 2
+
+    def judge(moved: State) -> float:
+        with torch.inference_mode():
+            said = torch.log_softmax(run(model, on_line(first, moved, 0.5), images), 1)
+        return -float((wanted * said).sum(1).mean())
+
+    return judge

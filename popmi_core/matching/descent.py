@@ -52,11 +52,12 @@ class Target:
         self._tensors = {name: [axis.tensor for axis in symmetry.of(name)] for name in symmetry.spaces}
 
     def certified(self, candidate: State) -> bool:
-        """Return whether a canonical candidate is certain to be in the reference's basis: one look at every weight.
+        """Return whether a canonical candidate is as good as in the reference's basis: one look at every weight.
 
-        No unit or head can be better placed, and the maps inside heads are near. Then the streams are in place, too:
-        the units' weights are in the stream's basis, and in another would not be near themselves. Without enough
-        units to tell nothing is certain. Memory: one layer.
+        Certain: no unit or head can be better placed. Near: maps inside heads, scales of units, and streams, in whose
+        basis the units' weights are: turned by more than some ten degrees they would not be near themselves. What is
+        near is left; an exact match by so small a turn is not looked for. Without enough units to tell the answer is
+        no. Memory: one layer.
         """
         orders = {name: block for name, block in self.blocks.items() if isinstance(block, OrderBlock)}
         heads = {name: block for name, block in self.blocks.items() if isinstance(block, HeadBlock)}
@@ -108,9 +109,9 @@ def descend(
     """Return the best position reachable from ``start`` (None: the identity, kept unless leaving it clearly pays).
 
     Spaces are solved in the description's order, streams last; with a generator in random order. Those that are
-    ``held`` stay where the start puts them. From the identity, streams of ``kin`` stay as they are: their units'
-    weights are in the stream's basis, and would not be nearest to themselves in another. What training has turned is
-    drift; to turn every site back by itself makes their average worse (docs/opm.md).
+    ``held`` stay where the start puts them. From the identity, streams of ``kin`` are turned only if that takes off
+    half the distance: what training has turned is drift, and to turn every site back by itself makes their average
+    worse (docs/opm.md).
     """
     moves = dict(start.moves) if start else {}
     here = act(candidate, target.symmetry, start) if start else dict(candidate)
@@ -125,9 +126,7 @@ def descend(
                 continue
             if not sweep and name in target.streams and not start:
                 kin = _mostly_in_place(target, moves)
-            if kin and name in target.streams:
-                continue
-            move = _worthwhile(target, name, here, moved=bool(start) or name in moves)
+            move = _worthwhile(target, name, here, moved=bool(start) or name in moves, kin=kin)
             if isinstance(target.blocks[name], OrderBlock):
                 done.add(name)
             if move is not None:
@@ -199,7 +198,7 @@ def _block(reference: State, symmetry: Symmetry, name: str) -> HeadBlock | Order
     return StreamBlock(reference, symmetry, name) if kind == "orthogonal" else OrderBlock(reference, symmetry, name)
 
 
-def _worthwhile(target: Target, name: str, here: State, *, moved: bool) -> Move | None:
+def _worthwhile(target: Target, name: str, here: State, *, moved: bool, kin: bool) -> Move | None:
     """Return the block's best move, or None where staying is as good; a first rotation has to pay clearly."""
     block = target.blocks[name]
     solved: Solved = block.solve(here)
@@ -210,7 +209,8 @@ def _worthwhile(target: Target, name: str, here: State, *, moved: bool) -> Move 
     if not moved:
         before = torch.tensor(target.distance(here), dtype=torch.float64)
         after = before - 2 * solved.gain
-        if not bool(worth_turning(before, after, turns=block.turns, numbers=block.numbers, energy=target.energy)):
+        turns, numbers, energy = block.turns, block.numbers, target.energy
+        if not bool(worth_turning(before, after, turns=turns, numbers=numbers, energy=energy, kin=kin)):
             return None
     return solved.move
 

@@ -31,7 +31,7 @@ class Matched:
     ``gains``: per space, the share of its squared distance to the reference that its own move took off (all other
     moves in place), 0 to 1. ``identity``: which spaces were left as they are. ``distances``: the squared distance
     after every sweep; it never rises. ``element``: the move itself. A model that needed none is the very tensors that
-    came in; so is one that is certain to be in the reference's basis (``Target.certified``), as most sites of a round.
+    came in; so is one that is as good as in the reference's basis (``Target.certified``), as most sites of a round.
     """
 
     state: dict[str, Tensor]
@@ -88,7 +88,8 @@ class Matcher:
         Args:
             candidate: A site's model.
             site: Whom an error names.
-            starts: Further places to begin from, in canonical bases (from activations, or learned).
+            starts: Further places to begin from, in canonical bases (from activations, or learned). Not looked at where
+                the candidate shares its origin with the reference and stays in its basis; the note says so.
             judge: Picks among the starts' ends instead of the distance: called with each moved model, lower is
                 better (a loss on validation images; distance in weights is a poor selector).
 
@@ -103,19 +104,19 @@ class Matcher:
         own, target = self._prepared
         _check_finite(candidate, f"site {site}")
         canonical = canonicalise(candidate, self.symmetry, self.dtype)
+        given = [_outer(start, self.symmetry) for start in starts]
         if (left := self._certified(candidate, canonical)) is not None:
-            return left
+            return replace(left, note=_noted(left.note, given))
         bases = Bases(own, gauge_of(canonical, self.symmetry))
         balanced = act(canonical, self.symmetry, bases.candidate)
-        found = self._positions(
-            target, balanced, [_outer(start, self.symmetry) for start in starts], judged=judge is not None
-        )
+        found = self._positions(target, balanced, given, judged=judge is not None)
         ends = [(position, *settle(position, target, bases, canonical)) for position in found]
         position, element, gains = _best(ends, None if judge is None else lambda e: judge(self._moved(candidate, e)))
-        return self._matched(candidate, position, element, gains)
+        matched = self._matched(candidate, position, element, gains)
+        return replace(matched, note=_noted(matched.note, given)) if len(found) == 1 else matched
 
     def _certified(self, candidate: State, canonical: State) -> Matched | None:
-        """Return a candidate that is certain to be in the reference's basis as it is; None where it is not certain."""
+        """Return a candidate that is as good as in the reference's basis as it is; None for others."""
         assert self.symmetry is not None
         assert self._prepared is not None
         target = self._prepared[1]
@@ -174,6 +175,12 @@ def _outer(start: Element, symmetry: Symmetry) -> Element:
     """Return what a start moves of these spaces, without maps inside heads and scales: the descent finds those."""
     moves = {name: move for name, move in start.moves.items() if name in symmetry.spaces}
     return Element({name: replace(move, maps={}, scale=None) for name, move in moves.items()})
+
+
+def _noted(note: str, starts: list[Element]) -> str:
+    """Return the note of a model that stayed near its origin, with what was therefore not done."""
+    said = "shares its origin with the reference: other starts were not looked at" if starts else ""
+    return "; ".join(filter(None, (note, said)))
 
 
 def _best(

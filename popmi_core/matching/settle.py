@@ -13,6 +13,10 @@ from popmi_core.matching.descent import Position, Target, worth_turning
 from popmi_core.matching.elements import Element, Move, act
 from popmi_core.matching.symmetry import State, Symmetry
 
+# Units in their places get the reference's scales only where that takes off half the distance: less is drift.
+_CLEARLY_SCALED = 0.5
+_ROUNDING = 1e-10
+
 
 @dataclass(frozen=True)
 class Bases:
@@ -48,6 +52,8 @@ def settle(position: Position, target: Target, bases: Bases, candidate: State) -
             scale = _rescaled(name, move, bases)
             if move.perm is not None and not is_identity(move.perm):
                 moves[name] = replace(move, scale=scale)
+            elif scale is not None and (gain := _gain_of_scales(target, position, name, still)) > _CLEARLY_SCALED:
+                moves[name], gains[name] = Move(scale=scale), gain
     return Element(moves), gains
 
 
@@ -65,6 +71,15 @@ def _gain(target: Target, position: Position, name: str, move: Move) -> float:
     before = sum(float((target.reference[n] - undone[n]).square().sum()) for n in names)
     after = sum(float((target.reference[n] - position.state[n]).square().sum()) for n in names)
     return gain_of(before, after)
+
+
+def _gain_of_scales(target: Target, position: Position, name: str, still: State) -> float:
+    """Return the share of the squared distance that the scales of a space's units take off, all orders in place."""
+    names = {axis.tensor for axis in target.symmetry.of(name) if axis.counts}
+    before, after = (
+        sum(float((target.reference[n] - state[n]).square().sum()) for n in names) for state in (still, position.state)
+    )
+    return gain_of(before, after) if before > _ROUNDING * target.energy else 0.0
 
 
 def inverse(move: Move) -> Move:
@@ -127,10 +142,12 @@ def _maps_of(element: Element, name: str, part: str, otherwise: Tensor) -> Tenso
 
 def _rescaled(name: str, move: Move, bases: Bases) -> Float[Tensor, " units"] | None:
     """Return the scales that bring moved units to the reference's, or None where they are not free."""
-    if name not in bases.own.moves or move.perm is None:
+    if name not in bases.own.moves:
         return None
     own, other = bases.own.moves[name].scale, bases.candidate.moves[name].scale
-    return None if own is None or other is None else other[move.perm] / own
+    if own is None or other is None:
+        return None
+    return (other if move.perm is None else other[move.perm]) / own
 
 
 def _without_scales(element: Element) -> Element:

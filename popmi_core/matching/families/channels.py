@@ -16,6 +16,7 @@ from timm.layers.squeeze_excite import EffectiveSEModule, SEModule
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 
+from popmi_core.adapters.lora import LoraLinear
 from popmi_core.errors import ModelError
 from popmi_core.matching.builder import Builder
 
@@ -99,8 +100,8 @@ class Layers:
         Raises:
             ModelError: If it is another kind of layer.
         """
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
-            self.unknown(name, layer, "a convolution")
+        if not isinstance(layer, nn.Conv2d | nn.Linear | LoraLinear):
+            self.unknown(name, layer, "a convolution or a linear layer")
         return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
 
     def norm(self, name: str, layer: nn.Module, channels: Channels, *, scales: bool = True) -> None:

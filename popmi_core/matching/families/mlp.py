@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from popmi_core.adapters.lora import LoraLinear
 from popmi_core.matching.builder import Builder
 from popmi_core.matching.families.channels import Channels, Layers, passes_scale
 from popmi_core.models.small_nets import Mlp
@@ -52,7 +53,7 @@ def chain(model: nn.Module, layers: Layers, opened: Open) -> None:
         ModelError: If the model has no layer with weights, or a layer that mixes its units in another way.
     """
     leaves = _leaves("", model)
-    places = [place for place, (_, layer) in enumerate(leaves) if isinstance(layer, nn.Conv2d | nn.Linear)]
+    places = [place for place, (_, layer) in enumerate(leaves) if isinstance(layer, nn.Conv2d | nn.Linear | LoraLinear)]
     if not places:
         layers.unknown("", model, "a chain with at least one linear layer or convolution")
     _untouched(leaves[: places[0]], layers)
@@ -87,7 +88,7 @@ def _scaled(between: list[Leaf]) -> nn.Module | None:
 
 def _flattened(leaf: Leaf, between: list[Leaf], following: Any, writes: Channels, layers: Layers) -> Channels:
     """A flattened map has all pixels of a channel side by side."""
-    flat = isinstance(leaf[1], nn.Conv2d) and isinstance(following, nn.Linear)
+    flat = isinstance(leaf[1], nn.Conv2d) and isinstance(following, nn.Linear | LoraLinear)
     if not flat or not any(isinstance(part, nn.Flatten) for _, part in between):
         return writes
     # Flattened pixels are no taps; the map itself is.
@@ -102,6 +103,6 @@ def _untouched(leaves: list[Leaf], layers: Layers) -> None:
 
 def _leaves(name: str, module: nn.Module) -> list[Leaf]:
     children = list(module.named_children())
-    if not children:
+    if not children or isinstance(module, LoraLinear):
         return [(name, module)]
     return [leaf for child, part in children for leaf in _leaves(f"{name}.{child}" if name else child, part)]

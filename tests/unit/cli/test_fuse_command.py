@@ -149,7 +149,7 @@ def test_rules_that_look_at_images_say_so_without_them(rule: str, why: str, mode
         _say(model_file("first"), model_file("second", 1), *MICRO, "--rule", rule)
 
 
-@pytest.mark.parametrize("method", ["permutations", "activations", "learned"])
+@pytest.mark.parametrize("method", ["permutations", "probes", "activations", "learned"])
 def test_models_can_be_matched_in_other_ways_than_by_all_weights(
     method: str, model_file: Write, cells: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,11 +252,42 @@ def test_a_parent_is_never_written_over(model_file: Write) -> None:
 
 def test_a_folder_that_cannot_be_written_is_told(model_file: Write, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ModelError, match="cannot write"):
-        _say(
-            model_file("a"), model_file("b", 1), *MICRO, "--rule", "average",
-            "--out", tmp_path / "file" / "fused.safetensors",
-        )  # fmt: skip
+    # Before the models are looked at: they are not even there.
+    with pytest.raises(ConfigError, match="nothing can be written in"):
+        _say(tmp_path / "a", tmp_path / "b", *MICRO, "--out", tmp_path / "file" / "fused.safetensors")
+
+
+def test_every_parent_has_a_label_and_none_is_called_like_the_result(model_file: Write, tmp_path: Path) -> None:
+    files = []
+    for seed, name in enumerate(("s1/m", "s2/m", "s3/m-1", "s4/fused")):
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir()
+        files.append(model_file("x", seed).rename(path))
+
+    figures = json.loads(_say(*files, *MICRO, "--rule", "opm", "--json"))
+
+    assert len(figures["weights"]) == 4
+    assert "fused" not in figures["weights"]
+
+
+def test_models_of_grey_images_are_fused(tmp_path: Path) -> None:
+    files = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=8, depth=1, in_chans=1, num_classes=3)
+        files.append(tmp_path / f"{seed}.safetensors")
+        save_file(model.state_dict(), files[-1])
+    given = ("img_size=16", "patch_size=8", "depth=1", "in_chans=1")
+    options = [part for argument in given for part in ("--model-arg", argument)]
+
+    figures = json.loads(_say(*files, "--model", "vit_tiny_patch16_224", *options, "--json"))
+
+    assert figures["loads_strictly"]
+
+
+def test_an_argument_that_timm_looks_up_in_vain_is_told(model_file: Write) -> None:
+    with pytest.raises(ModelError, match="timm cannot make"):
+        _say(model_file("a"), model_file("b", 1), *MICRO, "--model-arg", "act_layer=foo")
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_krum_with_too_few_sites_says_what_to_do(reference, make_updates):
 
 
 def test_an_unknown_rule_lists_the_known_ones(reference, make_updates):
-    with pytest.raises(ConfigError, match=r"fuse.rule is 'mode', expected one of average, best_single"):
+    with pytest.raises(ConfigError, match=r"no fusion rule 'mode', expected one of average, best_single"):
         fuse("mode", make_updates(2), reference=reference)
 
 

@@ -231,3 +231,52 @@ def test_nan_and_infinity_are_refused_on_either_side(small_vit, value):
         Matcher(reference, symmetry).match(broken, site="msk")
     with pytest.raises(UpdateError, match=r"the reference: 'blocks.0.mlp.fc1.weight' holds NaN"):
         match(reference, broken, symmetry)
+
+
+@pytest.mark.parametrize("size", [0.5, 1.0, 2.0])
+def test_a_stream_turned_by_more_than_drift_is_turned_back(small_vit, size):
+    model = small_vit()
+    symmetry, reference = describe_model(model), clone(model)
+    stream = next(name for name, space in symmetry.spaces.items() if space.kind == "orthogonal")
+    channels = symmetry.spaces[stream].size
+    knob = StreamKnob(symmetry.spaces[stream], Move())
+    source = torch.Generator().manual_seed(3)
+    # Mean angles of some 40, 60 and 90 degrees, and every hidden unit in its place.
+    knob.free = size * torch.randn(channels - 1, channels - 1, generator=source, dtype=torch.float64) / channels**0.5
+    turned = apply(reference, symmetry, Element({stream: knob.settled()}), like=reference)
+
+    found = match(turned, reference, symmetry)
+
+    assert not found.identity[stream]
+    one, other = (canonicalise(state, symmetry) for state in (found.state, reference))
+    # Heads and stream take turns until the squared distance falls by less than 1e-10 of the squared size.
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-6
+
+
+@pytest.mark.parametrize("factor", [2.0, 4.0])
+def test_units_of_another_scale_get_the_reference_s(factor):
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 40), torch.nn.ReLU(), torch.nn.Linear(40, 3)
+    ).double()
+    symmetry, reference = describe_model(plain, image_size=4), clone(plain)
+    name = next(iter(symmetry.spaces))
+    source = torch.Generator().manual_seed(0)
+    scale = factor ** (2 * torch.rand(40, generator=source, dtype=torch.float64) - 1)
+    scaled = apply(reference, symmetry, Element({name: Move(scale=scale)}))
+
+    found = match(scaled, reference, symmetry)
+
+    assert not found.identity[name]
+    for key, tensor in reference.items():
+        torch.testing.assert_close(found.state[key], tensor, rtol=1e-10, atol=1e-12)
+
+
+def test_starts_that_are_not_looked_at_are_told(small_vit):
+    model = small_vit()
+    symmetry, reference = describe_model(model), clone(model)
+    start = random_element(symmetry, torch.Generator().manual_seed(0))
+
+    found = Matcher(reference, symmetry).match(drifted(reference, 0.05), starts=[start], judge=lambda _: 0.0)
+
+    assert "other starts were not looked at" in found.note

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from timm import create_model
 from timm.layers import SwiGLU
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 
+import popmi_core.models  # noqa: F401  (registers the study models)
 from popmi_core.adapters import attach, equivariance_error
 from popmi_core.adapters.lora import add_lora, merge_lora
 from popmi_core.groups import point_group
@@ -44,6 +46,12 @@ def swin(cls=SwinTransformer, **changes):
         return cls(**(SWIN | changes)).double().eval()
 
 
+def study_net(name, **changes):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return create_model(name, num_classes=5, **changes).double().eval()
+
+
 def prea(backbone, **changes):
     return attach(backbone, **({"group": "C4", "rank": 5} | changes))
 
@@ -72,6 +80,11 @@ MODELS = {
     "lora_swinv2": lambda: lora(swin(SwinTransformerV2), (*ALL, "reduction")),
     "lora_prea_vit": lambda: lora(prea(vit(), merge_block=0)),
     "lora_prea_swin": lambda: lora(prea(swin())),
+    "lora_mlp": lambda: lora(study_net("popmi_mlp", img_size=6, hidden=12), ("fc1", "fc2", "head")),
+    "lora_resnet": lambda: lora(study_net("popmi_resnet20"), ("fc",)),
+    "lora_resnet_gn": lambda: lora(study_net("popmi_resnet20_gn"), ("fc",)),
+    "prea_resnet": lambda: prea(study_net("popmi_resnet20")),
+    "lora_prea_resnet": lambda: lora(prea(study_net("popmi_resnet20")), ("fc",)),
 }
 
 
