@@ -35,7 +35,7 @@ def main() -> None:
     arguments = parse_arguments()
     wanted = planned(arguments)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        done = list(pool.map(lambda run: finished(run, arguments.runs), wanted))
+        done = list(pool.map(lambda run: finished(run, arguments.runs, kept_only=arguments.kept_only), wanted))
     rows = [row for row in done if row is not None]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.with_suffix(".json").write_text(json.dumps({"cases": CASES, "runs": rows}, indent=1) + "\n")
@@ -48,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--deep", default="", help="names with ; between that get --seeds seeds")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--kept-only", action="store_true", help="run nothing; tell what is there, of every seed")
     parser.add_argument("--runs", type=Path, default=Path("runs/federated"))
     parser.add_argument("--out", type=Path, required=True, help="path without ending; .json and .md are written")
     return parser.parse_args()
@@ -60,16 +61,20 @@ def planned(arguments: argparse.Namespace) -> list[Run]:
     unknown = sorted({*names, *deep} - set(CASES))
     if unknown:
         sys.exit(f"unknown case {unknown[0]!r}; the cases are: {'; '.join(CASES)}")
+    if arguments.kept_only:
+        return [(name, seed) for name in names for seed in range(arguments.seeds)]
     return [(name, 0) for name in names] + [(name, seed) for seed in range(1, arguments.seeds) for name in deep]
 
 
-def finished(run: Run, runs: Path) -> dict[str, Any] | None:
+def finished(run: Run, runs: Path, *, kept_only: bool) -> dict[str, Any] | None:
     """Run what is not there yet, go on with what was stopped, and return its figures; None if it failed."""
     name, seed = run
     described = {**CASES[name], "seed": seed}
     kept = runs / f"{digest_of(described)}.json"
     if kept.exists():
         return {"case": name, "seed": seed, **json.loads(kept.read_text())}
+    if kept_only:
+        return None
     begun = time.perf_counter()
     # A site's own class mix changes its answers and no training: the plain run's models will do.
     own = described.get("personal", {}).get("class_prior") == "own"
