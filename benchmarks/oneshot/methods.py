@@ -61,7 +61,7 @@ METHODS = (
     Method("FedMA", "rival", "weights", "fedma", path=True, epoch=True),
     Method("OPM-Soup", "opm", "weights", "uniform_soup", "weights", path=True),
     Method("OPM", "opm", "weights", "circuit", "weights"),
-    Method("OPM, probes", "opm", "weights", "circuit", "probes"),
+    Method("OPM, probes", "opm", "weights", "circuit", "probes", version=2),
     Method("RegMean", "rival", "unlabelled", "regmean", version=2),
     Method("Git Re-Basin, activations", "rival", "unlabelled", "git_rebasin_activations", path=True,
            sees=True),

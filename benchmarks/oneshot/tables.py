@@ -44,7 +44,7 @@ def report(rows: Sequence[Row]) -> str:
         parts.append(table(mine, dataset))
         absent = [name for name in dict.fromkeys(r["method"] for r in rows) if name not in {r["method"] for r in mine}]
         if absent:
-            parts.append(f"Not run here, or with nothing to learn in this net: {'; '.join(absent)}.\n")
+            parts.append(f"Not run here: {'; '.join(absent)}.\n")
         parts.append("\n".join(verdicts(mine, DECIDES[dataset])) + "\n")
     return "\n".join(parts)
 
@@ -185,6 +185,5 @@ rate), then plain average; for *best single*, the best parent in place of the fu
 deciding measure, accuracy for blood and AUROC for dermoscopy, where classes are skewed; a soup that keeps one parent is
 as good as that parent and no fusion. Where there is one case there is no spread: such a table is a first look, and
 what was not run is named below it. BatchNorm is re-estimated on 256 images a site. Seconds are of one busy core.
-Results are kept and not made again when the code changes: those shown were made over an hour in which rules were still
-being mended, so a clean run of all of them is due. Settings of the rivals were chosen on blood's validation split.
+Settings of the rivals were chosen on blood's validation split.
 """

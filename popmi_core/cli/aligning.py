@@ -12,7 +12,7 @@ from popmi_core.cli.sites import some_of
 from popmi_core.data import ImageSet
 from popmi_core.errors import ConfigError
 from popmi_core.fusion import State
-from popmi_core.fusion.path import evaluate, midpoint_judge, on_line
+from popmi_core.fusion.path import evaluate, on_line
 from popmi_core.matching import Matched, Matcher, apply
 from popmi_core.matching.check import input_shape
 from popmi_core.matching.learn import learn_element
@@ -53,7 +53,7 @@ class Aligner:
         symmetry: The architecture's description.
         model: The architecture; its own weights do not matter.
         image_size: Pixels per side of probes; None takes what the model says.
-        method: ``weights``; ``permutations``: the same without rotations; ``probes``: also from where answers to smooth
+        method: ``weights``; ``permutations``: the same without rotations; ``probes``: also from where activations on smooth
             noise agree best, so that no image is needed; ``activations``: also from where activations
             on the images agree best, the end with the lowest loss half way being taken; ``learned``: from where the
             weights' match ends, the map is learned on the images and their classes.
@@ -95,8 +95,8 @@ class Aligner:
         generator = torch.Generator().manual_seed(_SEED)
         pixels = probe_images(input_shape(self.model, self.image_size), _PROBES, generator)
         start = start_from(cross_statistics(self.model, self.reference, state, self.symmetry, pixels), self.symmetry)
-        judge = midpoint_judge(self.model, self.reference, state, pixels)
-        return self.matcher.match(state, site=label, starts=[start], judge=judge)
+        # No judge: how the midpoint answers to noise says little of how it answers to images.
+        return self.matcher.match(state, site=label, starts=[start])
 
     def _by_activations(self, state: State, label: str, seen: ImageSet) -> Matched:
         pixels = normalise(torch.from_numpy(seen.images), self.model)
