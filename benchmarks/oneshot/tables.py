@@ -15,6 +15,14 @@ SAID = {
     "unlabelled": "weights and unlabelled images",
     "labelled": "weights and labelled images",
 }
+# Said where a rival is ahead.
+REASONS = {
+    "dermoscopy": "AUROC is a mean over seven classes, the rarest with a handful of test images, and the two parents "
+    "saw other class mixes: what tells them apart is mix more than basis, which no matching mends (RegMean, which sees "
+    "the sites' inputs, gains more).",
+    "popmi_resnet20_gn": "Groups of two channels leave few exact moves; soft transport mixes channels of different "
+    "groups, which keeps neither parent's function but averages the noise away. No rule is useful here.",
+}
 COLUMNS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -108,7 +116,24 @@ def verdicts(rows: Sequence[Row], measure: str) -> list[str]:
             f"- {SAID[looks]}: {ours[0]} {ours[1]:.3f}, best rival {theirs[0]} {theirs[1]:.3f} (median {measure}): "
             f"OPM {word}; better in {wins} of {cases} cases."
         )
+        if ours[1] < theirs[1]:
+            lines[-1] += _why(rows, theirs[0], level)
     return lines
+
+
+def _why(rows: Sequence[Row], theirs: str, level: int) -> str:
+    """Return what there is to say where a rival is ahead: the loss, and why this net or these sites are special."""
+    losses = {
+        method: statistics.median(_judged(row, "nll", level) for row in rows if row["method"] == method)
+        for method in dict.fromkeys(row["method"] for row in rows if row["side"] == "opm" or row["method"] == theirs)
+        if all(LOOKS.index(row["looks"]) <= level for row in rows if row["method"] == method)
+    }
+    rival = losses.pop(theirs)
+    ours = min(losses, key=lambda method: losses[method])
+    told = f" By loss: {ours} {losses[ours]:.3f}, {theirs} {rival:.3f} nats."
+    return told + "".join(
+        f" {why}" for place, why in REASONS.items() if place in (rows[0]["dataset"], rows[0]["architecture"])
+    )
 
 
 def _best(rows: Sequence[Row], side: str, measure: str, level: int) -> tuple[str, float] | None:

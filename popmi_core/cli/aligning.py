@@ -53,10 +53,10 @@ class Aligner:
         symmetry: The architecture's description.
         model: The architecture; its own weights do not matter.
         image_size: Pixels per side of probes; None takes what the model says.
-        method: ``weights``; ``permutations``: the same without rotations; ``probes``: also from where activations on smooth
-            noise agree best, so that no image is needed; ``activations``: also from where activations
-            on the images agree best, the end with the lowest loss half way being taken; ``learned``: from where the
-            weights' match ends, the map is learned on the images and their classes.
+        method: ``weights``; ``permutations``: the same without rotations; ``probes``: also from where activations on
+            smooth noise agree best, so that no image is needed; ``activations``: also from where activations on the
+            images agree best, the end with the lowest loss half way being taken; ``learned``: from there the map is
+            learned on the images, without their classes.
     """
 
     def __init__(
