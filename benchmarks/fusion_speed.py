@@ -48,26 +48,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=float, default=600, help="seconds a cell may take")
     parser.add_argument("--runs", type=Path, default=Path("runs/fusion_speed.jsonl"), help="rows measured already")
+    parser.add_argument("--kept-only", action="store_true", help="measure nothing; tell what is there")
     parser.add_argument("--cell", help="measure this one here and print it: model,kind,sites,rule")
     arguments = parser.parse_args()
     if arguments.cell:
         model, kind, sites, rule = arguments.cell.split(",")
         print(json.dumps(measured(model, kind, int(sites), rule)))
         return
-    rows = [kept_row(cell, arguments) for cell in CELLS]
+    rows = [row for row in (kept_row(cell, arguments) for cell in CELLS) if row is not None]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     described = {"drift": DRIFT, "threads": torch.get_num_threads(), "repeats": arguments.repeats, "rows": rows}
     arguments.out.with_suffix(".json").write_text(json.dumps(described, indent=1) + "\n")
     arguments.out.with_suffix(".md").write_text(table(rows))
 
 
-def kept_row(cell: tuple[str, str, int, str], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the row of a cell: found among those kept, or measured now and kept."""
+def kept_row(cell: tuple[str, str, int, str], arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the row of a cell: found among those kept, or measured now and kept; None with --kept-only."""
     arguments.runs.parent.mkdir(parents=True, exist_ok=True)
     lines = arguments.runs.read_text().splitlines() if arguments.runs.exists() else []
     for row in map(json.loads, lines):
         if (row["model"], row["kind"], row["sites"], row["rule"]) == cell:
             return dict(row)
+    if arguments.kept_only:
+        return None
     row = row_of(cell, arguments)
     with arguments.runs.open("a") as kept:
         kept.write(json.dumps(row) + "\n")
@@ -166,6 +169,7 @@ def _straight(rule: str, reference: dict[str, Tensor], candidate: dict[str, Tens
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the markdown table."""
+    missing = [cell for cell in CELLS if cell not in {(r["model"], r["kind"], r["sites"], r["rule"]) for r in rows}]
     lines = [
         "| model | sites | rule | seconds | peak memory (models) | left as they were |",
         "| --- | --- | --- | ---: | ---: | ---: |",
@@ -177,6 +181,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['model']} | {row['sites']}, {row['kind']} | {row['rule']} | {seconds} | {models} | {kept} |"
         )
+    if missing:
+        lines += [
+            "",
+            "Not measured: " + "; ".join(f"{cell[0]}, {cell[2]} {cell[1]}, {cell[3]}" for cell in missing) + ".",
+        ]
     return "\n".join(lines) + "\n"
 
 
