@@ -54,7 +54,8 @@ def fuse(
     heads = {name for name, space in symmetry.spaces.items() if space.kind == "heads"}
     states = [(plain.weights[update.site], update.state) for update in sorted(updates, key=lambda update: update.site)]
     notes = mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=heads)
-    notes |= {name: _why_plain(symmetry, name, reference) for name in sorted(heads - set(notes))}
+    there = {name for name in heads if any(axis.tensor in reference for axis in symmetry.of(name))}
+    notes |= {name: _why_plain(symmetry, name, reference) for name in sorted(there - set(notes))}
     return replace(plain, notes=notes or {"all": "plain average: no head with known symmetry was exchanged"})
 
 

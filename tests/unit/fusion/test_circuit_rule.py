@@ -268,7 +268,8 @@ def test_of_two_spaces_that_share_a_tensor_the_adapter_is_averaged_as_a_product(
 
     notes = fuse("circuit", updates_of(states), reference=reference, symmetry=build.done()).notes
 
-    assert list(notes) == ["a", "b"]
+    assert list(notes) == ["a", "b", "other"]
+    assert notes["other"] == "plain average: a low-rank adapter is on its layers"
 
 
 def test_a_lone_vit_is_returned_bit_for_bit(small_vit):
