@@ -54,14 +54,12 @@ def fuse(
     heads = {name for name, space in symmetry.spaces.items() if space.kind == "heads"}
     states = [(plain.weights[update.site], update.state) for update in sorted(updates, key=lambda update: update.site)]
     notes = mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=heads)
-    there = {name for name in heads if any(axis.tensor in reference for axis in symmetry.of(name))}
-    notes |= {name: _why_plain(symmetry, name, reference) for name in sorted(there - set(notes))}
+    whole = {name for name in heads if all(axis.tensor in reference for axis in symmetry.of(name))}
+    notes |= {name: _why_plain(symmetry, name) for name in sorted(whole - set(notes))}
     return replace(plain, notes=notes or {"all": "plain average: no head with known symmetry was exchanged"})
 
 
-def _why_plain(symmetry: Symmetry, name: str, reference: State) -> str:
-    if not {axis.tensor for axis in symmetry.of(name)} <= set(reference):
-        return "plain average: not all of it was exchanged"
+def _why_plain(symmetry: Symmetry, name: str) -> str:
     if all(kind == "fixed" for kind in symmetry.spaces[name].maps.values()):
         return "plain average: its basis is fixed"
     return "plain average: a low-rank adapter is on its layers"
