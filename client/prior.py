@@ -32,7 +32,7 @@ class OwnPrior(nn.Module):
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
         """Return the shifted logits, in float64."""
         logits: Tensor = self.model(images)
-        return logits.double() + self.shift
+        return logits.double() + self.shift.to(logits.device)
 
 
 def class_counts(data: ImageSet, num_classes: int) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ def by_weights(case: Case, reference: State, member: int, share: float) -> State
 def by_probes(case: Case, reference: State, member: int, share: float) -> State:
     """Match by weights, also starting where smooth noise says; no data are needed.
 
-    The distance picks the start: agreement on noise is a poor judge of models of images (it was tried: .60 for .87).
+    The distance picks the start: agreement on noise is a poor judge of models of images.
     """
     del share
     assert case.symmetry is not None

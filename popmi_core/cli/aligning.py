@@ -12,7 +12,7 @@ from popmi_core.cli.sites import some_of
 from popmi_core.data import ImageSet
 from popmi_core.errors import ConfigError
 from popmi_core.fusion import State
-from popmi_core.fusion.path import evaluate, on_line
+from popmi_core.fusion.path import midpoint_judge
 from popmi_core.matching import Matched, Matcher, apply
 from popmi_core.matching.check import input_shape
 from popmi_core.matching.learn import learn_element
@@ -55,8 +55,8 @@ class Aligner:
         image_size: Pixels per side of probes; None takes what the model says.
         method: ``weights``; ``permutations``: the same without rotations; ``probes``: also from where activations on
             smooth noise agree best, so that no image is needed; ``activations``: also from where activations on the
-            images agree best, the end with the lowest loss half way being taken; ``learned``: from there the map is
-            learned on the images, without their classes.
+            images agree best, the end being taken that half way says what both models say; ``learned``: from there the
+            map is learned on the images. Neither looks at classes.
     """
 
     def __init__(
@@ -101,12 +101,9 @@ class Aligner:
     def _by_activations(self, state: State, label: str, seen: ImageSet) -> Matched:
         pixels = normalise(torch.from_numpy(seen.images), self.model)
         statistics = cross_statistics(self.model, self.reference, state, self.symmetry, pixels)
-
-        def half_way(moved: State) -> float:
-            return evaluate(self.model, on_line(self.reference, moved, 0.5), seen)[0]
-
         start = start_from(statistics, self.symmetry)
-        return self.matcher.match(state, site=label, starts=[start], judge=half_way)
+        judge = midpoint_judge(self.model, self.reference, state, pixels)
+        return self.matcher.match(state, site=label, starts=[start], judge=judge)
 
     def _learned(self, state: State, label: str, seen: ImageSet) -> Matched:
         matched = self._by_activations(state, label, some_of(seen, _SEEN["activations"]))

@@ -15,6 +15,19 @@ def clone(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+def stream_of(symmetry):
+    return next(name for name, space in symmetry.spaces.items() if space.kind == "orthogonal")
+
+
+def with_stream_turned(state, symmetry, size):
+    """Return the model with its stream turned, the more the larger ``size``, and every unit in its place."""
+    stream = stream_of(symmetry)
+    channels = symmetry.spaces[stream].size
+    knob, source = StreamKnob(symmetry.spaces[stream], Move()), torch.Generator().manual_seed(3)
+    knob.free = size * torch.randn(channels - 1, channels - 1, generator=source, dtype=torch.float64) / channels**0.5
+    return apply(state, symmetry, Element({stream: knob.settled()}), like=state)
+
+
 def drifted(state, share, seed=0):
     source = torch.Generator().manual_seed(seed)
     noise = {n: torch.randn(t.shape, generator=source, dtype=t.dtype) for n, t in state.items()}
@@ -75,12 +88,7 @@ def test_a_stream_that_training_turned_is_left(small_vit):
     model = small_vit()
     symmetry, reference = describe_model(model), clone(model)
     # A turn by which every unit stays nearest to itself, and that would pay by distance alone.
-    stream = next(name for name, space in symmetry.spaces.items() if space.kind == "orthogonal")
-    size = symmetry.spaces[stream].size
-    knob = StreamKnob(symmetry.spaces[stream], Move())
-    source = torch.Generator().manual_seed(3)
-    knob.free = 0.15 * torch.randn(size - 1, size - 1, generator=source, dtype=torch.float64) / size**0.5
-    turned = apply(reference, symmetry, Element({stream: knob.settled()}), like=reference)
+    turned = with_stream_turned(reference, symmetry, 0.15)
 
     found = match(turned, reference, symmetry)
 
@@ -237,17 +245,12 @@ def test_nan_and_infinity_are_refused_on_either_side(small_vit, value):
 def test_a_stream_turned_by_more_than_drift_is_turned_back(small_vit, size):
     model = small_vit()
     symmetry, reference = describe_model(model), clone(model)
-    stream = next(name for name, space in symmetry.spaces.items() if space.kind == "orthogonal")
-    channels = symmetry.spaces[stream].size
-    knob = StreamKnob(symmetry.spaces[stream], Move())
-    source = torch.Generator().manual_seed(3)
     # Mean angles of some 40, 60 and 90 degrees, and every hidden unit in its place.
-    knob.free = size * torch.randn(channels - 1, channels - 1, generator=source, dtype=torch.float64) / channels**0.5
-    turned = apply(reference, symmetry, Element({stream: knob.settled()}), like=reference)
+    turned = with_stream_turned(reference, symmetry, size)
 
     found = match(turned, reference, symmetry)
 
-    assert not found.identity[stream]
+    assert not found.identity[stream_of(symmetry)]
     one, other = (canonicalise(state, symmetry) for state in (found.state, reference))
     # Heads and stream take turns until the squared distance falls by less than 1e-10 of the squared size.
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-6
