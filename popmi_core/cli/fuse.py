@@ -33,7 +33,7 @@ def fuse(
     gate: Annotated[str | None, typer.Option(help="Rules with commas between; the best on validation wins.")] = None,
     match: Annotated[
         str, typer.Option(help="OPM rules match by weights, permutations, probes, activations or learned.")
-    ] = ("weights"),
+    ] = "weights",
     reference: Annotated[str, typer.Option(help="Whose basis: first, medoid, mean, or a file.")] = "first",
     weights: Annotated[str | None, typer.Option(help="Numbers of examples, with commas; default: all equal.")] = None,
     data: Annotated[

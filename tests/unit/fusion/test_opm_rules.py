@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from popmi_core.errors import ConfigError, ModelError, UpdateError
 from popmi_core.fusion import Score, Update, fuse, needs
@@ -161,6 +161,8 @@ def test_the_fused_model_can_be_written_to_a_file(small_vit, call, tmp_path):
     for rule in (*RULES, "circuit", "average"):
         fused = call(rule, updates, reference=reference, symmetry=symmetry)
         save_file(fused.state, tmp_path / "fused.safetensors")
+        read = load_file(tmp_path / "fused.safetensors")
+        assert all(torch.equal(read[name], tensor) for name, tensor in fused.state.items()), rule
     # Matched alone, and a lone model: rules that put it into the reference's basis.
     save_file(match(updates[0].state, reference, symmetry).state, tmp_path / "matched.safetensors")
     for rule in ("git_rebasin", "fedma", "ot_fusion"):
