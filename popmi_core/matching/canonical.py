@@ -32,9 +32,14 @@ def spell_like(canonical: State, like: State, symmetry: Symmetry) -> dict[str, T
     Key and value biases stay 0 (in the spelling of ``like`` the value's share of beta is in the projection's bias).
     """
     result = dict(canonical)
-    for step in symmetry.steps:
-        step.unfold(result, like)
+    unfold(result, like, symmetry)
     return result
+
+
+def unfold(canonical: dict[str, Tensor], like: State, symmetry: Symmetry) -> None:
+    """Do what ``spell_like`` does in place, so that a whole model is never held twice."""
+    for step in symmetry.steps:
+        step.unfold(canonical, like)
 
 
 def touched(state: State, symmetry: Symmetry) -> set[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from popmi_core.matching.blocks import HeadBlock, OrderBlock, Solved, StreamBlock
-from popmi_core.matching.elements import Element, Move, act, compose, read_axis
+from popmi_core.matching.elements import Element, Move, act, act_in_place, compose, read_axis
 from popmi_core.matching.procrustes import stream_rotation
 from popmi_core.matching.symmetry import State, Symmetry
 
@@ -114,7 +114,11 @@ def descend(
     worse (docs/opm.md).
     """
     moves = dict(start.moves) if start else {}
-    here = act(candidate, target.symmetry, start) if start else dict(candidate)
+    here = dict(candidate)
+    # A caller that keeps none either has but one model in memory: moved tensors take the place of these.
+    del candidate
+    if start:
+        act_in_place(here, target.symmetry, start)
     distances: list[float] = []
     # Orders that are the best and stay so: nothing beside them has moved since they were assigned.
     done: set[str] = set()
@@ -131,7 +135,7 @@ def descend(
                 done.add(name)
             if move is not None:
                 done -= target.near(name)
-                here = act(here, target.symmetry, Element({name: move}))
+                act_in_place(here, target.symmetry, Element({name: move}))
                 moves[name] = compose(moves[name], move) if name in moves else move
         distances.append(target.distance(here))
         stands = _orders(before) == _orders(moves) and not any(name in moves for name in target.streams)

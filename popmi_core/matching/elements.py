@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from popmi_core.matching.canonical import canonicalise, spell_like, touched, widen
+from popmi_core.matching.canonical import canonicalise, touched, unfold, widen
 from popmi_core.matching.symmetry import Axis, Space, State, Symmetry
 
 
@@ -59,21 +59,26 @@ def apply(
     """
     turned = any(move.turns for move in element.moves.values())
     wide = canonicalise(state, symmetry, dtype) if turned else widen(state, touched(state, symmetry), dtype)
-    wide = act(wide, symmetry, element)
+    act_in_place(wide, symmetry, element)
     if turned and like is not None:
-        wide = spell_like(wide, like, symmetry)
+        unfold(wide, like, symmetry)
     # Moves along later axes leave strides that files of weights refuse.
-    return {name: wide[name].to(tensor.dtype).contiguous() for name, tensor in state.items()}
+    return {name: wide.pop(name).to(tensor.dtype).contiguous() for name, tensor in state.items()}
 
 
 def act(state: State, symmetry: Symmetry, element: Element) -> dict[str, Tensor]:
     """Return the state with every axis of every moved space changed; differentiable, nothing is folded."""
     result = dict(state)
+    act_in_place(result, symmetry, element)
+    return result
+
+
+def act_in_place(state: dict[str, Tensor], symmetry: Symmetry, element: Element) -> None:
+    """Put moved tensors in place of those of the state, so that a whole model is never held twice."""
     for axis in symmetry.axes:
         move = element.moves.get(axis.space)
         if move is not None:
-            result[axis.tensor] = _act_on_axis(result[axis.tensor], axis, symmetry.spaces[axis.space], move)
-    return result
+            state[axis.tensor] = _act_on_axis(state[axis.tensor], axis, symmetry.spaces[axis.space], move)
 
 
 def read_axis(tensor: Tensor, axis: Axis, space: Space) -> Float[Tensor, "width rest"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from popmi_core.errors import UpdateError
 from popmi_core.matching.canonical import canonicalise
-from popmi_core.matching.descent import Position, Target, descend, embedding_start
+from popmi_core.matching.descent import Target, descend, embedding_start
 from popmi_core.matching.elements import Element, act, apply
 from popmi_core.matching.factors import gauge_of
 from popmi_core.matching.forward import forward_start
@@ -107,13 +107,11 @@ class Matcher:
         given = [_outer(start, self.symmetry) for start in starts]
         if (left := self._certified(candidate, canonical)) is not None:
             return replace(left, note=_noted(left.note, given))
-        bases = Bases(own, gauge_of(canonical, self.symmetry))
-        balanced = act(canonical, self.symmetry, bases.candidate)
-        found = self._positions(target, balanced, given, judged=judge is not None)
-        ends = [(position, *settle(position, target, bases, canonical)) for position in found]
-        position, element, gains = _best(ends, None if judge is None else lambda e: judge(self._moved(candidate, e)))
-        matched = self._matched(candidate, position, element, gains)
-        return replace(matched, note=_noted(matched.note, given)) if len(found) == 1 else matched
+        ends = list(self._ends(target, canonical, Bases(own, gauge_of(canonical, self.symmetry)), given, judge))
+        del canonical
+        best = _best(ends, None if judge is None else lambda e: judge(self._moved(candidate, e)))
+        matched = self._matched(candidate, best)
+        return replace(matched, note=_noted(matched.note, given)) if len(ends) == 1 else matched
 
     def _certified(self, candidate: State, canonical: State) -> Matched | None:
         """Return a candidate that is as good as in the reference's basis as it is; None for others."""
@@ -126,40 +124,62 @@ class Matcher:
         distances = (target.gauged_distance(canonical),)
         return Matched(dict(candidate), dict.fromkeys(names, 0.0), dict.fromkeys(names, True), note, distances)
 
-    def _positions(self, target: Target, candidate: State, starts: list[Element], *, judged: bool) -> list[Position]:
-        """Return where every start ends; one position only where the basis is the same already.
+    def _ends(
+        self, target: Target, canonical: State, bases: Bases, starts: list[Element], judge: Judge | None
+    ) -> Iterator[_End]:
+        """Yield where every start ends; one end only where the basis is the same already.
 
         Under a judge every start competes as it is, too: the descent by weights can undo a match that activations
-        call for, and come closer in weights only.
+        call for, and come closer in weights only. Of every descent only its moves are kept, not its model.
         """
-        first = descend(target, candidate, sweeps=self.sweeps)
-        if first.same_basis or first.kin:
-            return [first]
-        found = [first]
-        if target.streams:
-            found.append(descend(target, candidate, start=embedding_start(target, candidate), sweeps=self.sweeps))
-        else:
-            found.append(descend(target, candidate, start=forward_start(target, candidate), sweeps=self.sweeps))
+        symmetry = target.symmetry
+
+        def end(
+            start: Element | None = None, generator: torch.Generator | None = None, held: Iterable[str] = ()
+        ) -> tuple[_End, bool]:
+            found = descend(
+                target,
+                act(canonical, symmetry, bases.candidate),
+                start=start,
+                sweeps=self.sweeps,
+                generator=generator,
+                held=set(held),
+            )
+            return _End(found.distances, *settle(found, target, bases, canonical)), found.same_basis or found.kin
+
+        first, stays = end()
+        yield first
+        if stays:
+            return
+        own_start = embedding_start if target.streams else forward_start
+        yield end(own_start(target, act(canonical, symmetry, bases.candidate)))[0]
         for start in starts:
-            found.append(descend(target, candidate, start=start, sweeps=self.sweeps))
-            if judged:
+            yield end(start)[0]
+            if judge is not None:
                 # Only the maps inside heads, which a start leaves open, are still to be found.
-                held = [name for name in start.moves if target.symmetry.spaces[name].kind != "heads"]
-                found.append(descend(target, candidate, start=start, sweeps=self.sweeps, held=held))
+                yield end(start, held=[n for n in start.moves if symmetry.spaces[n].kind != "heads"])[0]
         for _ in range(self.restarts):
-            found.append(descend(target, candidate, sweeps=self.sweeps, generator=self.generator))
-        return found
+            yield end(generator=self.generator)[0]
 
     def _moved(self, candidate: State, element: Element) -> dict[str, Tensor]:
         assert self.symmetry is not None
         return apply(candidate, self.symmetry, element, like=self.reference, dtype=self.dtype)
 
-    def _matched(self, candidate: State, position: Position, element: Element, gains: dict[str, float]) -> Matched:
+    def _matched(self, candidate: State, end: _End) -> Matched:
         assert self.symmetry is not None
-        identity = {name: name not in element.moves for name in self.symmetry.spaces}
+        identity = {name: name not in end.element.moves for name in self.symmetry.spaces}
         note = "; ".join(self.symmetry.notes)
-        state = dict(candidate) if all(identity.values()) else self._moved(candidate, element)
-        return Matched(state, gains, identity, note, position.distances, element)
+        state = dict(candidate) if all(identity.values()) else self._moved(candidate, end.element)
+        return Matched(state, end.gains, identity, note, end.distances, end.element)
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where one descent ended: its distances, the settled move and every space's gain."""
+
+    distances: tuple[float, ...]
+    element: Element
+    gains: dict[str, float]
 
 
 def match(candidate: State, reference: State, symmetry: Symmetry | None, *, sweeps: int = 10) -> Matched:
@@ -183,15 +203,13 @@ def _noted(note: str, starts: list[Element]) -> str:
     return "; ".join(filter(None, (note, said)))
 
 
-def _best(
-    ends: list[tuple[Position, Element, dict[str, float]]], judge: Callable[[Element], float] | None
-) -> tuple[Position, Element, dict[str, float]]:
+def _best(ends: list[_End], judge: Callable[[Element], float] | None) -> _End:
     if judge is not None and len(ends) > 1:
-        return min(ends, key=lambda end: judge(end[1]))
+        return min(ends, key=lambda end: judge(end.element))
     best = ends[0]
     for end in ends[1:]:
         # The identity is the first; others have to beat what is best so far, and that one clearly.
-        if end[0].distances[-1] < (_CLEARLY if best is ends[0] else 1.0) * best[0].distances[-1]:
+        if end.distances[-1] < (_CLEARLY if best is ends[0] else 1.0) * best.distances[-1]:
             best = end
     return best
 

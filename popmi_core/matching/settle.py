@@ -10,7 +10,7 @@ from torch import Tensor
 
 from popmi_core.matching.blocks import HeadBlock, head_rows, is_identity
 from popmi_core.matching.descent import Position, Target, worth_turning
-from popmi_core.matching.elements import Element, Move, act
+from popmi_core.matching.elements import Element, Move, act, act_in_place
 from popmi_core.matching.symmetry import State, Symmetry
 
 # Units in their places get the reference's scales only where that takes off half the distance: less is drift.
@@ -35,12 +35,19 @@ def settle(position: Position, target: Target, bases: Bases, candidate: State) -
     gains: dict[str, float] = {}
     symmetry, kin = target.symmetry, position.same_basis or position.kin
     outside = Element({n: m for n, m in position.moves.items() if symmetry.spaces[n].kind != "heads"})
-    # What unmoved heads look like to the reference: only the other moves made, in the reference's bases.
-    still = act(act(candidate, symmetry, _without_scales(outside)), symmetry, bases.own)
+
+    def still(space: str) -> State:
+        """Return what an unmoved space looks like to the reference: only the others' moves made, in its bases."""
+        names = {axis.tensor for axis in symmetry.of(space)}
+        part = replace(symmetry, axes=tuple(axis for axis in symmetry.axes if axis.tensor in names))
+        state = act({n: candidate[n] for n in names}, part, _without_scales(outside))
+        act_in_place(state, part, bases.own)
+        return state
+
     for name, space in symmetry.spaces.items():
         move = position.moves.get(name, Move())
         if space.kind == "heads":
-            found, gains[name] = _settle_heads(name, move, target, bases, position.state, still, kin=kin)
+            found, gains[name] = _settle_heads(name, move, target, bases, position.state, still(name), kin=kin)
             if found is not None:
                 moves[name] = found
         elif space.kind == "orthogonal":
@@ -52,7 +59,7 @@ def settle(position: Position, target: Target, bases: Bases, candidate: State) -
             scale = _rescaled(name, move, bases)
             if move.perm is not None and not is_identity(move.perm):
                 moves[name] = replace(move, scale=scale)
-            elif scale is not None and (gain := _gain_of_scales(target, position, name, still)) > _CLEARLY_SCALED:
+            elif scale is not None and (gain := _gain_of_scales(target, position, name, still(name))) > _CLEARLY_SCALED:
                 moves[name], gains[name] = Move(scale=scale), gain
     return Element(moves), gains
 
@@ -66,10 +73,14 @@ def _gain(target: Target, position: Position, name: str, move: Move) -> float:
     """Return the gain of one space's own move: undo it alone and compare the tensors it touches."""
     if move.perm is None and move.rotation is None:
         return 0.0
-    undone = act(position.state, target.symmetry, Element({name: inverse(move)}))
-    names = {axis.tensor for axis in target.symmetry.of(name) if axis.counts}
-    before = sum(float((target.reference[n] - undone[n]).square().sum()) for n in names)
-    after = sum(float((target.reference[n] - position.state[n]).square().sum()) for n in names)
+    axes, back = target.symmetry.of(name), Element({name: inverse(move)})
+    before = after = 0.0
+    # Tensor by tensor: a stream touches them all, and a further model is not to be held.
+    for tensor in sorted({axis.tensor for axis in axes if axis.counts}):
+        mine = replace(target.symmetry, axes=tuple(axis for axis in axes if axis.tensor == tensor))
+        undone = act({tensor: position.state[tensor]}, mine, back)
+        before += float((target.reference[tensor] - undone[tensor]).square().sum())
+        after += float((target.reference[tensor] - position.state[tensor]).square().sum())
     return gain_of(before, after)
 
 
