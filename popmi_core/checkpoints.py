@@ -19,7 +19,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 from torch import Tensor
 
-from popmi_core.errors import ModelError
+from popmi_core.errors import ModelError, RunError
 
 _FORMAT_KEY = "popmi.format"
 _DIGEST_KEY = "popmi.sha256"
@@ -34,7 +34,8 @@ def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, s
     A reader sees the old file or the new one, never a half. The same content gives the same bytes.
 
     Raises:
-        ModelError: If the state is empty, a key is reserved, or the folder cannot be written.
+        ModelError: If the state is empty or a key is reserved.
+        RunError: If the folder cannot be written.
     """
     if not state:
         raise ModelError(f"{path} was not written: the state holds no tensor. Pass at least one.")
@@ -49,7 +50,7 @@ def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, s
     try:
         replace_atomically(path, payload)
     except OSError as error:
-        raise ModelError(f"cannot write {path}: {error.strerror}. Check that the folder can be written.") from error
+        raise RunError(f"cannot write {path}: {error.strerror}. Check that the folder can be written.") from error
     return hashlib.sha256(payload).hexdigest()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from popmi_core.cli.outputs import require_writable
 from popmi_core.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def barrier(
     """Walk from one model to another in weights, before and after matching: loss, accuracy, heads, features, bound."""
     if out is not None:
         _require_pictures()
+        require_writable(out, out)
     from popmi_core.cli import likeness
 
     started = time.perf_counter()
@@ -88,7 +90,8 @@ def show(found: Likeness) -> None:
         console.print(tables.heads_table(found))
     console.print(tables.layers_table(found))
     if found.bounds is not None:
-        console.print(tables.bound_table(found, shown=SHOWN))
+        for table in tables.bound_tables(found, shown=SHOWN):
+            console.print(table)
     for line in tables.plain_words(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

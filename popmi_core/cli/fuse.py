@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from popmi_core import __version__
 from popmi_core.cli.barrier import told
+from popmi_core.cli.outputs import require_writable
 from popmi_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -142,15 +142,7 @@ def _read(
 def _check_out(out: Path | None, models: list[Path], *, force: bool) -> None:
     if out is None:
         return
-    try:
-        # Found out before the work, not after it.
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"--out {out}: nothing can be written in {out.parent} ({error.strerror}). Choose another file."
-        ) from error
+    require_writable(out, out.parent)
     if not out.exists():
         return
     if any(path.exists() and path.samefile(out) for path in models):

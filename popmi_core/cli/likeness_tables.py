@@ -58,18 +58,20 @@ def layers_table(found: Likeness) -> Table:
     return table
 
 
-def bound_table(found: Likeness, *, shown: int) -> Table:
-    """Return the measured loss beside the bounds at about ``shown`` points of the line after matching."""
+def bound_tables(found: Likeness, *, shown: int) -> list[Table]:
+    """Return the measured loss beside the bounds at about ``shown`` points of the line after matching, by constant."""
     assert found.bounds is not None
-    heads = [f"{form}, {kind}" for kind in ("steepest step", "gradient") for form in ("stated", "provable", "tight")]
-    table = _table("Proposition 2 on the line after matching, nats", "share of B", "measured", *heads)
     alphas = found.after.path.alphas
-    for index in np.unique(np.linspace(0, len(alphas) - 1, min(shown, len(alphas))).round().astype(int)):
-        values = [found.bounds.slope.losses[index]]
-        for bound in (found.bounds.slope, found.bounds.gradient):
-            values += [form[index] for form in (bound.stated, bound.provable, bound.tight)]
-        table.add_row(f"{alphas[index]:.3f}", *(f"{value:.3f}" for value in values))
-    return table
+    points = np.unique(np.linspace(0, len(alphas) - 1, min(shown, len(alphas))).round().astype(int))
+    tables = []
+    for kind, bound in (("the steepest step", found.bounds.slope), ("the largest gradient", found.bounds.gradient)):
+        title = f"Proposition 2 on the line after matching, nats; K from {kind}"
+        table = _table(title, "share of B", "measured", "stated", "provable", "tight")
+        for index in points:
+            values = (bound.losses[index], bound.stated[index], bound.provable[index], bound.tight[index])
+            table.add_row(f"{alphas[index]:.3f}", *(f"{value:.3f}" for value in values))
+        tables.append(table)
+    return tables
 
 
 def plain_words(found: Likeness) -> list[str]:
@@ -107,5 +109,6 @@ def _verdict(bound: LineBound, values: FloatArray, points: int) -> str:
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, title_justify="left")
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 else "right")
+        # Folded where there is no room: a figure cut off would be another figure.
+        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index == 0)
     return table

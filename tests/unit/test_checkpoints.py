@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from popmi_core import checkpoints
 from popmi_core.checkpoints import file_sha256, load_state, save_state
-from popmi_core.errors import ModelError
+from popmi_core.errors import ModelError, RunError
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_nothing_to_save_and_reserved_keys_are_refused(tmp_path, state):
 
 def test_a_folder_that_is_a_file_is_named(tmp_path, state):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ModelError, match="cannot write"):
+    with pytest.raises(RunError, match="cannot write"):
         save_state(tmp_path / "file" / "m.safetensors", state)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import shutil
@@ -143,8 +144,31 @@ def test_an_architecture_nobody_described_is_refused(model_file: Write, cells: P
 
 def test_a_folder_that_cannot_be_written_is_told(pair: tuple[Path, Path], cells: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(ConfigError, match="nothing can be written in"):
         _say(*pair, *SMALL, "--data", cells, "--out", tmp_path / "file" / "out")
+
+
+def test_a_folder_that_fills_while_the_work_goes_on_is_told(
+    pair: tuple[Path, Path], cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("popmi_core.checkpoints.replace_atomically", full)
+
+    with pytest.raises(RunError, match=r"cannot write .*barrier\.json: No space left"):
+        _say(*pair, *SMALL, "--data", cells, "--out", tmp_path / "out")
+
+
+def test_no_figure_is_cut_off_on_a_narrow_screen(
+    pair: tuple[Path, Path], cells: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    said = _say(*pair, *SMALL, "--data", cells)
+
+    assert "Proposition 2" in said
+    assert "…" not in said
 
 
 def test_without_the_drawing_packages_the_tables_are_offered(
