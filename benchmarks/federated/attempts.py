@@ -37,7 +37,6 @@ ATTEMPTS = """Why each was made:
 - **Head stays local.** Class mix pulls each site's head its own way, and their average is nobody's. What sites can
   share are features (FedPer, Arivazhagan et al. 2019, arXiv:1912.00818; FedRep, Collins et al. 2021,
   arXiv:2102.07078). With `opm` the site matches its whole model before it sends what is shared.
-- **Head's bias stays local.** Class mix alone would need no more than a bias of its own.
 - **Own class mix.** No need to learn it: at a site every class is more likely by the site's frequency over that of all
   sites (Bayes' rule; Saerens et al. 2002, `personal.class_prior`). The model is the common one, its answers elsewhere
   do not change.

@@ -15,6 +15,8 @@ from popmi_core.fusion.score import Score, Scoreboard, Scorer
 from popmi_core.fusion.update import Fused, State, Symmetry, Update
 
 PLAIN = "average"
+# Losses of float32 models that are the same but for the order of their sums differ by less.
+_ROUNDING = 1e-6
 
 
 def never_worse(
@@ -27,7 +29,8 @@ def never_worse(
     scorer: Scorer | None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Fused:
-    """Return the candidate with the lowest loss over all sites' validation images; ties go to the plain average.
+    """Return the candidate with the lowest loss over all sites' validation images; ties, to
+    rounding, go to the plain average.
 
     The plain average of the updates as they came is always a candidate, so that no choice is worse than it on the
     images that were scored. A rule that cannot work with these updates is left out and noted. Images on which a rule
@@ -75,7 +78,8 @@ def _beats(board: Scoreboard, name: str, chosen: str) -> bool:
 
     Both, because sites may drop out: each pair is compared on the sites that scored these two.
     """
-    return all(own < least for own, least in (board.losses(name, other) for other in (chosen, PLAIN)))
+    pairs = [board.losses(name, other) for other in (chosen, PLAIN)]
+    return all(own < least and not math.isclose(own, least, rel_tol=_ROUNDING) for own, least in pairs)
 
 
 def _told(best: Fused, chosen: str, board: Scoreboard, notes: Mapping[str, str]) -> Fused:

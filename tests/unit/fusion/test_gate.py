@@ -53,6 +53,14 @@ def test_a_tie_goes_to_the_plain_average():
     assert fused.regret == 0
 
 
+@pytest.mark.parametrize(("lower_by", "chosen"), [(1e-8, "average"), (1e-4, "median")])
+def test_a_loss_lower_by_no_more_than_rounding_is_a_tie(lower_by, chosen):
+    def score(name, state):
+        return {"a": Score(10, 1.0 - (lower_by if name == "median" else 0.0))}
+
+    assert never_worse(["median"], UPDATES, reference=REFERENCE, scorer=score).chosen == chosen
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**31 - 1), st.integers(1, 5))
 def test_the_gate_is_never_worse_than_the_plain_average(seed, count):
