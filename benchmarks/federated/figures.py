@@ -25,18 +25,20 @@ Scores = npt.NDArray[np.float64]
 KEPT = ("auroc", "balanced_accuracy", "accuracy", "macro_f1", "ece", "nll")
 
 
-def figures_of(folder: Path, server_round: int | None = None, *, own_prior: bool = False) -> dict[str, Any]:
+def figures_of(
+    folder: Path, server_round: int | None = None, *, own_prior: bool = False, weights: Path | None = None
+) -> dict[str, Any]:
     """Return figures over all images of each split, every site's AUROC, and that on images from elsewhere.
 
-    Of the last round, or of the one given. ``own_prior``: answered as with ``personal.class_prior = 'own'``, which
-    changes nothing in training. *External*: a test set no site trained on, answered by the common model;
-    where sites keep parts, by the mean of the sites' answers.
+    Of the last round, or of the one given, or of the model in the file ``weights``. ``own_prior``: answered as with
+    ``personal.class_prior = 'own'``, which changes nothing in training. *External*: a test set no site trained on,
+    answered by the common model; where sites keep parts, by the mean of the sites' answers.
     """
     plan = reopen_run(folder)
     model = build_model(plan.config.model, len(plan.classes), seed=plan.config.seed)
     base = exchanged_state(model)
     last = f"round-{plan.config.rounds if server_round is None else server_round:03d}.safetensors"
-    state, _ = load_state(folder / "models" / last)
+    state, _ = load_state(folder / "models" / last if weights is None else weights)
     # Two rules with the same hash made the same model, bit for bit.
     result: dict[str, Any] = {"sha256": digest(state)}
     sites = {item.site: images_of(plan, item.site, item.data[0]) for item in plan.lineup if item.site != POOLED_SITE}

@@ -5,7 +5,8 @@
 *Own models*: five sites trained alone from five seeds (10 epochs each); their models are fused once, 10 rounds follow.
 *Late joiner*: four sites have run 5 rounds; the fifth comes with a model of its own, 10 rounds with all five follow.
 What differs is how the models become the common start: plain average, OPM, or not at all (starting anew, or from the
-four sites' model). Every round's exact figures on the sites' validation and test images are kept.
+four sites' model). The start's (round 0) and every round's exact figures on the sites' validation and test images are
+kept.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ROUNDS = 10
 OWN_EPOCHS = 10
 EARLY_ROUNDS = 5
 LATE_SITE = "rosendahl"
-SHOWN = (1, 3, 10)
+SHOWN = (0, 1, 3, 10)
 Start = tuple[str, str, dict[str, Any]]
 
 
@@ -121,6 +122,8 @@ def followed(start: Start, runs: Path) -> dict[str, Any] | None:
     if folder is None:
         return None
     rounds = [{"round": number, **figures_of(folder, number)} for number in models_of(folder)]
+    if begun := changes.get("model"):
+        rounds.insert(0, {"round": 0, **figures_of(folder, weights=Path(begun["weights"]))})
     print(json.dumps({"start": name, "val_auroc": [item["val_auroc"] for item in rounds]}), flush=True)
     return {"start": name, "seed": changes["seed"] // 100, "rounds": rounds}
 
@@ -130,12 +133,14 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"Test AUROC, median of seeds (lowest to highest). Rounds, of {ROUNDS}, until validation AUROC is what "
         "plain averaging, and what the start without the newcomers' models, has after the last round.\n",
-        "| start | " + " | ".join(f"after {shown}" for shown in SHOWN) + " | rounds to plain | rounds to anew |",
+        "| start | "
+        + " | ".join(f"after {shown}" if shown else "fused" for shown in SHOWN)
+        + " | rounds to plain | rounds to anew |",
         "| --- |" + " ---: |" * (len(SHOWN) + 2),
     ]
     for name in dict.fromkeys(row["start"] for row in rows):
         mine = [row for row in rows if row["start"] == name]
-        cells = [_cell([_at(row, shown) for row in mine]) for shown in SHOWN]
+        cells = [_cell([at for row in mine for at in _at(row, shown)]) for shown in SHOWN]
         for other in (("average",), ("anew", "discarded")):
             ends = {
                 row["seed"]: row["rounds"][-1]["val_auroc"]
@@ -168,8 +173,8 @@ def _examples(folder: Path) -> dict[str, int]:
     return {site: int(count) for site, count in found.items()}
 
 
-def _at(row: dict[str, Any], number: int) -> float:
-    return float(next(item["test_auroc"] for item in row["rounds"] if item["round"] == number))
+def _at(row: dict[str, Any], number: int) -> list[float]:
+    return [float(item["test_auroc"]) for item in row["rounds"] if item["round"] == number]
 
 
 def _needed(row: dict[str, Any], goal: float) -> str:
@@ -178,7 +183,7 @@ def _needed(row: dict[str, Any], goal: float) -> str:
 
 
 def _cell(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    return "-" if not values else f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 if __name__ == "__main__":
