@@ -171,6 +171,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return the markdown table."""
     missing = [cell for cell in CELLS if cell not in {(r["model"], r["kind"], r["sites"], r["rule"]) for r in rows}]
     lines = [
+        "Printed by `python benchmarks/fusion_speed.py --out docs/results/fusion_speed`: median over three processes",
+        "(`match` one; the JSON has every process's seconds), two cores, nothing else running. Rows are kept between",
+        "runs: these were measured on one machine within one day, at several commits. Memory: peak beyond the sites'",
+        "and the global model, in models. *Left as they were*: sites (for `match`: spaces) found in place already.",
+        "",
         "| model | sites | rule | seconds | peak memory (models) | left as they were |",
         "| --- | --- | --- | ---: | ---: | ---: |",
     ]
