@@ -131,8 +131,18 @@ def followed(start: Start, runs: Path) -> dict[str, Any] | None:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return test AUROC after some rounds by start, and how early each is where the simple ones end."""
     lines = [
-        f"Test AUROC, median of seeds (lowest to highest). Rounds, of {ROUNDS}, until validation AUROC is what "
-        "plain averaging, and what the start without the newcomers' models, has after the last round.\n",
+        "# Hospitals that come with models of their own\n\n"
+        "Printed by `python benchmarks/federated/newcomers.py --out docs/results/newcomers`; every round is in "
+        "`newcomers.json`.\n\n"
+        "Five real dermoscopy sites, 32 px, `popmi_vit_nano` (0.46 M). *Own models*: each site has trained "
+        f"{OWN_EPOCHS} epochs alone from a seed of its own; the five models are fused once and {ROUNDS} rounds of one "
+        f"epoch follow (*anew*: from random weights). *Late joiner*: four sites have run {EARLY_ROUNDS} rounds, the "
+        f"fifth ({LATE_SITE}) comes with {OWN_EPOCHS} epochs of its own; the common model goes on without that model "
+        "(*discarded*) or fused with it, weighted by images. Rounds are fused by the rule of the row (*anew* and "
+        "*discarded*: plain average).\n\n"
+        f"Test AUROC, median of seeds (lowest to highest). Last columns: the first of {ROUNDS} rounds, by seed, in "
+        "which validation AUROC reaches what plain averaging (its own row included), and what *anew* or *discarded*, "
+        "has after the last one.\n",
         "| start | "
         + " | ".join(f"after {shown}" if shown else "fused" for shown in SHOWN)
         + " | rounds to plain | rounds to anew |",
