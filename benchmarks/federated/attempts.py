@@ -17,7 +17,9 @@ to training on all images in one place, and to the best of five models trained a
 sites' validation images). *Gap closed*: of the distance between plain averaging (4 rounds of 5 epochs) and pooled
 training.
 
-How much two seeds differ shows in the rows that have three; smaller differences between one-seed rows say nothing."""
+How much two seeds differ shows in the rows that have three; smaller differences between one-seed rows say nothing.
+The runs were made at several commits of one day. `fedavg` and `opm-soup`, 5 x 4, are the same rule where sites share a
+start, but summed in another way: what training makes of the last bit is the distance between those two rows."""
 
 ATTEMPTS = """Why each was made:
 
