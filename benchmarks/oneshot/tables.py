@@ -210,5 +210,5 @@ rate), then plain average; for *best single*, the best parent in place of the fu
 deciding measure, accuracy for blood and AUROC for dermoscopy, where classes are skewed; a soup that keeps one parent is
 as good as that parent and no fusion. Where there is one case there is no spread: such a table is a first look, and
 what was not run is named below it. BatchNorm is re-estimated on 256 images a site. Seconds are of one busy core.
-Settings of the rivals were chosen on blood's validation split.
+The rivals run with this library's defaults; variants of OT-Fusion and Git Re-Basin are rows of their own.
 """

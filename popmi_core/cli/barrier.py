@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from popmi_core.cli.outputs import require_writable
+from popmi_core.cli.outputs import as_json, require_writable
 from popmi_core.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def barrier(
     match: Annotated[str, typer.Option(help="weights, permutations, probes, activations or learned.")] = "weights",
     points: Annotated[int, typer.Option(min=3, help="Points of the line, both ends included.")] = 25,
     split: Annotated[str, typer.Option(help="train, val, test or external.")] = "test",
-    images: Annotated[int, typer.Option(min=1, help="At most so many images, drawn at random (seed 0).")] = 1000,
+    images: Annotated[int, typer.Option(min=2, help="At most so many images, drawn at random (seed 0).")] = 1000,
     out: Annotated[Path | None, typer.Option(help="Folder for barrier.json and the pictures.", file_okay=False)] = None,
     json_only: Annotated[bool, typer.Option("--json", help="Print the figures as JSON only.")] = False,
 ) -> None:
@@ -57,7 +56,7 @@ def barrier(
         figures = {**found.to_json(), "seconds": round(time.perf_counter() - started, 2)}
         pictures = _write(found, figures, out, tell) if out is not None else []
     if json_only:
-        typer.echo(json.dumps(figures, indent=2, ensure_ascii=False))
+        typer.echo(as_json(figures))
     else:
         show(found)
         for path in pictures:
@@ -103,7 +102,7 @@ def _write(found: Likeness, figures: dict[str, Any], out: Path, tell: Any) -> li
 
     table = out / "barrier.json"
     try:
-        replace_atomically(table, (json.dumps(figures, indent=2, ensure_ascii=False) + "\n").encode())
+        replace_atomically(table, (as_json(figures) + "\n").encode())
     except OSError as error:
         raise RunError(f"cannot write {table}: {error.strerror}. Choose another folder with --out.") from error
     tell("drawing")

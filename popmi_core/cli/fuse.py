@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from popmi_core import __version__
 from popmi_core.cli.barrier import told
-from popmi_core.cli.outputs import require_writable
+from popmi_core.cli.outputs import as_json, require_writable
 from popmi_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +46,8 @@ def fuse(
     json_only: Annotated[bool, typer.Option("--json", help="Print the result as JSON only.")] = False,
 ) -> None:
     """Put models of one architecture into one basis and fuse them into one plain timm checkpoint."""
-    _check_out(out, models, force=force)
+    given = Path(reference)
+    _check_out(out, [*models, *([given] if given.is_file() else [])], force=force)
     counts = _weights(weights, len(models))
     from popmi_core.cli.fusing import perform
     from popmi_core.cli.parents import check_loads
@@ -64,7 +64,7 @@ def fuse(
         figures = {**describe(job, outcome), "seconds": round(time.perf_counter() - started, 2)}
         figures["sha256"] = _save(out, outcome, figures) if out is not None else None
     if json_only:
-        typer.echo(json.dumps({**figures, "out": None if out is None else str(out)}, indent=2, ensure_ascii=False))
+        typer.echo(as_json({**figures, "out": None if out is None else str(out)}))
         return
     show(job, outcome, out)
 
@@ -146,7 +146,7 @@ def _check_out(out: Path | None, models: list[Path], *, force: bool) -> None:
     if not out.exists():
         return
     if any(path.exists() and path.samefile(out) for path in models):
-        raise ConfigError(f"--out {out} is one of the models to fuse. Choose another file.")
+        raise ConfigError(f"--out {out} is one of the models that are read. Choose another file.")
     if not force:
         raise ConfigError(f"--out {out} is there already. Choose another file, or write over it with --force.")
 
@@ -164,4 +164,4 @@ def _save(out: Path, outcome: Outcome, figures: dict[str, Any]) -> str:
     from popmi_core.checkpoints import save_state
 
     lineage = {key: value for key, value in figures.items() if key not in ("seconds", "loads_strictly")}
-    return save_state(out, outcome.fused.state, {LINEAGE: json.dumps(lineage, sort_keys=True)})
+    return save_state(out, outcome.fused.state, {LINEAGE: as_json(dict(sorted(lineage.items())), indent=None)})

@@ -46,6 +46,8 @@ def rules_of(rule: str, gate: str | None, *, match: str, has_data: bool, models:
         ConfigError: If there is no such rule, or it needs images or more models than were given.
     """
     named = [rule] if gate is None else [part.strip() for part in gate.split(",") if part.strip()]
+    if not named:
+        raise ConfigError(f"--gate {gate}: no rule is named. Name rules with commas between.")
     rules = tuple(dict.fromkeys(name.replace("-", "_") for name in named))
     for name in rules:
         wanted, why = needs(name), _why_images(name)

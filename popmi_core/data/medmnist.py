@@ -112,7 +112,7 @@ def _pixels(images: npt.NDArray[Any], split: str, site: str) -> Pixels:
 
 
 def _targets(labels: npt.NDArray[Any], split: str, expected: int, site: str) -> list[int]:
-    flat = labels.reshape(len(labels), -1)
+    flat = labels.reshape(len(labels), -1) if labels.size else labels.reshape(0, 1)
     if flat.shape != (expected, 1) or not np.issubdtype(labels.dtype, np.integer) or (flat < 0).any():
         raise DataError(
             f"site {site}: {split}_labels has dtype {labels.dtype} and shape {labels.shape}, expected one whole "

@@ -30,11 +30,13 @@ def fuse(
     distance to the mean of the other sites' matched units, up to a constant: an assignment. Layers come in forward
     order, with the earlier layers' orders applied to the incoming side; inside a layer the sites are re-matched in turn
     until no unit moves. A residual stream is matched by the embedding first and again by all layers that write it.
-    Heads are units, compared under the best order of their channels. See ``schedule`` for freezing and retraining.
+    Heads are units, compared under the best order of their channels. The paper averages the last layer by each site's
+    share of every class; class counts do not travel here, so it is averaged like the others. See ``schedule`` for
+    freezing and retraining.
 
     Args:
         updates: One per site, each in a basis of its own.
-        reference: The model in whose basis the result is.
+        reference: The model that is matched to first; the result is in the basis in which the models' mean settles.
         symmetry: The architecture's description; only its permutations are used.
         config: Not used: the fixed-width method has no setting.
         scorer: Not used.

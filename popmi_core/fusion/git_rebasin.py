@@ -32,7 +32,8 @@ def fuse(
 
     Args:
         updates: One per site, each in a basis of its own.
-        reference: The model in whose basis the result is.
+        reference: The model that is matched to first. The result is in its basis where two are fused and it is one of
+            them; of more, in the one in which their mean settles.
         symmetry: The architecture's description; only its permutations are used.
         config: Not used: the method has no setting.
         scorer: Not used.

@@ -118,7 +118,7 @@ def gradient_norm(model: nn.Module, state: State, data: ImageSet) -> float:
 
 def blocks_of(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the model's blocks in order; its children with weights where it has no blocks."""
-    head = getattr(model, "get_classifier", lambda: None)()
+    head = _classifier(model)
     named = [name for name, _ in model.named_modules() if _BLOCK.search(name)]
     # Stages of stages (EfficientNet's ``blocks.2``) hold blocks of their own: keep the outer ones.
     outer = [name for name in named if not any(name.startswith(f"{other}.") for other in named)]
@@ -162,13 +162,19 @@ def kernels(
     return found
 
 
+def _classifier(model: nn.Module) -> Any:
+    """Return timm's classifier; of a distilled model's two, which read different tokens, the class token's."""
+    found = getattr(model, "get_classifier", lambda: None)()
+    return found[0] if isinstance(found, tuple) else found
+
+
 def features(model: nn.Module, state: State, images: Images) -> Float64[npt.NDArray[np.float64], "n dim"]:
     """Return what the classifier reads, one row an image.
 
     Raises:
         ModelError: If the state does not fit the model, or the model has no classifier.
     """
-    head = getattr(model, "get_classifier", lambda: None)()
+    head = _classifier(model)
     if not isinstance(head, nn.Module) or isinstance(head, nn.Identity):
         raise ModelError(
             f"{type(model).__name__} has no classifier whose input could be read. Use a model with a head."

@@ -168,7 +168,9 @@ def crossed(
         space = group.units.spaces[axis.space]
         rows = [read_axis(state[axis.tensor], axis, space) for state in (first, second)]
         part = axis.space.removeprefix(group.owners[axis.space]).removeprefix(":")
-        found = (rows[0] @ rows[1].T).double()
+        # Files of one architecture may differ in number format; half precision is too coarse to compare units in.
+        wide = torch.promote_types(torch.promote_types(rows[0].dtype, rows[1].dtype), torch.float32)
+        found = (rows[0].to(wide) @ rows[1].T.to(wide)).double()
         total[part] = total[part] + found if part in total else found
     return total
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from popmi_core.cli.main import commands
-from popmi_core.errors import ModelError
+from popmi_core.errors import ConfigError, ModelError
 
 MICRO = ("--model", "popmi_vit_micro")
 Write = Callable[..., Path]
@@ -56,3 +57,45 @@ def test_models_of_grey_images_are_fused(tmp_path: Path) -> None:
 def test_an_argument_that_timm_looks_up_in_vain_is_told(model_file: Write) -> None:
     with pytest.raises(ModelError, match="timm cannot make"):
         _say(model_file("a"), model_file("b", 1), *MICRO, "--model-arg", "act_layer=foo")
+
+
+@pytest.mark.parametrize(
+    "rule", ["git-rebasin", "git-rebasin-activations", "ot-fusion", "ot-fusion-soft", "fedma", "opm", "average"]
+)
+def test_models_in_other_number_formats_are_fused(model_file: Write, cells: Path, tmp_path: Path, rule: str) -> None:
+    single, half, double = model_file("single"), tmp_path / "half.safetensors", tmp_path / "double.safetensors"
+    for path, dtype in ((half, torch.float16), (double, torch.float64)):
+        state = load_file(model_file("other", 1))
+        save_file({name: tensor.to(dtype) for name, tensor in state.items()}, path)
+
+    for other in (half, double):
+        figures = json.loads(_say(single, other, *MICRO, "--rule", rule, "--data", cells, "--json"))
+        assert figures["loads_strictly"]
+
+
+def test_a_loss_that_is_no_number_is_null_in_json_and_in_the_file(
+    model_file: Write, cells: Path, tmp_path: Path
+) -> None:
+    huge = tmp_path / "huge.safetensors"
+    save_file({name: tensor * 1e18 for name, tensor in load_file(model_file("other", 1)).items()}, huge)
+    out = tmp_path / "out.safetensors"
+
+    said = _say(model_file("a"), huge, *MICRO, "--rule", "best-single", "--data", cells, "--json", "--out", out)
+    with safe_open(out, framework="pt") as opened:
+        kept = opened.metadata()["lineage"]
+
+    for text in (said, kept):
+        figures = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert None in {loss for losses in figures["validation_losses"].values() for loss in losses.values()}
+
+
+def test_the_reference_is_never_written_over(model_file: Write) -> None:
+    a, b, third = (model_file(label, seed) for seed, label in enumerate("abc"))
+
+    with pytest.raises(ConfigError, match="is one of the models that are read"):
+        _say(a, b, *MICRO, "--reference", third, "--out", third, "--force")
+
+
+def test_a_gate_without_a_name_is_refused(model_file: Write, cells: Path) -> None:
+    with pytest.raises(ConfigError, match="no rule is named"):
+        _say(model_file("a"), model_file("b", 1), *MICRO, "--gate", ",", "--data", cells)

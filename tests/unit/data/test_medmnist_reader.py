@@ -30,6 +30,13 @@ def test_grey_pictures_become_rgb_and_splits_are_kept(make_npz: MakeNpz) -> None
     assert data.classes == ("0", "1", "2")
 
 
+def test_a_split_without_pictures_is_named(make_npz: MakeNpz) -> None:
+    path = make_npz(test_images=np.zeros((0, 9, 9), np.uint8), test_labels=np.zeros((0, 1), np.uint8))
+
+    with pytest.raises(DataError, match="no usable image in split test"):
+        read_medmnist(path, image_size=9).to_site("blobs", image_size=9)
+
+
 def test_colour_pictures_and_flat_labels_are_read_at_another_size(make_npz: MakeNpz) -> None:
     arrays = {f"{split}_images": np.full((6, 12, 12, 3), 9, np.uint8) for split in ("train", "val", "test")}
     arrays |= {f"{split}_labels": np.array([0, 1, 1, 0, 1, 0]) for split in ("train", "val", "test")}

@@ -149,6 +149,18 @@ def test_a_layer_that_is_not_there_is_named(vit: nn.Module) -> None:
         kernels(vit, _state(vit), DATA.images, ["blocks.9"])
 
 
+def test_of_two_classifiers_the_class_tokens_is_read():
+    torch.manual_seed(0)
+    net = timm.create_model(
+        "deit_tiny_distilled_patch16_224", img_size=32, patch_size=8, depth=1, embed_dim=32, num_heads=2, num_classes=3
+    )
+
+    rows = features(net, net.state_dict(), DATA.images)
+
+    assert rows.shape == (len(DATA), 32)
+    assert blocks_of(net) == ("blocks.0",)
+
+
 def test_features_are_what_the_classifier_reads(vit: nn.Module) -> None:
     rows = features(vit, _state(vit), DATA.images)
     logits = rows @ vit.head.weight.detach().double().numpy().T + vit.head.bias.detach().double().numpy()
