@@ -200,7 +200,8 @@ those before it. What a method may look at: *weights*; *unlabelled* training ima
 statistics, 1,024 for RegMean's Gram matrices and for maps learned without labels, which follow the two models'
 ensemble); *labelled* (up to 8,192 training images of the site for learned maps, the validation split for soups).
 *OPM* averages heads as products, *OPM-Soup* and learned maps average weights. *probes* are smooth noise, no data.
-FedMA is its one-shot part, at fixed width.
+FedMA is its one-shot part, at fixed width. Nets without a rotated stream (MLP, ResNets) are matched by OPM from three
+further random orders of their layers, the closest end counting.
 
 **Figures** are of the test images of the sites that take part: median (lowest to highest) over the cases. The barrier
 is the highest rise of the loss above the chord of the two parents' losses at 25 points of the line on which the fused
