@@ -106,7 +106,8 @@ def add_lora(
         owner: Any = model.get_submodule(parent)
         layer = model.get_submodule(name)
         if type(layer) is not nn.Linear:
-            raise ModelError(f"'{name}' is a {type(layer).__name__}, expected a plain Linear. Take it off the targets.")
+            kind = f"{type(layer).__module__}.{type(layer).__name__}"
+            raise ModelError(f"'{name}' is a {kind}, expected torch.nn.Linear itself. Take it off the targets.")
         if hasattr(owner, "qkv_bias_separate"):
             # Swin V2 otherwise takes the weight out of the layer and never calls it.
             owner.qkv_bias_separate = True

@@ -71,6 +71,8 @@ def fuse(
 
 def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
     """Return what was done and what came of it, for JSON and for the file's lineage; no folder is named."""
+    from popmi_core.cli.sites import SPLITS
+
     architecture, fused = job.architecture, outcome.fused
     figures = {
         "parents": [{"file": parent.file, "sha256": parent.sha256} for parent in job.parents],
@@ -82,6 +84,8 @@ def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
         "rule": outcome.rule,
         "gate": list(job.rules) if job.gate else None,
         "match": job.match if outcome.moves else None,
+        "repaired": job.repair,
+        "images": {site: {split: len(getattr(data, split)) for split in SPLITS} for site, data in job.sites.items()},
         "reference": outcome.basis,
         "weights": fused.weights,
         "matching": {label: [asdict(move) for move in moves] for label, moves in outcome.moves.items()},

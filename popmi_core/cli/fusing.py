@@ -46,7 +46,7 @@ class Job:
     @property
     def inputs(self) -> RuleInputs:
         """What rules need beyond the models."""
-        return RuleInputs(self.architecture.model, self.parents, self.sites)
+        return RuleInputs(self.architecture.model, self.parents, self.sites, self.repair)
 
     @property
     def updates(self) -> list[Update]:

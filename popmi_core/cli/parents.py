@@ -114,13 +114,13 @@ def architecture_of(
 ) -> Architecture:
     """Return the architecture all parents are of; the number of classes is read from the head.
 
-    What is not given (name, adapter, image size) is taken from the card in a POPMI file.
+    What is not given (name, adapter, image size) is taken from the first card there is in a POPMI file.
 
     Raises:
-        ConfigError: If no name is given and the first file has no card.
+        ConfigError: If no name is given and no file has a card.
         ModelError: If timm does not know the name or the arguments, or a parent is another architecture.
     """
-    card = _card(parents[0])
+    card = next((card for parent in parents if (card := _card(parent))), {})
     name = name or card.get("backbone")
     if not name:
         raise ConfigError(f"{parents[0].file} does not say which model it is. Give timm's name with --model.")

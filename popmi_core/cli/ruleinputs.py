@@ -66,11 +66,15 @@ def rules_of(rule: str, gate: str | None, *, match: str, has_data: bool, models:
 
 @dataclass(frozen=True, eq=False)
 class RuleInputs:
-    """The images, and how each rule sees them. With as many sites as models, the n-th model sees the n-th site."""
+    """The images, and how each rule sees them. With as many sites as models, the n-th model sees the n-th site.
+
+    ``repair``: candidates are scored as the result will be, with norm statistics measured anew.
+    """
 
     model: nn.Module
     parents: Sequence[Parent]
     sites: dict[str, SiteData]
+    repair: bool = False
 
     def scorer(self) -> Scorer | None:
         """Return what scores a state on every site's validation images; None without images.
@@ -78,7 +82,10 @@ class RuleInputs:
         Raises:
             DataError: If no site has validation images.
         """
-        return scorer_on(self.model, part_of(self.sites, "val")) if self.sites else None
+        if not self.sites:
+            return None
+        score = scorer_on(self.model, part_of(self.sites, "val"))
+        return (lambda name, state: score(name, self.repaired(state))) if self.repair else score
 
     def options(self, rule: str, reference: State, symmetry: Symmetry | None) -> dict[str, Any]:
         """Return what this rule takes beyond the common arguments."""

@@ -126,7 +126,9 @@ def test_a_name_that_no_layer_has_is_refused(backbone):
 
 
 def test_a_layer_that_is_not_linear_is_refused(backbone):
-    with pytest.raises(ModelError, match=r"'patch_embed\.proj' is a Conv2d, expected a plain Linear"):
+    with pytest.raises(
+        ModelError, match=r"'patch_embed\.proj' is a torch\.nn\.modules\.conv\.Conv2d, expected torch\.nn\.Linear"
+    ):
         add_lora(backbone, ("patch_embed.proj",))
 
 

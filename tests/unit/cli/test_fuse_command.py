@@ -246,7 +246,7 @@ def test_a_file_that_is_there_is_kept_unless_forced(model_file: Write, tmp_path:
 
 def test_a_parent_is_never_written_over(model_file: Write) -> None:
     paths = [model_file("first"), model_file("second", 1)]
-    with pytest.raises(ConfigError, match="is one of the models to fuse"):
+    with pytest.raises(ConfigError, match="is one of the models that are read"):
         _say(*paths, *MICRO, "--out", paths[1], "--force")
 
 

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from popmi_core.cli.main import commands
+from popmi_core.data import load_site
 from popmi_core.errors import ConfigError, ModelError
+from popmi_core.fusion.path import evaluate
 
 MICRO = ("--model", "popmi_vit_micro")
 Write = Callable[..., Path]
@@ -99,3 +101,27 @@ def test_the_reference_is_never_written_over(model_file: Write) -> None:
 def test_a_gate_without_a_name_is_refused(model_file: Write, cells: Path) -> None:
     with pytest.raises(ConfigError, match="no rule is named"):
         _say(model_file("a"), model_file("b", 1), *MICRO, "--gate", ",", "--data", cells)
+
+
+def test_candidates_are_judged_as_the_result_will_be(model_file: Write, cells: Path, tmp_path: Path) -> None:
+    paths = [model_file(label, seed, name="popmi_resnet20") for seed, label in enumerate("ab")]
+    out = tmp_path / "out.safetensors"
+    options = ("--model", "popmi_resnet20", "--gate", "fedma", "--repair", "--data", cells, "--out", out, "--json")
+
+    figures = json.loads(_say(*paths, *options))
+    model = timm.create_model("popmi_resnet20", num_classes=8)
+    seen = load_site("bloodmnist", str(cells), image_size=28, phantom_images=None, seed=0)
+    loss, _ = evaluate(model, load_file(out), seen.val)
+
+    assert figures["repaired"]
+    assert figures["images"] == {"bloodmnist": {"train": 48, "val": 24, "test": 32, "external": 0}}
+    assert figures["validation_losses"][figures["rule"]]["bloodmnist"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_model_is_known_where_any_file_knows_it(model_file: Write, tmp_path: Path) -> None:
+    fused = tmp_path / "fused.safetensors"
+    _say(model_file("a"), model_file("b", 1), *MICRO, "--out", fused)
+
+    figures = json.loads(_say(model_file("c", 2), fused, "--json"))
+
+    assert figures["model"] == "popmi_vit_micro"
