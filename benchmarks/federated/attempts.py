@@ -18,8 +18,8 @@ sites' validation images). *Gap closed*: of the distance between plain averaging
 training.
 
 How much two seeds differ shows in the rows that have three; smaller differences between one-seed rows say nothing.
-The runs were made at several commits of one day. `fedavg` and `opm-soup`, 5 x 4, are the same rule where sites share a
-start, but summed in another way: what training makes of the last bit is the distance between those two rows."""
+The runs were made at several commits of one day. `fedavg` and `opm-soup`, 5 x 4, and `opm` and `circuit` are the same
+rules where sites share a start, but were run at different commits: so far apart (seed 0) can two such rows be."""
 
 ATTEMPTS = """Why each was made:
 

@@ -49,8 +49,8 @@ LENGTHS = {
     for rule in ("fedavg", "opm", "opm-regmean")
 }
 # Left out: where sites share a start Git Re-Basin, hard OT-Fusion and OPM's soups match nothing and are plain averages,
-# RegMean is aligned RegMean and circuit is OPM (last table: bit for bit); greedy soups and best-single keep one model;
-# learned maps move what lies in place already and were behind without any crossing.
+# RegMean is aligned RegMean (last table: bit for bit), and circuit is what OPM does; greedy soups and best-single keep
+# one model; learned maps move what lies in place already and were behind without any crossing.
 CROSSING = ("fedavg", "opm", "opm-regmean", "uniform-soup", "ot-fusion-soft", "fedma", "opm-gated")
 CROSSED = {
     f"{rule} + {name}": case(rule, 1, change)

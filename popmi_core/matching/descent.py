@@ -55,7 +55,7 @@ class Target:
         """Return whether a canonical candidate is as good as in the reference's basis: one look at every weight.
 
         Certain: no unit or head can be better placed. Near: maps inside heads, scales of units, and streams, in whose
-        basis the units' weights are: turned by more than some 30 degrees they would not be near themselves. What is
+        basis the units' weights are: turned by more than 20 to 30 degrees they would not be near themselves. What is
         near is left; an exact match by so small a turn is not looked for. Without enough units to tell the answer is
         no. Memory: one layer.
         """

@@ -9,6 +9,7 @@ from popmi_core.matching.canonical import canonicalise
 from popmi_core.matching.descent import worth_turning
 from popmi_core.matching.elements import Element, Move, apply
 from popmi_core.matching.freedom import StreamKnob
+from popmi_core.matching.settle import angles_turned
 
 
 def clone(model):
@@ -20,12 +21,13 @@ def stream_of(symmetry):
 
 
 def with_stream_turned(state, symmetry, size):
-    """Return the model with its stream turned, the more the larger ``size``, and every unit in its place."""
+    """Return the model with its stream turned, every unit in its place, and the mean angle in degrees."""
     stream = stream_of(symmetry)
     channels = symmetry.spaces[stream].size
     knob, source = StreamKnob(symmetry.spaces[stream], Move()), torch.Generator().manual_seed(3)
     knob.free = size * torch.randn(channels - 1, channels - 1, generator=source, dtype=torch.float64) / channels**0.5
-    return apply(state, symmetry, Element({stream: knob.settled()}), like=state)
+    turn = Element({stream: knob.settled()})
+    return apply(state, symmetry, turn, like=state), angles_turned(symmetry, turn)[stream]
 
 
 def drifted(state, share, seed=0):
@@ -84,14 +86,16 @@ def test_what_moved_in_one_kind_of_space_only_is_not_certain(small_vit, kind, ge
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-9
 
 
-def test_a_stream_that_training_turned_is_left(small_vit):
+@pytest.mark.parametrize(("size", "degrees"), [(0.1, 12), (0.15, 19)])
+def test_a_stream_that_training_turned_is_left(small_vit, size, degrees):
     model = small_vit()
     symmetry, reference = describe_model(model), clone(model)
     # A turn by which every unit stays nearest to itself, and that would pay by distance alone.
-    turned = with_stream_turned(reference, symmetry, 0.15)
+    turned, angle = with_stream_turned(reference, symmetry, size)
 
     found = match(turned, reference, symmetry)
 
+    assert angle == pytest.approx(degrees, abs=1)
     assert all(found.identity.values())
     assert all(torch.equal(found.state[name], tensor) for name, tensor in turned.items())
 
@@ -241,15 +245,15 @@ def test_nan_and_infinity_are_refused_on_either_side(small_vit, value):
         match(reference, broken, symmetry)
 
 
-@pytest.mark.parametrize("size", [0.5, 1.0, 2.0])
-def test_a_stream_turned_by_more_than_drift_is_turned_back(small_vit, size):
+@pytest.mark.parametrize(("size", "degrees"), [(0.25, 30), (0.5, 53), (1.0, 82), (2.0, 110)])
+def test_a_stream_turned_by_more_than_drift_is_turned_back(small_vit, size, degrees):
     model = small_vit()
     symmetry, reference = describe_model(model), clone(model)
-    # Mean angles of some 40, 60 and 90 degrees, and every hidden unit in its place.
-    turned = with_stream_turned(reference, symmetry, size)
+    turned, angle = with_stream_turned(reference, symmetry, size)
 
     found = match(turned, reference, symmetry)
 
+    assert angle == pytest.approx(degrees, abs=1)
     assert not found.identity[stream_of(symmetry)]
     one, other = (canonicalise(state, symmetry) for state in (found.state, reference))
     # Heads and stream take turns until the squared distance falls by less than 1e-10 of the squared size.
