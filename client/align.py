@@ -64,7 +64,7 @@ def align(
     images, _ = some_images(data, model, instruction, site)
     seen = start_from(cross_statistics(model, start, state, symmetry, images), symmetry)
     matched = matcher.match(state, site=site, starts=[seen], judge=midpoint_judge(model, start, state, images))
-    if config.method == "activations":
+    if config.method == "activations" or matched.kin:
         return _told(matched)
     return _learned(model, state, start, symmetry, images, matched, instruction, site)
 

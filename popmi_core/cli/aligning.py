@@ -107,6 +107,8 @@ class Aligner:
 
     def _learned(self, state: State, label: str, seen: ImageSet) -> Matched:
         matched = self._by_activations(state, label, some_of(seen, _SEEN["activations"]))
+        if matched.kin:
+            return matched
         found = learn_element(
             self.model,
             self.reference,

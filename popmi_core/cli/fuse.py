@@ -26,9 +26,9 @@ def fuse(
     model: Annotated[str | None, typer.Option(help="timm's name; POPMI's own files know theirs.")] = None,
     model_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for timm, such as img_size=64.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PREA inside the files: C4 or D4.")] = None,
-    rule: Annotated[str, typer.Option(help="Fusion rule, such as opm, opm-soup, average; docs/fuse.md lists all.")] = (
-        "opm"
-    ),
+    rule: Annotated[
+        str | None, typer.Option(help="Fusion rule: opm (default), opm-soup, average; docs/fuse.md lists all.")
+    ] = None,
     gate: Annotated[str | None, typer.Option(help="Rules with commas between; the best on validation wins.")] = None,
     match: Annotated[
         str, typer.Option(help="OPM rules match by weights, permutations, probes, activations or learned.")
@@ -86,7 +86,8 @@ def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
         "match": job.match if outcome.moves else None,
         "repaired": job.repair,
         "images": {site: {split: len(getattr(data, split)) for split in SPLITS} for site, data in job.sites.items()},
-        "reference": outcome.basis,
+        "reference": outcome.basis.told,
+        "reference_sha256": outcome.basis.sha256,
         "weights": fused.weights,
         "matching": {label: [asdict(move) for move in moves] for label, moves in outcome.moves.items()},
         "distances": {label: list(pair) for label, pair in outcome.distances.items()},
@@ -113,7 +114,7 @@ def show(job: Job, outcome: Outcome, out: Path | None) -> None:
         if tables.moved(moves):
             console.print(tables.moves_table(label, moves, outcome))
         else:
-            console.print(f"{label}: in the basis of {outcome.basis} already; nothing moved", markup=False)
+            console.print(f"{label}: in the basis of {outcome.basis.told} already; nothing moved", markup=False)
     if outcome.fused.scores:
         console.print(tables.gate_table(outcome.fused))
     if outcome.scores:
@@ -123,7 +124,8 @@ def show(job: Job, outcome: Outcome, out: Path | None) -> None:
 
 
 def _read(
-    models: list[Path], *, model: str | None, model_arg: list[str], adapter: str | None, rule: str, gate: str | None,
+    models: list[Path], *, model: str | None, model_arg: list[str], adapter: str | None, rule: str | None,
+    gate: str | None,
     match: str, reference: str, weights: tuple[int, ...], data: list[str], image_size: int | None, repair: bool,
 ) -> Job:  # fmt: skip
     from popmi_core.cli.fusing import Job

@@ -19,7 +19,7 @@ def moved(moves: Sequence[LayerMove]) -> bool:
 
 def moves_table(label: str, moves: Sequence[LayerMove], outcome: Outcome) -> Table:
     """Return one model's gain, angle and moved units by layer."""
-    title = f"{label}, matched to {outcome.basis}"
+    title = f"{label}, matched to {outcome.basis.told}"
     if label in outcome.distances:
         before, after = outcome.distances[label]
         title += f": distance {before:.4g} -> {after:.4g}"

@@ -56,6 +56,15 @@ class Job:
 
 
 @dataclass(frozen=True, eq=False)
+class Reference:
+    """The state whose basis counts, in words whose it is, and the sha256 of its file where it is one file's."""
+
+    state: State
+    told: str
+    sha256: str | None
+
+
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """The fused model, what matching did to every parent, and how good everything is on ``images`` of ``split``.
 
@@ -65,7 +74,7 @@ class Outcome:
 
     fused: Fused
     rule: str
-    basis: str
+    basis: Reference
     moves: dict[str, list[LayerMove]] = field(default_factory=dict)
     distances: dict[str, tuple[float, float]] = field(default_factory=dict)
     split: str = ""
@@ -109,20 +118,20 @@ def _described(job: Job) -> tuple[Symmetry | None, str]:
 
 
 def _single(job: Job, rule: str, symmetry: Symmetry | None) -> Outcome:
-    reference, basis = _reference(job, symmetry)
+    chosen, inputs = _reference(job, symmetry), job.inputs
+    reference = chosen.state
     if rule in AFTER_MATCHING and symmetry is not None:
-        return _matched(job, rule, symmetry, reference, basis)
-    inputs = job.inputs
+        return _matched(job, rule, symmetry, chosen)
     updates, options = inputs.with_grams([rule], job.updates), inputs.options(rule, reference, symmetry)
     fused = fuse(
         rule, updates, reference=reference, symmetry=symmetry, config=FuseConfig(), scorer=inputs.scorer(), **options
     )
-    return Outcome(fused, rule, basis)
+    return Outcome(fused, rule, chosen)
 
 
-def _matched(job: Job, rule: str, symmetry: Symmetry, reference: State, basis: str) -> Outcome:
+def _matched(job: Job, rule: str, symmetry: Symmetry, chosen: Reference) -> Outcome:
     """Match here, where every layer's move can be told, and leave the second half of the rule to the library."""
-    inputs = job.inputs
+    inputs, reference = job.inputs, chosen.state
     model, size = job.architecture.model, job.architecture.image_size
     aligner = Aligner(reference, symmetry, model, method=job.match, image_size=size)
     updates, moves, distances, notes = [], {}, {}, {}
@@ -139,11 +148,12 @@ def _matched(job: Job, rule: str, symmetry: Symmetry, reference: State, basis: s
         then, inputs.with_grams([then], updates), reference=reference, symmetry=symmetry, config=FuseConfig(),
         scorer=inputs.scorer(),
     )  # fmt: skip
-    return Outcome(replace(fused, notes={**fused.notes, **notes}), rule, basis, moves, distances)
+    return Outcome(replace(fused, notes={**fused.notes, **notes}), rule, chosen, moves, distances)
 
 
 def _gated(job: Job, symmetry: Symmetry | None) -> Outcome:
-    (reference, basis), inputs = _reference(job, symmetry), job.inputs
+    chosen, inputs = _reference(job, symmetry), job.inputs
+    reference = chosen.state
     fused = never_worse(
         job.rules,
         inputs.with_grams(job.rules, job.updates),
@@ -158,22 +168,21 @@ def _gated(job: Job, symmetry: Symmetry | None) -> Outcome:
         # The gate tells scores, not moves: match once more for the table.
         matcher = Matcher(reference, symmetry)
         moves = {u.site: layer_moves(matcher.match(u.state, site=u.site), symmetry) for u in job.updates}
-    return Outcome(fused, fused.chosen, basis, moves)
+    return Outcome(fused, fused.chosen, chosen, moves)
 
 
-def _reference(job: Job, symmetry: Symmetry | None) -> tuple[State, str]:
-    """Return the state whose basis counts, and in words whose it is."""
-    updates = job.updates
+def _reference(job: Job, symmetry: Symmetry | None) -> Reference:
+    updates, files = job.updates, {parent.label: parent.sha256 for parent in job.parents}
     if job.reference == "first":
-        return updates[0].state, updates[0].site
+        return Reference(updates[0].state, updates[0].site, files[updates[0].site])
     if job.reference == _MEDOID and symmetry is not None:
         centre = medoid(updates, symmetry)
-        return centre.state, f"{centre.site} (the medoid)"
+        return Reference(centre.state, f"{centre.site} (the medoid)", files[centre.site])
     if job.reference == _MEAN and symmetry is not None:
         found = Basis.choose(updates, reference=updates[0].state, symmetry=symmetry, anchor="mean_of_others")
-        return found.reference, "the mean of all, each matched to the mean of the others"
+        return Reference(found.reference, "the mean of all, each matched to the mean of the others", None)
     parent = fitted([read_parent(Path(job.reference))], job.architecture)[0]
-    return parent.state, parent.file
+    return Reference(parent.state, parent.file, parent.sha256)
 
 
 def _judged(job: Job, outcome: Outcome) -> Outcome:

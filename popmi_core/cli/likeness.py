@@ -15,6 +15,7 @@ from popmi_core.cli.moves import LayerMove, layer_moves
 from popmi_core.cli.parents import Architecture, Parent, architecture_of, fitted, parse_arguments, read_parents
 from popmi_core.cli.sites import part_of, read_sites, together
 from popmi_core.data import ImageSet
+from popmi_core.errors import UpdateError
 from popmi_core.fusion import State, Update, fuse
 from popmi_core.fusion.comparison import (
     Bounds,
@@ -124,18 +125,19 @@ def measure(inputs: Inputs, *, points: int, tell: Tell) -> Likeness:
         UpdateError: If a model's loss is NaN or infinite.
     """
     (first, second), model = inputs.parents, inputs.architecture.model
+    whole = together(inputs.parts)
+    scores = {parent.label: _own_score(model, parent, whole) for parent in (first, second)}
     tell("matching")
     size = inputs.architecture.image_size
     symmetry = describe_model(model, image_size=size)
     aligner = Aligner(first.state, symmetry, model, method=inputs.match, image_size=size)
     matched = aligner.match(second.state, label=second.label, seen=inputs.seen)
-    whole = together(inputs.parts)
     tell("walking the line before matching")
     before = measure_line(model, first.state, second.state, whole, points=points)
     tell("walking the line after matching")
     after = measure_line(model, first.state, matched.state, whole, points=points)
     states = _averages(first, second, matched, symmetry)
-    scores = {name: evaluate(model, state, whole) for name, state in states.items()}
+    scores |= {name: evaluate(model, states[name], whole) for name in (AVERAGE, ALIGNED, OPM)}
     scores[ENSEMBLE] = _ensemble(model, (first, second), whole)
     tell("comparing heads and layers")
     pairs = ((first.label, second.label), *((p.label, made) for made in (AVERAGE, OPM) for p in (first, second)))
@@ -154,6 +156,16 @@ def measure(inputs: Inputs, *, points: int, tell: Tell) -> Likeness:
         layers=layers_alike(model, states, pairs, whole),
         note=matched.note,
     )
+
+
+def _own_score(model: nn.Module, parent: Parent, data: ImageSet) -> tuple[float, float]:
+    loss, hits = evaluate(model, parent.state, data)
+    if not np.isfinite(loss):
+        raise UpdateError(
+            f"model {parent.label}, {parent.file}: its loss on these images is {loss}, expected a finite one. Its "
+            "weights are finite, so its activations overflow: take another checkpoint of this model."
+        )
+    return loss, hits
 
 
 def _averages(first: Parent, second: Parent, matched: Matched, symmetry: Symmetry) -> dict[str, State]:

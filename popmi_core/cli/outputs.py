@@ -13,14 +13,14 @@ from popmi_core.errors import ConfigError
 
 
 def require_writable(out: Path, folder: Path) -> None:
-    """Make the folder that ``--out`` needs and try it.
+    """Try the folder that ``--out`` needs, or the nearest one above it that is there; nothing is left behind.
 
     Raises:
         ConfigError: If nothing can be written there.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise ConfigError(

@@ -28,24 +28,28 @@ from popmi_core.models import normalise
 LOOKED_AT = 512
 
 
+DEFAULT_RULE = "opm"
 # What an OPM rule does once every model is in one basis.
 AFTER_MATCHING = {"opm": "circuit", "opm_soup": "average", "opm_greedy_soup": "greedy_soup", "opm_regmean": "regmean"}
 
 
-def rules_of(rule: str, gate: str | None, *, match: str, has_data: bool, models: int) -> tuple[str, ...]:
+def rules_of(rule: str | None, gate: str | None, *, match: str, has_data: bool, models: int) -> tuple[str, ...]:
     """Return the rules to try, by the library's names, after checking that what they need is there.
 
     Args:
-        rule: One rule's name, dashes allowed.
+        rule: One rule's name, dashes allowed; None for opm.
         gate: Names with commas between, instead of ``rule``; None for no gate.
         match: How OPM rules match; anything but ``weights`` is theirs alone.
         has_data: Whether there are images.
         models: How many models there are.
 
     Raises:
-        ConfigError: If there is no such rule, or it needs images or more models than were given.
+        ConfigError: If there is no such rule, it needs images or more models than were given, or both a rule and a gate
+            were.
     """
-    named = [rule] if gate is None else [part.strip() for part in gate.split(",") if part.strip()]
+    if rule is not None and gate is not None:
+        raise ConfigError(f"--rule {rule} and --gate {gate}: expected one of them. A gate may name {rule}, too.")
+    named = [rule or DEFAULT_RULE] if gate is None else [part.strip() for part in gate.split(",") if part.strip()]
     if not named:
         raise ConfigError(f"--gate {gate}: no rule is named. Name rules with commas between.")
     rules = tuple(dict.fromkeys(name.replace("-", "_") for name in named))

@@ -32,6 +32,7 @@ class Matched:
     moves in place), 0 to 1. ``identity``: which spaces were left as they are. ``distances``: the squared distance
     after every sweep; it never rises. ``element``: the move itself. A model that needed none is the very tensors that
     came in; so is one that is as good as in the reference's basis (``Target.certified``), as most sites of a round.
+    ``kin``: it shares its origin or its basis with the reference, so that no other start was looked at.
     """
 
     state: dict[str, Tensor]
@@ -40,6 +41,7 @@ class Matched:
     note: str = ""
     distances: tuple[float, ...] = ()
     element: Element = field(default_factory=Element)
+    kin: bool = False
 
 
 class Matcher:
@@ -111,7 +113,7 @@ class Matcher:
         del canonical
         best = _best(ends, None if judge is None else lambda e: judge(self._moved(candidate, e)))
         matched = self._matched(candidate, best)
-        return replace(matched, note=_noted(matched.note, given)) if len(ends) == 1 else matched
+        return replace(matched, note=_noted(matched.note, given), kin=True) if ends[0].kin else matched
 
     def _certified(self, candidate: State, canonical: State) -> Matched | None:
         """Return a candidate that is as good as in the reference's basis as it is; None for others."""
@@ -122,7 +124,8 @@ class Matcher:
             return None
         names, note = list(self.symmetry.spaces), "; ".join(self.symmetry.notes)
         distances = (target.gauged_distance(canonical),)
-        return Matched(dict(candidate), dict.fromkeys(names, 0.0), dict.fromkeys(names, True), note, distances)
+        stays = dict.fromkeys(names, True)
+        return Matched(dict(candidate), dict.fromkeys(names, 0.0), stays, note, distances, kin=True)
 
     def _ends(
         self, target: Target, canonical: State, bases: Bases, starts: list[Element], judge: Judge | None
@@ -136,7 +139,7 @@ class Matcher:
 
         def end(
             start: Element | None = None, generator: torch.Generator | None = None, held: Iterable[str] = ()
-        ) -> tuple[_End, bool]:
+        ) -> _End:
             found = descend(
                 target,
                 act(canonical, symmetry, bases.candidate),
@@ -145,21 +148,22 @@ class Matcher:
                 generator=generator,
                 held=set(held),
             )
-            return _End(found.distances, *settle(found, target, bases, canonical)), found.same_basis or found.kin
+            kin = found.same_basis or found.kin
+            return _End(found.distances, *settle(found, target, bases, canonical), kin)
 
-        first, stays = end()
+        first = end()
         yield first
-        if stays:
+        if first.kin:
             return
         own_start = embedding_start if target.streams else forward_start
-        yield end(own_start(target, act(canonical, symmetry, bases.candidate)))[0]
+        yield end(own_start(target, act(canonical, symmetry, bases.candidate)))
         for start in starts:
-            yield end(start)[0]
+            yield end(start)
             if judge is not None:
                 # Only the maps inside heads, which a start leaves open, are still to be found.
-                yield end(start, held=[n for n in start.moves if symmetry.spaces[n].kind != "heads"])[0]
+                yield end(start, held=[n for n in start.moves if symmetry.spaces[n].kind != "heads"])
         for _ in range(self.restarts):
-            yield end(generator=self.generator)[0]
+            yield end(generator=self.generator)
 
     def _moved(self, candidate: State, element: Element) -> dict[str, Tensor]:
         assert self.symmetry is not None
@@ -175,11 +179,12 @@ class Matcher:
 
 @dataclass(frozen=True)
 class _End:
-    """Where one descent ended: its distances, the settled move and every space's gain."""
+    """Where one descent ended: its distances, the settled move, every space's gain, and whether it began near."""
 
     distances: tuple[float, ...]
     element: Element
     gains: dict[str, float]
+    kin: bool
 
 
 def match(candidate: State, reference: State, symmetry: Symmetry | None, *, sweeps: int = 10) -> Matched:
@@ -199,7 +204,7 @@ def _outer(start: Element, symmetry: Symmetry) -> Element:
 
 def _noted(note: str, starts: list[Element]) -> str:
     """Return the note of a model that stayed near its origin, with what was therefore not done."""
-    said = "shares its origin with the reference: other starts were not looked at" if starts else ""
+    said = "shares its origin with the reference: matched by weights alone" if starts else ""
     return "; ".join(filter(None, (note, said)))
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from popmi_core.cli.main import commands
-from popmi_core.errors import ConfigError, DataError, ModelError, PopmiError, RunError
+from popmi_core.errors import ConfigError, DataError, ModelError, PopmiError, RunError, UpdateError
 
 SMALL = ("--model", "popmi_vit_micro", "--model-arg", "depth=1", "--points", "5")
 PICTURES = ("bound", "cka", "features", "heads", "line")
@@ -50,6 +51,26 @@ def test_the_path_is_told_before_and_after_matching(pair: tuple[Path, Path], cel
     assert figures["images"] == {"bloodmnist": 32}
     assert set(figures["scores"]) == {"A", "B", "plain average", "aligned average", "OPM", "ensemble (two models)"}
     assert figures["scores"]["plain average"]["loss"] == before["loss"][2]
+
+
+def test_a_model_that_overflows_is_named(pair: tuple[Path, Path], cells: Path, tmp_path: Path) -> None:
+    huge = tmp_path / "huge.safetensors"
+    save_file({name: tensor * 1e18 for name, tensor in load_file(pair[1]).items()}, huge)
+
+    with pytest.raises(UpdateError, match=r"model B, huge.safetensors: its loss on these images is (nan|inf)"):
+        _say(pair[0], huge, *SMALL, "--data", cells)
+
+
+def test_learning_a_map_leaves_a_model_of_the_same_origin_alone(
+    pair: tuple[Path, Path], cells: Path, tmp_path: Path
+) -> None:
+    near = tmp_path / "near.safetensors"
+    save_file({name: tensor * 1.001 for name, tensor in load_file(pair[0]).items()}, near)
+
+    figures = json.loads(_say(pair[0], near, *SMALL, "--match", "learned", "--data", cells, "--json"))
+
+    assert "learned" not in figures["note"]
+    assert figures["after"] == figures["before"]
 
 
 def test_matching_brings_heads_closer_and_leaves_features_alike(pair: tuple[Path, Path], cells: Path) -> None:

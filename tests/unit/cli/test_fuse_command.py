@@ -175,9 +175,11 @@ def test_whose_basis_counts_can_be_chosen(reference: str, model_file: Write) -> 
 
 def test_a_file_can_give_the_basis(model_file: Write) -> None:
     paths = [model_file("a"), model_file("b", 1)]
-    figures = json.loads(_say(*paths, *MICRO, "--reference", model_file("c", 2), "--json"))
+    third = model_file("c", 2)
+    figures = json.loads(_say(*paths, *MICRO, "--reference", third, "--json"))
 
     assert figures["reference"] == "c.safetensors"
+    assert figures["reference_sha256"] == file_sha256(third)
     assert len(figures["matching"]) == 2
 
 
@@ -271,6 +273,7 @@ def test_a_folder_that_cannot_be_written_is_told(model_file: Write, tmp_path: Pa
         ((*MICRO, "--rule", "ensemble"), ConfigError, "gives answers, not a model"),
         ((*MICRO, "--rule", "krum"), ConfigError, "needs 5 models, got 2"),
         ((*MICRO, "--gate", "opm,average"), ConfigError, "--gate compares rules on validation images"),
+        ((*MICRO, "--rule", "opm", "--gate", "fedma"), ConfigError, "--rule opm and --gate fedma: expected one of"),
         ((*MICRO, "--match", "learned"), ConfigError, "--match learned looks at images: give them with --data"),
         ((*MICRO, "--match", "guess"), ConfigError, "--match guess: expected one of weights, permutations"),
         ((*MICRO, "--match", "permutations", "--rule", "average"), ConfigError, "goes with one rule of opm"),

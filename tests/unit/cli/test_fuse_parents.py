@@ -103,6 +103,16 @@ def test_the_reference_is_never_written_over(model_file: Write) -> None:
         _say(a, b, *MICRO, "--reference", third, "--out", third, "--force")
 
 
+def test_a_command_that_fails_leaves_no_folder_behind(model_file: Write, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder" / "out.safetensors"
+    with pytest.raises(ConfigError, match="does not say which model it is"):
+        _say(model_file("a"), model_file("b", 1), "--out", out)
+    assert not (tmp_path / "new").exists()
+
+    _say(model_file("a"), model_file("b", 1), *MICRO, "--out", out)
+    assert out.is_file()
+
+
 def test_a_gate_without_a_name_is_refused(model_file: Write, cells: Path) -> None:
     with pytest.raises(ConfigError, match="no rule is named"):
         _say(model_file("a"), model_file("b", 1), *MICRO, "--gate", ",", "--data", cells)

@@ -8,6 +8,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from client.align import align
 from client.app import app
 from client.evaluate import Ensemble, judge_images
 from client.kept import load_kept
@@ -18,6 +19,7 @@ from client.train import held_still
 from popmi_core.config import AdapterConfig, LocalConfig, MatchConfig, ModelConfig, PrivacyConfig
 from popmi_core.data import DERMOSCOPY_CLASSES, ImageSet
 from popmi_core.errors import DataError, PrivacyError, UpdateError
+from popmi_core.matching import apply, describe_model, random_element
 from popmi_core.metrics.summary import MIN_CELL
 from popmi_core.models import build_model, exchanged_state, predict
 from popmi_core.protocol import (
@@ -164,6 +166,23 @@ def test_weights_are_matched_at_the_site_and_told_by_space(tmp_path):
     if all(report.identity.values()):
         sent, bare = (item.content.array_records[MODEL] for item in (reply, plain))
         assert all((sent[name].numpy() == bare[name].numpy()).all() for name in sent)
+
+
+def test_no_map_is_learned_where_the_update_shares_its_basis_with_what_was_broadcast():
+    model, begun = build_model(SMALL, 7, seed=0), start(0)
+    symmetry = describe_model(model)
+    near = {name: tensor + 1e-3 * tensor.abs().mean() for name, tensor in begun.items()}
+    moved = apply(near, symmetry, random_element(symmetry, generator=torch.Generator().manual_seed(0)))
+    told = instruction(match=MatchConfig(method="learned", where="site", learn_steps=2))
+
+    kin, other = (align(model, state, begun, images(40), told, "a") for state in (near, moved))
+
+    assert kin is not None
+    assert "learned" not in kin.note
+    assert all(kin.identity.values())
+    assert all(torch.equal(kin.state[name], tensor) for name, tensor in near.items())
+    assert other is not None
+    assert "learned: loss half way" in other.note
 
 
 def test_kept_parts_stay_on_disk_and_are_taken_up_in_the_next_round(tmp_path):
