@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from timm.models.mobilenetv3 import MobileNetV3
 from torch import Tensor, nn
 
 from popmi_core.adapters import Prea, trunk
@@ -60,10 +61,12 @@ def _prea(model: Prea, build: Builder) -> None:
 
 
 def _features(model: Prea, build: Builder) -> str | None:
-    """Return the space of the features that are merged: the residual stream, or what the classifier reads, if any."""
+    """Return the space of the features that are merged, if any: the residual stream, or what reads the last map."""
     if trunk.is_plain_vit(model.backbone):
         return "backbone.stream" if "backbone.stream" in build.spaces else None
-    heads = {f"{name}.weight" for name in _classifiers(model)}
+    # MobileNetV3 has one more layer between the last map's mean and the classifier.
+    after = ("backbone.conv_head",) if isinstance(model.backbone, MobileNetV3) else _classifiers(model)
+    heads = {f"{name}.weight" for name in after}
     found = {axis.space for axis in build.axes if axis.tensor in heads and axis.axis == 1}
     return found.pop() if len(found) == 1 else None
 

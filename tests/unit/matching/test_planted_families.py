@@ -3,7 +3,12 @@
 import pytest
 import torch
 from timm import create_model
+from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.efficientnet import EfficientNet
+from timm.models.resnet import Bottleneck, ResNet
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 
 import popmi_core.models  # noqa: F401  (registers the study models)
@@ -17,14 +22,21 @@ SWIN = {
     "img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4),
     "num_classes": 5,
 }  # fmt: skip
+BLOCKS = [["ds_r1_k3_s1_e1_c16_se0.5"], ["ir_r2_k3_s2_e2_c24_se0.5"]]
 MODELS = {
     "resnet": lambda: create_model("popmi_resnet20", num_classes=5),
     "resnet_groupnorm": lambda: create_model("popmi_resnet20_gn", num_classes=5),
     "mlp": lambda: create_model("popmi_mlp", img_size=8, hidden=48, num_classes=5),
+    "bottleneck": lambda: ResNet(Bottleneck, layers=(1, 1, 1, 1), channels=(16, 16, 24, 32), num_classes=5),
+    "convnext": lambda: create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(16, 16, 24, 32), num_classes=5),
+    "efficientnet": lambda: EfficientNet(decode_arch_def(BLOCKS), stem_size=16, num_features=48, num_classes=5),
     "swin": lambda: SwinTransformer(**SWIN),
+    "swinv2": lambda: SwinTransformerV2(**SWIN),
+    "deit": lambda: VisionTransformerDistilled(**VIT),
     "vit_prea": lambda: attach(VisionTransformer(**VIT), group="C4", rank=6),
     "vit_lora": lambda: add_lora(VisionTransformer(**VIT), ("attn.qkv", "mlp.fc1"), rank=3),
 }
+SIZED = {name for name in MODELS if name not in ("bottleneck", "efficientnet")}
 
 
 def noisy(state, noise, generator):
@@ -43,10 +55,12 @@ def test_planted_orders_are_found_every_time(family, noise):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = MODELS[family]().double().eval()
-    symmetry = describe_model(model)
+    symmetry = describe_model(model, image_size=None if family in SIZED else 32)
     reference = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     matcher = Matcher(reference, symmetry)
-    ordered = [name for name, space in symmetry.spaces.items() if space.kind != "orthogonal"]
+    # Position networks: 512 units of five or seven numbers each. With noise the nearest is often another one.
+    told_apart = [name for name in symmetry.spaces if noise == 0 or not name.endswith("cpb_mlp")]
+    ordered = [name for name in told_apart if symmetry.spaces[name].kind != "orthogonal"]
 
     for seed in range(SEEDS):
         generator = torch.Generator().manual_seed(seed)

@@ -1,19 +1,26 @@
 """PREA and low-rank adapters join the description of their backbone, on the group that stays exact with them."""
 
+from functools import partial
+
 import pytest
 import torch
 from timm import create_model
-from timm.layers import SwiGLU
+from timm.layers import GroupNorm, SwiGLU
+from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.efficientnet import EfficientNet
+from timm.models.mobilenetv3 import MobileNetV3
+from timm.models.resnet import Bottleneck, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 import popmi_core.models  # noqa: F401  (registers the study models)
 from popmi_core.adapters import attach, equivariance_error
 from popmi_core.adapters.lora import add_lora, merge_lora
 from popmi_core.groups import point_group
-from popmi_core.matching.check import describe_model
+from popmi_core.matching.check import describe_model, input_shape
 from popmi_core.matching.elements import apply, random_element
 from popmi_core.matching.families import describe
 from popmi_core.matching.families.adapters import FeatureFold
@@ -52,6 +59,31 @@ def study_net(name, **changes):
         return create_model(name, num_classes=5, **changes).double().eval()
 
 
+def sized(net):
+    net.pretrained_cfg = {"input_size": (3, 32, 32)}
+    return net.double().eval()
+
+
+def resnet(**changes):
+    shape = {"block": Bottleneck, "layers": (1, 1, 1, 1), "channels": (16, 16, 24, 32), "num_classes": 5}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return sized(ResNet(**(shape | changes)))
+
+
+def convnext(name, **changes):
+    return study_net(name, depths=(1, 1, 1, 1), dims=(8, 8, 16, 24), **changes)
+
+
+def mbconv(cls=EfficientNet, **changes):
+    """Two stages of inverted residuals with squeeze and excitation."""
+    text = [["ds_r1_k3_s1_e1_c8_se0.25"], ["ir_r2_k3_s2_e2_c16_se0.25"]]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = cls(decode_arch_def(text), stem_size=8, num_features=24, num_classes=5, act_layer=nn.SiLU, **changes)
+        return sized(net)
+
+
 def prea(backbone, **changes):
     return attach(backbone, **({"group": "C4", "rank": 5} | changes))
 
@@ -84,6 +116,19 @@ MODELS = {
     "lora_resnet": lambda: lora(study_net("popmi_resnet20"), ("fc",)),
     "lora_resnet_gn": lambda: lora(study_net("popmi_resnet20_gn"), ("fc",)),
     "prea_resnet": lambda: prea(study_net("popmi_resnet20")),
+    "prea_resnet_gn": lambda: prea(study_net("popmi_resnet20_gn")),
+    "prea_bottleneck": lambda: prea(resnet(), group="D4"),
+    "prea_bottleneck_gn": lambda: prea(resnet(norm_layer=partial(GroupNorm, num_groups=4))),
+    "prea_convnext": lambda: prea(convnext("convnext_atto")),
+    "prea_convnextv2": lambda: prea(convnext("convnextv2_atto"), weights="lambda"),
+    "prea_efficientnet": lambda: prea(mbconv()),
+    "prea_mobilenetv3": lambda: prea(mbconv(MobileNetV3)),
+    "lora_deit": lambda: lora(vit(VisionTransformerDistilled), (*ALL, "head", "head_dist")),
+    "lora_bottleneck": lambda: lora(resnet(), ("fc",)),
+    "lora_convnext": lambda: lora(convnext("convnext_atto", conv_mlp=False), ("mlp.fc1", "mlp.fc2", "head.fc")),
+    "lora_convnextv2": lambda: lora(convnext("convnextv2_atto", conv_mlp=False), ("mlp.fc1", "mlp.fc2")),
+    "lora_efficientnet": lambda: lora(mbconv(), ("classifier",)),
+    "lora_prea_convnext": lambda: lora(prea(convnext("convnext_atto", conv_mlp=False)), ("mlp.fc1", "head.fc")),
     "lora_prea_resnet": lambda: lora(prea(study_net("popmi_resnet20")), ("fc",)),
 }
 
@@ -170,8 +215,8 @@ def test_prea_on_features_that_are_the_output_moves_only_its_own_units(respelled
 @pytest.mark.parametrize("name", [name for name in MODELS if "prea" in name])
 def test_a_moved_model_and_its_average_with_the_original_stay_equivariant(name):
     model = shaken(MODELS[name]())
-    size = SWIN["img_size"] if "padded" not in name else 20
-    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    shape = input_shape(model)
+    images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     group, found = point_group("D4" if name == "prea_vit_last" else "C4"), describe(model)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
 
