@@ -12,14 +12,14 @@ from popmi_core.errors import ConfigError, PrivacyError
 
 Strategy = Literal[
     "opm", "opm-soup", "opm-greedy-soup", "opm-regmean", "opm-learned", "opm-gated", "fedavg", "fedprox", "fedadam",
-    "fedyogi", "uniform-soup", "greedy-soup", "circuit", "lowrank", "regmean", "git-rebasin",
+    "fedyogi", "uniform-soup", "greedy-soup", "circuit", "adaptive-circuit", "lowrank", "regmean", "git-rebasin",
     "git-rebasin-activations", "ot-fusion", "ot-fusion-soft", "fedma", "fedmedian", "trimmed-mean", "krum",
     "best-single", "ensemble", "local", "pooled",
 ]  # fmt: skip
 Rule = Literal[
-    "average", "uniform_soup", "greedy_soup", "circuit", "lowrank", "regmean", "opm", "opm_soup", "opm_greedy_soup",
-    "opm_regmean", "git_rebasin", "git_rebasin_activations", "ot_fusion", "ot_fusion_soft", "fedma", "best_single",
-    "ensemble", "median", "trimmed_mean", "krum",
+    "average", "uniform_soup", "greedy_soup", "circuit", "adaptive_circuit", "lowrank", "regmean", "opm", "opm_soup",
+    "opm_greedy_soup", "opm_regmean", "git_rebasin", "git_rebasin_activations", "ot_fusion", "ot_fusion_soft", "fedma",
+    "best_single", "ensemble", "median", "trimmed_mean", "krum",
 ]  # fmt: skip
 MATCHING_RULES: frozenset[str] = frozenset(
     {"opm", "opm_soup", "opm_greedy_soup", "opm_regmean", "git_rebasin", "git_rebasin_activations"}
@@ -238,7 +238,7 @@ class RunConfig(_Frozen):
 
 _AT_SITE = {"method": "opm", "where": "site"}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "opm": {"match": {"method": "opm"}, "fuse": {"rule": "circuit"}},
+    "opm": {"match": {"method": "opm"}, "fuse": {"rule": "adaptive_circuit"}},
     "opm-soup": {"match": {"method": "opm"}, "fuse": {"rule": "average"}},
     "opm-greedy-soup": {"match": {"method": "opm"}, "fuse": {"rule": "greedy_soup"}},
     # Matched at the site: the Gram matrices are then measured in the common basis.
@@ -253,6 +253,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "uniform-soup": {"fuse": {"rule": "uniform_soup"}},
     "greedy-soup": {"fuse": {"rule": "greedy_soup"}},
     "circuit": {"fuse": {"rule": "circuit"}},
+    "adaptive-circuit": {"fuse": {"rule": "adaptive_circuit"}},
     "lowrank": {"fuse": {"rule": "lowrank"}},
     "regmean": {"fuse": {"rule": "regmean"}},
     "git-rebasin": {"fuse": {"rule": "git_rebasin"}},

@@ -15,6 +15,7 @@ MOMENTUM = {"server_optimizer": {"name": "momentum", "beta1": 0.9, "learning_rat
 ADAM = {"server_optimizer": {"name": "adam", "learning_rate": 0.003}}
 # Beta 0.9 makes the steady step ten times the pseudo-gradient; 0.5 makes it twice.
 GENTLE = {"server_optimizer": {"name": "momentum", "beta1": 0.5, "learning_rate": 1.0}}
+PRODUCTS = {"fuse": {"rule": "circuit"}}
 SMALL_BATCHES = {"local": {"batch_size": 16}}
 PREA = {"model": {"adapter": {"group": "C4"}}}
 # What stays at home must not be matched elsewhere: the site moves its own model, heads and all.
@@ -49,8 +50,8 @@ LENGTHS = {
     for rule in ("fedavg", "opm", "opm-regmean")
 }
 # Left out: where sites share a start Git Re-Basin, hard OT-Fusion and OPM's soups match nothing and are plain averages,
-# RegMean is aligned RegMean (last table: bit for bit), and circuit is what OPM does; greedy soups and best-single keep
-# one model; learned maps move what lies in place already and were behind without any crossing.
+# RegMean is aligned RegMean (last table: bit for bit), circuit is what OPM did and learned maps are what OPM-Soup does;
+# greedy soups and best-single keep one model.
 CROSSING = ("fedavg", "opm", "opm-regmean", "uniform-soup", "ot-fusion-soft", "fedma", "opm-gated")
 CROSSED = {
     f"{rule} + {name}": case(rule, 1, change)
@@ -71,6 +72,11 @@ ATTEMPTS = {
     "PREA: pooled": case("pooled", 5, PREA),
     "head stays local: fedavg": case("fedavg", 5, OWN_HEAD),
     "head stays local: opm": case("opm", 5, OWN_HEAD, AT_SITE),
+    "products always: opm 1 x 20": case("opm", 1, PRODUCTS),
+    "products always: opm 5 x 4": case("opm", 5, PRODUCTS),
+    "products always: opm 20 x 1": case("opm", 20, PRODUCTS),
+    "products always, gentle momentum: opm": case("opm", 1, GENTLE, PRODUCTS),
+    "products always, momentum: opm": case("opm", 1, MOMENTUM, PRODUCTS),
     "gate every round: opm-gated": case("opm-gated", 1),
     "gentle momentum: fedavg": case("fedavg", 1, GENTLE),
     "gentle momentum: opm": case("opm", 1, GENTLE),

@@ -175,7 +175,7 @@ def _averages(first: Parent, second: Parent, matched: Matched, symmetry: Symmetr
         second.label: second.state,
         AVERAGE: on_line(first.state, second.state, 0.5),
         ALIGNED: on_line(first.state, matched.state, 0.5),
-        OPM: fuse("circuit", updates, reference=first.state, symmetry=symmetry).state,
+        OPM: fuse("adaptive_circuit", updates, reference=first.state, symmetry=symmetry).state,
     }
 
 

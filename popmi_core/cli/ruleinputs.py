@@ -30,7 +30,9 @@ LOOKED_AT = 512
 
 DEFAULT_RULE = "opm"
 # What an OPM rule does once every model is in one basis.
-AFTER_MATCHING = {"opm": "circuit", "opm_soup": "average", "opm_greedy_soup": "greedy_soup", "opm_regmean": "regmean"}
+AFTER_MATCHING = {
+    "opm": "adaptive_circuit", "opm_soup": "average", "opm_greedy_soup": "greedy_soup", "opm_regmean": "regmean",
+}  # fmt: skip
 
 
 def rules_of(rule: str | None, gate: str | None, *, match: str, has_data: bool, models: int) -> tuple[str, ...]:

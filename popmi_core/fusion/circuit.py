@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from popmi_core.config import FuseConfig
@@ -35,6 +36,7 @@ def fuse(
     symmetry: Symmetry | None = None,
     config: FuseConfig,
     scorer: Scorer | None = None,
+    near: float = 0.0,
 ) -> Fused:
     """Average heads as products and everything else as weights, both weighted by num_examples.
 
@@ -42,6 +44,9 @@ def fuse(
     factors are put into the reference's basis, so that nothing jumps from round to round.
     Heads whose bases are not free are averaged plainly; the notes say so for every attention layer. A lone site's
     model is returned as it is. Memory beyond updates and result: one attention layer of all sites, a few times.
+
+    ``near``: a head whose factors every site left within this share of the reference's size is averaged as factors (see
+    ``adaptive_circuit``); a layer of such heads only is that of the plain average, bit for bit. 0: products always.
 
     Raises:
         UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
@@ -53,7 +58,7 @@ def fuse(
         return replace(plain, notes={"all": "one site only: its model as it is"})
     heads = {name for name, space in symmetry.spaces.items() if space.kind == "heads"}
     states = [(plain.weights[update.site], update.state) for update in sorted(updates, key=lambda update: update.site)]
-    notes = mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=heads)
+    notes = mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=heads, near=near)
     whole = {name for name in heads if all(axis.tensor in reference for axis in symmetry.of(name))}
     notes |= {name: _why_plain(symmetry, name) for name in sorted(whole - set(notes))}
     return replace(plain, notes=notes or {"all": "plain average: no head with known symmetry was exchanged"})
@@ -72,6 +77,7 @@ def mean_heads(
     reference: State,
     symmetry: Symmetry,
     spaces: Collection[str],
+    near: float = 0.0,
 ) -> dict[str, str]:
     """Put averages of products in place of the plain ones, layer by layer, and return a note for every space.
 
@@ -81,6 +87,7 @@ def mean_heads(
         reference: Whose bases the factors are turned to; gives the number formats.
         symmetry: Says where the factors lie.
         spaces: Names of ``heads`` spaces; those that were not exchanged whole are left out.
+        near: Heads that no site moved by more than this share of their size are left as they are (see ``fuse``).
     """
     notes: dict[str, str] = {}
     dtype = torch.float64 if sum(like.numel() for like in reference.values()) <= _LARGE else torch.float32
@@ -88,13 +95,18 @@ def mean_heads(
         names = touched(reference, group) & set(reference)
         sites = [(weight, canonicalise({n: state[n] for n in names}, group, dtype)) for weight, state in states]
         target = canonicalise({name: reference[name] for name in names}, group, dtype)
+        parts = [(space, part) for space in group.spaces.values() for part in space.maps]
+        stays = [_near(sites, target, group, space, part, near) for space, part in parts]
+        if all(bool(heads.all()) for heads in stays):
+            # Bit for bit the plain average, which folding and unfolding would round.
+            notes |= dict.fromkeys(group.spaces, "plain average: near the reference")
+            continue
         folded = {name: _mean([(w, s[name]) for w, s in sites]) for name in sorted(names)}
-        for name, space in group.spaces.items():
-            said = []
-            for part in space.maps:
-                folded, kept = _mean_part(folded, sites, target, group, space, part)
-                said.append(f"{part} {kept}")
-            notes[name] = "circuit average: " + ", ".join(said)
+        said: dict[str, list[str]] = {name: [] for name in group.spaces}
+        for (space, part), heads in zip(parts, stays, strict=True):
+            folded, kept = _mean_part(folded, sites, target, group, space, part, heads)
+            said[space.name].append(f"{part} {kept}")
+        notes |= {name: "circuit average: " + ", ".join(lines) for name, lines in said.items()}
         spelled = spell_like(folded, {name: plain[name] for name in names}, group)
         plain |= {name: cast(spelled[name], reference[name]) for name in names}
     return notes
@@ -107,20 +119,45 @@ def _mean_part(
     group: Symmetry,
     space: Space,
     part: str,
+    stays: Bool[Tensor, " heads"],
 ) -> tuple[dict[str, Tensor], str]:
-    """Return the folded mean with one part of the heads averaged as its symmetry allows, and how."""
+    """Return the folded mean with one part of the heads that do not stay averaged as its symmetry allows, and how."""
     kind = space.maps[part]
+    if kind == "fixed":
+        return dict(folded), "plain (its basis is fixed)"
+    if bool(stays.all()):
+        return dict(folded), "plain (near the reference)"
+    among = f", {int(stays.sum())} of {len(stays)} heads plain" if bool(stays.any()) else ""
     if kind == "linear":
         rows = ((weight, Factors(*factors(state, group, space.name, part))) for weight, state in sites)
         like = Factors(*factors(target, group, space.name, part))
         mean, kept = mean_product(rows, like=like)
-        put = put_factors(folded, group, space.name, part, mean.left.double(), mean.right.double())
-        return put, f"kept {kept:.1%}"
-    if kind == "orthogonal":
-        turned = [(weight, _read(state, group, space, part)) for weight, state in sites]
-        rows_mean = aligned_mean(turned, like=_read(target, group, space, part))
-        return _write(folded, group, space, part, rows_mean.double()), "turned to the reference"
-    return dict(folded), "plain (its basis is fixed)"
+        plain = factors(folded, group, space.name, part)
+        left, right = (_chosen(stays, *pair) for pair in zip(plain, (mean.left, mean.right), strict=True))
+        return put_factors(folded, group, space.name, part, left, right), f"kept {kept:.1%}{among}"
+    turned = [(weight, _read(state, group, space, part)) for weight, state in sites]
+    mean_rows = aligned_mean(turned, like=_read(target, group, space, part))
+    mean_rows = _chosen(stays, _read(folded, group, space, part), mean_rows)
+    return _write(folded, group, space, part, mean_rows), f"turned to the reference{among}"
+
+
+def _near(
+    sites: Sequence[tuple[float, State]], target: State, group: Symmetry, space: Space, part: str, near: float
+) -> Bool[Tensor, " heads"]:
+    """Return which heads every site left within a share ``near`` of their size; weightless sites do not count."""
+    if not near or space.maps[part] == "fixed":
+        return torch.full((space.size,), space.maps[part] == "fixed")
+    like = _read(target, group, space, part)
+    moved = [_size(_read(state, group, space, part) - like) for weight, state in sites if weight > 0]
+    return torch.stack(moved).amax(dim=0) <= near * _size(like)
+
+
+def _size(rows: Float[Tensor, "heads rank width"]) -> Float[Tensor, " heads"]:
+    return torch.linalg.vector_norm(rows, dim=(-2, -1))
+
+
+def _chosen(stays: Bool[Tensor, " heads"], plain: Tensor, mean: Tensor) -> Float64[Tensor, "heads rank width"]:
+    return torch.where(stays[:, None, None], plain.double(), mean.double())
 
 
 def _read(state: State, group: Symmetry, space: Space, part: str) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 from popmi_core.config import FuseConfig
 from popmi_core.errors import ConfigError, ModelError, UpdateError
 from popmi_core.fusion import (
+    adaptive_circuit,
     average,
     best_single,
     circuit,
@@ -34,6 +35,7 @@ from popmi_core.fusion.update import Fused, State, Symmetry, Update
 RULES: dict[str, Callable[..., Fused]] = {
     "average": average.fuse,
     "best_single": best_single.fuse,
+    "adaptive_circuit": adaptive_circuit.fuse,
     "circuit": circuit.fuse,
     "fedma": fedma.fuse,
     "git_rebasin": git_rebasin.fuse,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from popmi_core.config import FuseConfig
 from popmi_core.errors import ConfigError
-from popmi_core.fusion import circuit
+from popmi_core.fusion import adaptive_circuit
 from popmi_core.fusion.average import streamed_mean, weighted_mean
 from popmi_core.fusion.score import Scoreboard, Scorer
 from popmi_core.fusion.update import Fused, State, Symmetry, Update, in_order, shares
@@ -36,7 +36,7 @@ def fuse(
     restarts: int = 0,
     starts_of: StartsOf | None = None,
 ) -> Fused:
-    """Match every update to one basis and fuse them by circuit averaging, weighted by num_examples.
+    """Match every update to one basis and fuse them by ``adaptive_circuit``, weighted by num_examples.
 
     Whose basis: ``reference``: that of the global model (rounds of a federation). Without one (one-shot fusion):
     ``medoid``: the model closest to all others once matched (n^2 matches), or ``mean_of_others``: from there, each
@@ -57,7 +57,7 @@ def fuse(
     search = Search(sweeps, restarts, starts_of, scorer)
     basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search)
     aligned = list(basis.aligned())
-    fused = circuit.fuse(aligned, reference=basis.reference, symmetry=symmetry, config=config)
+    fused = adaptive_circuit.fuse(aligned, reference=basis.reference, symmetry=symmetry, config=config)
     return replace(fused, notes={**fused.notes, **basis.notes})
 
 

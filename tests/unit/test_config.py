@@ -14,7 +14,7 @@ from popmi_core.errors import ConfigError, PrivacyError
 
 def test_a_strategy_is_a_preset_of_four_parts():
     config = parse_config({"strategy": "opm"})
-    assert (config.match.method, config.fuse.rule) == ("opm", "circuit")
+    assert (config.match.method, config.fuse.rule) == ("opm", "adaptive_circuit")
     assert parse_config({"strategy": "fedavg"}).match.method == "none"
 
 
