@@ -8,7 +8,7 @@ from dataclasses import replace
 from popmi_core.config import FuseConfig
 from popmi_core.errors import ConfigError
 from popmi_core.fusion.average import weighted_mean
-from popmi_core.fusion.merge_many import match_layer
+from popmi_core.fusion.merge_many import match_space
 from popmi_core.fusion.permutable import forward_order, permutable, tell, traced, untraced
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Update, in_order, shares
@@ -49,7 +49,7 @@ def fuse(
     weights, group = shares(ordered), permutable(symmetry, set(reference), rule="fedma")
     states = [traced(update.state, group) for update in ordered]
     for visit in forward_order(group, reference, arriving=True):
-        states = match_layer(reference, states, group, visit)
+        states = match_space(reference, states, group, visit)
     moved = [replace(update, state=untraced(state)) for update, state in zip(ordered, states, strict=True)]
     return Fused(weighted_mean(moved, weights, reference=reference), weights, tell(list(weights), states, group))
 

@@ -102,7 +102,7 @@ def merge_many(
     else:
         aligned = [dict(state) for state in states]
         for visit in forward_order(group, target, arriving=True):
-            aligned = match_layer(target, aligned, group, visit)
+            aligned = match_space(target, aligned, group, visit)
     if len(aligned) < 2:
         return aligned
     names = sorted({axis.tensor for axis in group.units.axes if axis.counts})
@@ -121,7 +121,7 @@ def merge_many(
     return aligned
 
 
-def match_layer(
+def match_space(
     reference: State, states: Sequence[dict[str, Tensor]], group: Permutable, visit: Visit
 ) -> list[dict[str, Tensor]]:
     """Return all states with one space matched: to the reference first, then each to the mean of the others."""
