@@ -10,7 +10,7 @@ from popmi_core.config import FuseConfig
 from popmi_core.errors import ConfigError, ModelError
 from popmi_core.fusion import Update, average, fedma
 from popmi_core.fusion.fedma import schedule
-from popmi_core.fusion.merge_many import match_layer
+from popmi_core.fusion.merge_many import match_space
 from popmi_core.fusion.permutable import forward_order, permutable, traced
 from popmi_core.matching.check import describe_model
 from popmi_core.matching.elements import Element, Move, act
@@ -74,7 +74,7 @@ def test_one_layer_of_three_sites_is_matched_so_that_no_site_alone_does_better()
     _, _, group = mlp(48, 4, 5)
     visit = forward_order(group, models[0], arriving=True)[0]
 
-    matched = match_layer(models[0], [traced(state, group) for state in models], group, visit)
+    matched = match_space(models[0], [traced(state, group) for state in models], group, visit)
 
     def spread(states):
         rows = [torch.cat([state["1.weight"], state["1.bias"][:, None]], dim=1) for state in states]
