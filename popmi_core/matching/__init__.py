@@ -4,13 +4,11 @@ from popmi_core.matching.builder import Builder
 from popmi_core.matching.canonical import canonicalise
 from popmi_core.matching.check import describe_model, verify_symmetry
 from popmi_core.matching.elements import apply, random_element
-from popmi_core.matching.layer import LayerMatch, match_layer
 from popmi_core.matching.opm import Matched, Matcher, match
 from popmi_core.matching.symmetry import Symmetry
 
 __all__ = [
     "Builder",
-    "LayerMatch",
     "Matched",
     "Matcher",
     "Symmetry",
@@ -18,7 +16,6 @@ __all__ = [
     "canonicalise",
     "describe_model",
     "match",
-    "match_layer",
     "random_element",
     "verify_symmetry",
 ]

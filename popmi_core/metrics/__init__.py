@@ -3,7 +3,6 @@
 from popmi_core.metrics.bounds import Bounded
 from popmi_core.metrics.calibration import expected_calibration_error
 from popmi_core.metrics.classification import classification_metrics
-from popmi_core.metrics.connectivity import accuracy_barrier, linear_cka, loss_barrier
 from popmi_core.metrics.discrimination import auprc_macro, auroc_macro_ovr
 from popmi_core.metrics.pooling import PooledMetrics, pool_summaries
 from popmi_core.metrics.rotation import rotation_consistency
@@ -14,13 +13,10 @@ __all__ = [
     "Bounded",
     "PooledMetrics",
     "ScoreSummary",
-    "accuracy_barrier",
     "auprc_macro",
     "auroc_macro_ovr",
     "classification_metrics",
     "expected_calibration_error",
-    "linear_cka",
-    "loss_barrier",
     "pool_summaries",
     "rotation_consistency",
     "summarise_scores",

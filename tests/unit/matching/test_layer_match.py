@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from popmi_core.errors import UpdateError
-from popmi_core.matching import match_layer
 from popmi_core.matching.assignment import best_order
-from popmi_core.matching.layer import transport_plan
+from popmi_core.matching.layer import match_layer, transport_plan
 from popmi_core.matching.procrustes import polar
 
 
