@@ -36,7 +36,8 @@ RIVALS = ("git_rebasin", "ot_fusion", "fedma", "scipy", "POT")
 CASES = (
     (SMALL, "drift", 10, ("average", "circuit", "opm", *RIVALS)),
     (SMALL, "unrelated", 2, ("opm", *RIVALS)),
-    (BASE, "drift", 10, ("average", "circuit", "opm", "opm_soup", "scipy")),
+    (SMALL, "unrelated", 10, ("opm", "opm_soup")),
+    (BASE, "drift", 10, ("average", "circuit", "opm", "opm_soup", *RIVALS)),
     (BASE, "unrelated", 1, ("match",)),
 )
 CELLS = [(model, kind, sites, rule) for model, kind, sites, rules in CASES for rule in rules]

@@ -16,7 +16,6 @@ ADAM = {"server_optimizer": {"name": "adam", "learning_rate": 0.003}}
 # Beta 0.9 makes the steady step ten times the pseudo-gradient; 0.5 makes it twice.
 GENTLE = {"server_optimizer": {"name": "momentum", "beta1": 0.5, "learning_rate": 1.0}}
 PRODUCTS = {"fuse": {"rule": "circuit"}}
-SMALL_BATCHES = {"local": {"batch_size": 16}}
 PREA = {"model": {"adapter": {"group": "C4"}}}
 # What stays at home must not be matched elsewhere: the site moves its own model, heads and all.
 AT_SITE = {"match": {"where": "site"}}
@@ -64,9 +63,6 @@ CROSSED = {
 }
 # Reasoned attempts at the gap; attempts.py says why each was made.
 ATTEMPTS = {
-    "small batches: fedavg": case("fedavg", 1, SMALL_BATCHES),
-    "small batches: opm": case("opm", 1, SMALL_BATCHES),
-    "small batches: pooled": case("pooled", 1, SMALL_BATCHES),
     "PREA: fedavg": case("fedavg", 5, PREA),
     "PREA: opm": case("opm", 5, PREA),
     "PREA: pooled": case("pooled", 5, PREA),
