@@ -46,8 +46,8 @@ ATTEMPTS = """Why each was made:
   round.
 - **Aligned RegMean with momentum.** RegMean was ahead in the first round and behind later; with momentum its first
   step might last.
-- **Learned maps, greedy OPM-Soup over rounds**: with the rules above. Maps learned between sites that share a start cost
-  four points (test AUROC 0.764, seed 0); since then none is learned there, and the rule is OPM-Soup.
+- **Learned maps, greedy OPM-Soup over rounds**: with the rules above. Maps learned between sites that share a start
+  cost four points (test AUROC 0.764, seed 0); since then none is learned there, and the rule is OPM-Soup.
 
 Mind the column *elsewhere*. A head of its own knows its site's class mix and cameras, and that is part of its gain; on
 images from elsewhere (there answered by the mean of the five sites' models) it is worth less than a common model."""
