@@ -8,7 +8,7 @@ head may only be rotated (cosine attention), its factors are turned to the refer
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from popmi_core.config import FuseConfig
 from popmi_core.fusion import average
-from popmi_core.fusion.products import Factors, aligned_mean, mean_product
+from popmi_core.fusion.products import Factors, aligned_mean, mean_product, rows_serve, serves
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Symmetry, Update, cast
 from popmi_core.matching import canonicalise
 from popmi_core.matching.canonical import spell_like, touched
 from popmi_core.matching.elements import read_axis, write_axis
 from popmi_core.matching.factors import factors, put_factors
-from popmi_core.matching.symmetry import Space
+from popmi_core.matching.symmetry import Axis, Space
 
 # Above so many numbers heads are averaged in float32: half the memory and twice the speed, as in matching.
 _LARGE = 20_000_000
@@ -36,7 +36,7 @@ def fuse(
     symmetry: Symmetry | None = None,
     config: FuseConfig,
     scorer: Scorer | None = None,
-    near: float = 0.0,
+    tolerance: float = 0.0,
 ) -> Fused:
     """Average heads as products and everything else as weights, both weighted by num_examples.
 
@@ -45,8 +45,8 @@ def fuse(
     Heads whose bases are not free are averaged plainly; the notes say so for every attention layer. A lone site's
     model is returned as it is. Memory beyond updates and result: one attention layer of all sites, a few times.
 
-    ``near``: a head whose factors every site left within this share of the reference's size is averaged as factors (see
-    ``adaptive_circuit``); a layer of such heads only is that of the plain average, bit for bit. 0: products always.
+    ``tolerance``: a head of the plain average stays where it makes the mean product to within this share of its norm
+    (see ``adaptive_circuit``); a layer of such heads only is the plain average's, bit for bit. 0: products always.
 
     Raises:
         UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
@@ -58,7 +58,7 @@ def fuse(
         return replace(plain, notes={"all": "one site only: its model as it is"})
     heads = {name for name, space in symmetry.spaces.items() if space.kind == "heads"}
     states = [(plain.weights[update.site], update.state) for update in sorted(updates, key=lambda update: update.site)]
-    notes = mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=heads, near=near)
+    notes = mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=heads, tolerance=tolerance)
     whole = {name for name in heads if all(axis.tensor in reference for axis in symmetry.of(name))}
     notes |= {name: _why_plain(symmetry, name) for name in sorted(whole - set(notes))}
     return replace(plain, notes=notes or {"all": "plain average: no head with known symmetry was exchanged"})
@@ -77,7 +77,7 @@ def mean_heads(
     reference: State,
     symmetry: Symmetry,
     spaces: Collection[str],
-    near: float = 0.0,
+    tolerance: float = 0.0,
 ) -> dict[str, str]:
     """Put averages of products in place of the plain ones, layer by layer, and return a note for every space.
 
@@ -87,7 +87,7 @@ def mean_heads(
         reference: Whose bases the factors are turned to; gives the number formats.
         symmetry: Says where the factors lie.
         spaces: Names of ``heads`` spaces; those that were not exchanged whole are left out.
-        near: Heads that no site moved by more than this share of their size are left as they are (see ``fuse``).
+        tolerance: Which heads of the plain average stay (see ``fuse``); low-rank factors never do.
     """
     notes: dict[str, str] = {}
     dtype = torch.float64 if sum(like.numel() for like in reference.values()) <= _LARGE else torch.float32
@@ -95,87 +95,89 @@ def mean_heads(
         names = touched(reference, group) & set(reference)
         sites = [(weight, canonicalise({n: state[n] for n in names}, group, dtype)) for weight, state in states]
         target = canonicalise({name: reference[name] for name in names}, group, dtype)
-        parts = [(space, part) for space in group.spaces.values() for part in space.maps]
-        stays = [_near(sites, target, group, space, part, near) for space, part in parts]
-        if all(bool(heads.all()) for heads in stays):
+        unfused = canonicalise({name: plain[name] for name in names}, group, dtype)
+        parts = [
+            _Part(sites, target, unfused, group, space, part) for space in group.spaces.values() for part in space.maps
+        ]
+        stays = [part.stays(tolerance) for part in parts]
+        if tolerance and all(bool(heads.all()) for heads in stays):
             # Bit for bit the plain average, which folding and unfolding would round.
-            notes |= dict.fromkeys(group.spaces, "plain average: near the reference")
+            notes |= dict.fromkeys(group.spaces, "plain average: its heads make the mean products")
             continue
         folded = {name: _mean([(w, s[name]) for w, s in sites]) for name in sorted(names)}
         said: dict[str, list[str]] = {name: [] for name in group.spaces}
-        for (space, part), heads in zip(parts, stays, strict=True):
-            folded, kept = _mean_part(folded, sites, target, group, space, part, heads)
-            said[space.name].append(f"{part} {kept}")
+        for part, heads in zip(parts, stays, strict=True):
+            folded, kept = part.mean(folded, heads)
+            said[part.space.name].append(f"{part.name} {kept}")
         notes |= {name: "circuit average: " + ", ".join(lines) for name, lines in said.items()}
         spelled = spell_like(folded, {name: plain[name] for name in names}, group)
         plain |= {name: cast(spelled[name], reference[name]) for name in names}
     return notes
 
 
-def _mean_part(
-    folded: Mapping[str, Tensor],
-    sites: Sequence[tuple[float, State]],
-    target: State,
-    group: Symmetry,
-    space: Space,
-    part: str,
-    stays: Bool[Tensor, " heads"],
-) -> tuple[dict[str, Tensor], str]:
-    """Return the folded mean with one part of the heads that do not stay averaged as its symmetry allows, and how."""
-    kind = space.maps[part]
-    if kind == "fixed":
-        return dict(folded), "plain (its basis is fixed)"
-    if bool(stays.all()):
-        return dict(folded), "plain (near the reference)"
-    among = f", {int(stays.sum())} of {len(stays)} heads plain" if bool(stays.any()) else ""
-    if kind == "linear":
-        rows = ((weight, Factors(*factors(state, group, space.name, part))) for weight, state in sites)
-        like = Factors(*factors(target, group, space.name, part))
-        mean, kept = mean_product(rows, like=like)
-        plain = factors(folded, group, space.name, part)
-        left, right = (_chosen(stays, *pair) for pair in zip(plain, (mean.left, mean.right), strict=True))
-        return put_factors(folded, group, space.name, part, left, right), f"kept {kept:.1%}{among}"
-    turned = [(weight, _read(state, group, space, part)) for weight, state in sites]
-    mean_rows = aligned_mean(turned, like=_read(target, group, space, part))
-    mean_rows = _chosen(stays, _read(folded, group, space, part), mean_rows)
-    return _write(folded, group, space, part, mean_rows), f"turned to the reference{among}"
+@dataclass(frozen=True)
+class _Part:
+    """One part of the heads of a space in all sites' folded weights, in the reference's and in the plain average's."""
 
+    sites: Sequence[tuple[float, State]]
+    target: State
+    plain: State
+    group: Symmetry
+    space: Space
+    name: str
 
-def _near(
-    sites: Sequence[tuple[float, State]], target: State, group: Symmetry, space: Space, part: str, near: float
-) -> Bool[Tensor, " heads"]:
-    """Return which heads every site left within a share ``near`` of their size; weightless sites do not count."""
-    if not near or space.maps[part] == "fixed":
-        return torch.full((space.size,), space.maps[part] == "fixed")
-    like = _read(target, group, space, part)
-    moved = [_size(_read(state, group, space, part) - like) for weight, state in sites if weight > 0]
-    return torch.stack(moved).amax(dim=0) <= near * _size(like)
+    def stays(self, tolerance: float) -> Bool[Tensor, " heads"]:
+        """Return which heads of the plain average stay as they are."""
+        kind = self.space.maps[self.name]
+        if kind == "fixed" or not tolerance or self.name == "factor":
+            return torch.full((self.space.size,), kind == "fixed")
+        if kind == "linear":
+            return serves(self._factors(), self._factors_of(self.plain), tolerance=tolerance)
+        return rows_serve(self._rows(), self._read(self.plain), like=self._read(self.target), tolerance=tolerance)
 
+    def mean(self, folded: Mapping[str, Tensor], stays: Bool[Tensor, " heads"]) -> tuple[dict[str, Tensor], str]:
+        """Return the folded mean with the heads that do not stay averaged as their symmetry allows, and how."""
+        kind = self.space.maps[self.name]
+        if kind == "fixed":
+            return dict(folded), "plain (its basis is fixed)"
+        among = f", {int(stays.sum())} of {len(stays)} heads plain" if bool(stays.any()) else ""
+        if kind == "linear":
+            mean, kept = mean_product(self._factors(), like=self._factors_of(self.target))
+            plain = self._factors_of(self.plain)
+            left, right = _chosen(stays, plain.left, mean.left), _chosen(stays, plain.right, mean.right)
+            return put_factors(folded, self.group, self.space.name, self.name, left, right), f"kept {kept:.1%}{among}"
+        rows = aligned_mean(self._rows(), like=self._read(self.target))
+        return self._write(folded, _chosen(stays, self._read(self.plain), rows)), f"turned to the reference{among}"
 
-def _size(rows: Float[Tensor, "heads rank width"]) -> Float[Tensor, " heads"]:
-    return torch.linalg.vector_norm(rows, dim=(-2, -1))
+    def _factors(self) -> list[tuple[float, Factors]]:
+        return [(weight, self._factors_of(state)) for weight, state in self.sites]
+
+    def _factors_of(self, state: State) -> Factors:
+        return Factors(*factors(state, self.group, self.space.name, self.name))
+
+    def _rows(self) -> list[tuple[float, Tensor]]:
+        return [(weight, self._read(state)) for weight, state in self.sites]
+
+    def _axes(self) -> list[Axis]:
+        return [axis for axis in self.group.of(self.space.name) if axis.part == self.name]
+
+    def _read(self, state: State) -> Float[Tensor, "heads inner width"]:
+        """Return everything in the basis of this part, as rows of every head."""
+        shape = (self.space.size, self.space.inner, -1)
+        return torch.cat([read_axis(state[a.tensor], a, self.space).reshape(shape) for a in self._axes()], dim=-1)
+
+    def _write(self, state: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        result, begun = dict(state), 0
+        for axis in self._axes():
+            width = read_axis(result[axis.tensor], axis, self.space).shape[1]
+            mine = rows[..., begun : begun + width].reshape(self.space.size * self.space.inner, width)
+            result[axis.tensor] = write_axis(result[axis.tensor], axis, self.space, mine)
+            begun += width
+        return result
 
 
 def _chosen(stays: Bool[Tensor, " heads"], plain: Tensor, mean: Tensor) -> Float64[Tensor, "heads rank width"]:
     return torch.where(stays[:, None, None], plain.double(), mean.double())
-
-
-def _read(state: State, group: Symmetry, space: Space, part: str) -> Tensor:
-    """Return everything in the basis of a part, as rows of every head, shape ``[heads, inner, width]``."""
-    axes = [axis for axis in group.of(space.name) if axis.part == part]
-    rows = [read_axis(state[axis.tensor], axis, space).reshape(space.size, space.inner, -1) for axis in axes]
-    return torch.cat(rows, dim=-1)
-
-
-def _write(state: Mapping[str, Tensor], group: Symmetry, space: Space, part: str, rows: Tensor) -> dict[str, Tensor]:
-    result, begun = dict(state), 0
-    for axis in group.of(space.name):
-        if axis.part == part:
-            width = read_axis(result[axis.tensor], axis, space).shape[1]
-            mine = rows[..., begun : begun + width].reshape(space.size * space.inner, width)
-            result[axis.tensor] = write_axis(result[axis.tensor], axis, space, mine)
-            begun += width
-    return result
 
 
 def _groups(symmetry: Symmetry, spaces: Collection[str], reference: State) -> list[Symmetry]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,6 +24,8 @@ _SPARE = 16
 # An iteration that captures less than this share more of the squared norm is the last (float32 resolves no less).
 _SETTLED = {torch.float64: 1e-9, torch.float32: 1e-6}
 _ITERATIONS = 20
+# Of a squared norm: what sums of such squares do not resolve.
+_ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-5}
 # A basis change that stretches by more than this is not undone exactly enough.
 _MAGNIFIED = 1e3
 
@@ -70,6 +72,45 @@ def mean_product(rows: Iterable[tuple[float, Factors]], *, like: Factors) -> tup
     energy = s.square().sum() if narrow else ((left @ left.mT) * (right @ right.mT)).sum()
     kept = min(1.0, float(s[..., :rank].square().sum() / energy)) if float(energy) > 0 else 1.0
     return Factors(turned[..., : left.shape[-1]], turned[..., left.shape[-1] :]), kept
+
+
+def serves(rows: Sequence[tuple[float, Factors]], plain: Factors, *, tolerance: float) -> Bool[Tensor, " *heads"]:
+    """Return for which heads the ``plain`` factors make the weighted mean product, or nearly.
+
+    Nearly: the difference is at most ``tolerance`` of the mean product's norm, and at most the spread of the products
+    about their mean (root mean square). Where products agree better than their factors it is the basis that differs.
+    The answer is the same for every basis that all sites share. Frobenius norms; no product is formed.
+    """
+    left, right, _ = _stacked(rows)
+    mean, size = _inner(left, right, left, right), _inner(plain.left, plain.right, plain.left, plain.right)
+    each = sum(weight * _inner(f.left, f.right, f.left, f.right) for weight, f in rows)
+    apart = mean - 2 * _inner(left, right, plain.left, plain.right) + size
+    return _close(apart, each - mean, mean, tolerance)
+
+
+def rows_serve(
+    rows: Sequence[tuple[float, Float[Tensor, "*heads rank width"]]],
+    plain: Float[Tensor, "*heads rank width"],
+    *,
+    like: Float[Tensor, "*heads rank width"],
+    tolerance: float,
+) -> Bool[Tensor, " *heads"]:
+    """Return the same for rows that are averaged after they were turned to ``like`` (see ``aligned_mean``)."""
+    turned = [(weight, polar(like @ factors.mT) @ factors) for weight, factors in rows]
+    mean = _mean(turned)
+    spread = sum(weight * (factors - mean).square().sum((-2, -1)) for weight, factors in turned)
+    return _close((plain - mean).square().sum((-2, -1)), spread, mean.square().sum((-2, -1)), tolerance)
+
+
+def _close(apart: Tensor, spread: Tensor, mean: Tensor, tolerance: float) -> Tensor:
+    """Compare squared norms; what rounding leaves of equal ones is nothing."""
+    rounding = _ROUNDING[mean.dtype] * mean
+    return (apart <= tolerance**2 * mean + rounding) & (apart <= spread + rounding)
+
+
+def _inner(left: Tensor, right: Tensor, other_left: Tensor, other_right: Tensor) -> Tensor:
+    """Return ``<left^T right, other_left^T other_right>`` of every head."""
+    return ((left @ other_left.mT) * (right @ other_right.mT)).sum((-2, -1))
 
 
 def _stacked(rows: Iterable[tuple[float, Factors]]) -> tuple[Tensor, Tensor, Tensor]:

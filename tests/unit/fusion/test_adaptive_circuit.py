@@ -1,12 +1,15 @@
-"""Heads near the reference are averaged as weights, heads that moved far as what they compute."""
+"""Heads are averaged as weights where that makes what they compute on average, else as what they compute."""
+
+import math
 
 import pytest
 import timm
 import torch
 
+from popmi_core.adapters.lora import add_lora
 from popmi_core.fusion import Update, fuse
-from popmi_core.fusion.adaptive_circuit import NEAR
 from popmi_core.matching import apply, canonicalise, describe_model, random_element
+from popmi_core.matching.elements import Element, Move
 
 HEADS, INNER, DIM = 2, 16, 32
 # Float64 forward passes through equal functions; singular values of well-separated products.
@@ -56,19 +59,19 @@ def equal(one, other):
     return all(torch.equal(one[name], tensor) for name, tensor in other.items())
 
 
-def test_near_the_reference_it_is_the_plain_average_bit_for_bit(model):
+def test_little_drift_makes_it_the_plain_average_bit_for_bit(model):
     symmetry, reference = describe_model(model), clone(model)
-    updates = updates_of([drifted(reference, 0.2, seed) for seed in range(3)])
+    updates = updates_of([drifted(reference, 0.02, seed) for seed in range(3)])
 
     found = fused_by("adaptive_circuit", updates, reference, symmetry)
 
     assert equal(found.state, fused_by("average", updates, reference, symmetry).state)
-    assert set(found.notes.values()) == {"plain average: near the reference"}
+    assert set(found.notes.values()) == {"plain average: its heads make the mean products"}
 
 
-def test_far_from_the_reference_it_is_circuit_averaging_bit_for_bit(model):
+def test_much_drift_makes_it_circuit_averaging_bit_for_bit(model):
     symmetry, reference = describe_model(model), clone(model)
-    updates = updates_of([drifted(reference, 0.6, seed) for seed in range(3)])
+    updates = updates_of([drifted(reference, 0.8, seed) for seed in range(3)])
 
     found = fused_by("adaptive_circuit", updates, reference, symmetry)
 
@@ -77,53 +80,97 @@ def test_far_from_the_reference_it_is_circuit_averaging_bit_for_bit(model):
     assert found.notes == expected.notes
 
 
+def folded(state, symmetry):
+    return canonicalise(state, symmetry)["blocks.0.attn.qkv.weight"].reshape(3, HEADS, INNER, DIM)
+
+
 def test_each_head_is_judged_by_itself(small_vit):
     model = small_vit()
     symmetry, reference = describe_model(model), clone(model)
-    near, far = (drifted(reference, share, 1) for share in (0.1, 0.8))
-    name, rows = "blocks.0.attn.qkv.weight", slice(INNER, 2 * INNER)
-    mixed = {key: tensor.clone() for key, tensor in near.items()}
-    # The second head's query and key are those of the far model.
-    for block in (0, 1):
-        mixed[name].reshape(3, -1, DIM)[block, rows] = far[name].reshape(3, -1, DIM)[block, rows]
-    updates = updates_of([mixed, drifted(reference, 0.1, 2)])
+    near, far = (drifted(reference, share, 1) for share in (0.02, 1.0))
+    # The second head's queries and keys are those of the far model.
+    mixed, name = dict(near), "blocks.0.attn.qkv.weight"
+    mixed[name] = near[name].clone()
+    mixed[name].reshape(3, HEADS, INNER, DIM)[:2, 1] = far[name].reshape(3, HEADS, INNER, DIM)[:2, 1]
+    updates = updates_of([mixed, drifted(reference, 0.02, 2)])
 
     found = fused_by("adaptive_circuit", updates, reference, symmetry)
+
     plain, circuit = (fused_by(rule, updates, reference, symmetry).state for rule in ("average", "circuit"))
+    torch.testing.assert_close(folded(found.state, symmetry)[:2, 0], folded(plain, symmetry)[:2, 0], **CLOSE)
+    torch.testing.assert_close(folded(found.state, symmetry)[:2, 1], folded(circuit, symmetry)[:2, 1], **CLOSE)
+    assert found.notes["blocks.0.heads"].startswith("circuit average: query_key kept")
+    assert ", 1 of 2 heads plain, value kept" in found.notes["blocks.0.heads"]
+    assert found.notes["blocks.1.heads"] == "plain average: its heads make the mean products"
 
-    got, weights, products = (
-        canonicalise(state, symmetry)[name].reshape(3, HEADS, INNER, DIM) for state in (found.state, plain, circuit)
+
+def turned_inside(symmetry, degrees):
+    """Rotate every basis inside the heads of a space by an angle in pairs of directions."""
+    angle = math.radians(degrees)
+    block = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]).double()
+    moves = {}
+    for name, space in symmetry.only("heads").spaces.items():
+        turn = torch.block_diag(*[block] * (space.inner // 2)).expand(space.size, -1, -1).clone()
+        moves[name] = Move(maps=dict.fromkeys(space.maps, turn))
+    return Element(moves)
+
+
+@pytest.mark.parametrize("degrees", [1, 5, 10, 19, 60])
+def test_turned_bases_inside_heads_cost_nothing_however_small_the_angle(small_vit, outputs, degrees):
+    model = small_vit()
+    symmetry, reference = describe_model(model), clone(model)
+    turned = [apply(reference, symmetry, turned_inside(symmetry, sign * degrees)) for sign in (1, -1)]
+
+    found = fused_by("adaptive_circuit", updates_of(turned), reference, symmetry).state
+
+    torch.testing.assert_close(outputs(model, found), outputs(model, reference), **CLOSE)
+    plain = fused_by("average", updates_of(turned), reference, symmetry).state
+    # What is not noticed costs the square of the angle.
+    assert (outputs(model, plain) - outputs(model, reference)).norm() > 1e-5 * outputs(model, reference).norm()
+
+
+def test_the_verdict_does_not_depend_on_how_all_sites_spell_their_heads(small_vit):
+    model = small_vit()
+    symmetry, reference = describe_model(model), clone(model)
+    states = [drifted(reference, share, seed) for seed, share in enumerate((0.05, 0.3))]
+    element = random_element(symmetry.only("heads"), torch.Generator().manual_seed(0))
+    other = [apply(state, symmetry, element, like=reference) for state in states]
+
+    notes = [
+        fused_by("adaptive_circuit", updates_of(given), start, symmetry).notes
+        for given, start in ((states, reference), (other, apply(reference, symmetry, element)))
+    ]
+
+    assert [note.count("plain") for note in notes[0].values()] == [note.count("plain") for note in notes[1].values()]
+
+
+def test_a_site_with_hardly_any_examples_decides_nothing(small_vit):
+    model = small_vit()
+    symmetry, reference = describe_model(model), clone(model)
+    states = [drifted(reference, 0.02, 0), drifted(reference, 0.02, 1), drifted(reference, 0.5, 2)]
+
+    one, equal_shares = (
+        fused_by("adaptive_circuit", updates_of(states, counts), reference, symmetry)
+        for counts in ((10_000, 10_000, 1), (10, 10, 10))
     )
-    # Norms are folded into rows; averages of folded and of bare rows differ by the norms' own drift.
-    torch.testing.assert_close(got[:2, 1], products[:2, 1], **CLOSE)
-    assert (got[:2, 0] - weights[:2, 0]).norm() < 0.1 * (got[:2, 0] - products[:2, 0]).norm()
-    assert "query_key kept" in found.notes["blocks.0.heads"]
-    assert "1 of 2 heads plain, value plain (near the reference)" in found.notes["blocks.0.heads"]
-    assert found.notes["blocks.1.heads"] == "plain average: near the reference"
+
+    assert set(one.notes.values()) == {"plain average: its heads make the mean products"}
+    assert all("kept" in note for note in equal_shares.notes.values())
 
 
-def test_another_basis_inside_one_sites_heads_is_far(small_vit, outputs):
-    model = small_vit()
+def test_low_rank_adapters_are_averaged_as_products_from_the_first_round(small_vit):
+    model = add_lora(small_vit(), ("mlp.fc1",), rank=3)
     symmetry, reference = describe_model(model), clone(model)
-    states = [drifted(reference, 0.1, seed) for seed in range(3)]
-    element = random_element(symmetry.only("heads"), torch.Generator().manual_seed(1))
-    for move in element.moves.values():
-        move.perm.copy_(torch.arange(HEADS))
-    regauged = updates_of([apply(states[0], symmetry, element), *states[1:]])
+    updates = updates_of([drifted(reference, 0.02, seed) for seed in range(3)])
+    for update in updates:
+        # B begins at zero, where a share of its own size is nothing.
+        update.state["blocks.0.mlp.fc1.lora_B.weight"] += 0.01 * torch.rand_like(
+            update.state["blocks.0.mlp.fc1.lora_B.weight"]
+        )
 
-    found = fused_by("adaptive_circuit", regauged, reference, symmetry).state
+    found, products = (fused_by(rule, updates, reference, symmetry) for rule in ("adaptive_circuit", "lowrank"))
 
-    expected = fused_by("circuit", updates_of(states), reference, symmetry).state
-    torch.testing.assert_close(outputs(model, found), outputs(model, expected), **CLOSE)
-
-
-def test_one_site_far_away_is_enough_unless_it_has_no_examples(small_vit):
-    model = small_vit()
-    symmetry, reference = describe_model(model), clone(model)
-    states = [drifted(reference, 0.1, 0), drifted(reference, 0.1, 1), drifted(reference, 2 * NEAR, 2)]
-
-    counted = fused_by("adaptive_circuit", updates_of(states, (1000, 1000, 1)), reference, symmetry)
-    empty = fused_by("adaptive_circuit", updates_of(states, (1000, 1000, 0)), reference, symmetry)
-
-    assert "kept" in counted.notes["blocks.0.heads"]
-    assert set(empty.notes.values()) == {"plain average: near the reference"}
+    layer = "blocks.0.mlp.fc1"
+    made = [s[f"{layer}.lora_B.weight"] @ s[f"{layer}.lora_A.weight"] for s in (found.state, products.state)]
+    torch.testing.assert_close(*made, **CLOSE)
+    assert "kept" in found.notes[f"{layer}.lora"]
