@@ -38,7 +38,7 @@ def main() -> None:
         "match a site in the same basis": timed(lambda: matcher.match(updates[0].state))[1],
         "match an unrelated model": timed(lambda: matcher.match(stranger))[1],
     }
-    for rule in ("average", "circuit"):
+    for rule in ("average", "circuit", "adaptive_circuit"):
         rows[f"fuse {SITES} sites, {rule}"] = seconds_of_rule(rule, updates, reference, symmetry)
     numbers = sum(tensor.numel() for tensor in reference.values())
     print(f"{options.backbone}: {numbers / 1e6:.2f} million numbers, {torch.get_num_threads()} thread(s)\n")

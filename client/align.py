@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Generator, Tensor, nn
@@ -11,8 +11,9 @@ from client.receive import symmetry_of
 from client.statistics import some_images
 from popmi_core.data import ImageSet
 from popmi_core.fusion.path import midpoint_judge
-from popmi_core.matching import Matched, Matcher, Symmetry, apply
-from popmi_core.matching.learn import learn_element
+from popmi_core.matching import Matched, Matcher
+from popmi_core.matching.elements import Element
+from popmi_core.matching.learn import learn_match
 from popmi_core.matching.starts import start_from
 from popmi_core.matching.statistics import cross_statistics
 from popmi_core.protocol import Instruction, derive_seed
@@ -62,47 +63,26 @@ def align(
         found = _told(matcher.match(state, site=site))
         return replace(found, note=f"matched by weights, images not looked at: not every layer travels; {found.note}")
     images, _ = some_images(data, model, instruction, site)
-    seen = start_from(cross_statistics(model, start, state, symmetry, images), symmetry)
-    matched = matcher.match(state, site=site, starts=[seen], judge=midpoint_judge(model, start, state, images))
-    if config.method == "activations" or matched.kin:
-        return _told(matched)
-    return _learned(model, state, start, symmetry, images, matched, instruction, site)
 
+    def starts() -> Iterator[Element]:
+        yield start_from(cross_statistics(model, start, state, symmetry, images), symmetry)
 
-def _learned(
-    model: nn.Module,
-    state: State,
-    start: State,
-    symmetry: Symmetry,
-    images: Tensor,
-    matched: Matched,
-    instruction: Instruction,
-    site: str,
-) -> Aligned:
-    """Learn the move on the site's own images, from where the match ends.
-
-    Towards what both ends say of the images rather than their classes: a few hundred images are then enough, where
-    classes are learned by heart.
-    """
-    assert instruction.match is not None
-    seed = derive_seed("learn", instruction.seed, site, instruction.server_round)
-    found = learn_element(
-        model,
-        start,
-        state,
-        symmetry,
-        images,
-        None,
-        start=matched.element,
-        steps=instruction.match.learn_steps,
-        learning_rate=instruction.match.learn_rate,
-        generator=Generator().manual_seed(seed),
-        loss="unsupervised",
-    )
-    identity = {name: name not in found.element.moves for name in symmetry.spaces}
-    moved = dict(state) if all(identity.values()) else apply(state, symmetry, found.element, like=start)
-    note = f"learned: loss half way {found.before:.4f} before, {found.after:.4f} after"
-    return Aligned(moved, matched.gains, identity, note)
+    judge = midpoint_judge(model, start, state, images)
+    matched = matcher.match(state, site=site, starts=starts(), judge=judge)
+    if config.method == "learned":
+        seed = derive_seed("learn", instruction.seed, site, instruction.server_round)
+        matched = learn_match(
+            model,
+            start,
+            state,
+            symmetry,
+            images,
+            matched,
+            steps=config.learn_steps,
+            learning_rate=config.learn_rate,
+            generator=Generator().manual_seed(seed),
+        )
+    return _told(matched)
 
 
 def _told(matched: Matched) -> Aligned:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
@@ -13,9 +13,10 @@ from popmi_core.data import ImageSet
 from popmi_core.errors import ConfigError
 from popmi_core.fusion import State
 from popmi_core.fusion.path import midpoint_judge
-from popmi_core.matching import Matched, Matcher, apply
+from popmi_core.matching import Matched, Matcher
 from popmi_core.matching.check import input_shape
-from popmi_core.matching.learn import learn_element
+from popmi_core.matching.elements import Element
+from popmi_core.matching.learn import learn_match
 from popmi_core.matching.probes import probe_images
 from popmi_core.matching.starts import start_from
 from popmi_core.matching.statistics import cross_statistics
@@ -100,31 +101,22 @@ class Aligner:
 
     def _by_activations(self, state: State, label: str, seen: ImageSet) -> Matched:
         pixels = normalise(torch.from_numpy(seen.images), self.model)
-        statistics = cross_statistics(self.model, self.reference, state, self.symmetry, pixels)
-        start = start_from(statistics, self.symmetry)
+
+        def starts() -> Iterator[Element]:
+            statistics = cross_statistics(self.model, self.reference, state, self.symmetry, pixels)
+            yield start_from(statistics, self.symmetry)
+
         judge = midpoint_judge(self.model, self.reference, state, pixels)
-        return self.matcher.match(state, site=label, starts=[start], judge=judge)
+        return self.matcher.match(state, site=label, starts=starts(), judge=judge)
 
     def _learned(self, state: State, label: str, seen: ImageSet) -> Matched:
-        matched = self._by_activations(state, label, some_of(seen, _SEEN["activations"]))
-        if matched.kin:
-            return matched
-        found = learn_element(
+        return learn_match(
             self.model,
             self.reference,
             state,
             self.symmetry,
             normalise(torch.from_numpy(seen.images), self.model),
-            # What both models say is followed, not the classes: those of skewed sites lead the map astray.
-            None,
-            start=matched.element,
+            self._by_activations(state, label, some_of(seen, _SEEN["activations"])),
             steps=LEARNING_STEPS,
             generator=torch.Generator().manual_seed(_SEED),
         )
-        identity = {name: name not in found.element.moves for name in self.symmetry.spaces}
-        moved = dict(state)
-        if not all(identity.values()):
-            moved = apply(state, self.symmetry, found.element, like=self.reference)
-        told = f"learned: loss half way {found.before:.4f} before, {found.after:.4f} after; gains are of the start"
-        note = f"{matched.note}; {told}" if matched.note else told
-        return replace(matched, state=moved, identity=identity, element=found.element, note=note)

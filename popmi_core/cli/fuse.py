@@ -46,8 +46,7 @@ def fuse(
     json_only: Annotated[bool, typer.Option("--json", help="Print the result as JSON only.")] = False,
 ) -> None:
     """Put models of one architecture into one basis and fuse them into one plain timm checkpoint."""
-    given = Path(reference)
-    _check_out(out, [*models, *([given] if given.is_file() else [])], force=force)
+    _check_out(out, [*models, *([Path(reference)] if _is_file(reference) else [])], force=force)
     counts = _weights(weights, len(models))
     from popmi_core.cli.fusing import perform
     from popmi_core.cli.parents import check_loads
@@ -136,7 +135,7 @@ def _read(
     rules = rules_of(rule, gate, match=match, has_data=bool(data), models=len(models))
     if repair and not data:
         raise ConfigError("--repair measures BatchNorm statistics on images: give them with --data.")
-    if reference not in REFERENCES and not Path(reference).is_file():
+    if reference not in REFERENCES and not _is_file(reference):
         raise ConfigError(f"--reference {reference}: expected {', '.join(REFERENCES)} or a safetensors file.")
     arguments, parents = parse_arguments(model_arg), read_parents(models)
     architecture = architecture_of(parents, name=model, arguments=arguments, adapter=adapter, image_size=image_size)
@@ -149,12 +148,23 @@ def _check_out(out: Path | None, models: list[Path], *, force: bool) -> None:
     if out is None:
         return
     require_writable(out, out.parent)
-    if not out.exists():
-        return
+    try:
+        if not out.exists():
+            return
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}. Choose another name.") from error
     if any(path.exists() and path.samefile(out) for path in models):
         raise ConfigError(f"--out {out} is one of the models that are read. Choose another file.")
     if not force:
         raise ConfigError(f"--out {out} is there already. Choose another file, or write over it with --force.")
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:
+        # Too long for a file's name.
+        return False
 
 
 def _weights(text: str | None, models: int) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from popmi_core.adapters import attach
 from popmi_core.checkpoints import file_sha256, load_state
 from popmi_core.errors import ConfigError, ModelError
+from popmi_core.groups import point_group
 from popmi_core.matching.check import input_shape
 from popmi_core.models.build import known_backbone
 
@@ -126,6 +127,8 @@ def architecture_of(
         raise ConfigError(f"{parents[0].file} does not say which model it is. Give timm's name with --model.")
     known_backbone(name)
     arguments = {**_card_arguments(card), **arguments}
+    if adapter not in (None, "none"):
+        point_group(str(adapter))
     adapted = any(key.startswith(_ADAPTER) for key in parents[0].state)
     group = adapter or card.get("adapter", {}).get("group") or "none"
     if adapted != (group != "none"):
@@ -137,10 +140,25 @@ def architecture_of(
         raise ModelError(f"the models have different numbers of classes: {listed}. Fuse models of one list of classes.")
     count = next(iter(classes.values()))
     model = _create(name, arguments, count)
-    size = image_size or card.get("image_size") or _image_size(model, arguments)
+    own_size = card.get("image_size") or _image_size(model, arguments)
+    size = image_size or own_size
+    if size != own_size:
+        _check_size(model, name, int(size))
     if adapted:
         model = _adapted(model, parents[0], group, card.get("adapter", {}).get("merge_block"))
     return Architecture(name, arguments, group, count, int(size), model.eval())
+
+
+def _check_size(model: nn.Module, name: str, size: int) -> None:
+    shape, like = input_shape(model, size), next(iter(model.parameters()))
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, *shape, dtype=like.dtype))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"--image-size {size}: {name} as it is made here takes no such images ({error}). Leave it out or, if the "
+            f"files are of a model of that size, make one with --model-arg img_size={size}."
+        ) from error
 
 
 def fitted(parents: Sequence[Parent], architecture: Architecture) -> list[Parent]:

@@ -1,4 +1,4 @@
-"""OPM: put every model into one basis, then average what its heads compute and everything else as weights."""
+"""OPM: put every model into one basis, then average weights, and what heads compute where that is not the same."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -243,12 +244,15 @@ def midpoint_judge(
 
     That is the cross-entropy of the midpoint to the mean of the two ends' probabilities; it needs no classes.
     """
-    with torch.inference_mode():
-        wanted = sum(torch.softmax(run(model, end, images), 1) for end in (first, second)) / 2
+
+    @cache
+    def wanted() -> Tensor:
+        # Asked for when there is something to judge: between kin there is not.
+        return torch.stack([torch.softmax(run(model, end, images), 1) for end in (first, second)]).mean(dim=0)
 
     def judge(moved: State) -> float:
         with torch.inference_mode():
             said = torch.log_softmax(run(model, on_line(first, moved, 0.5), images), 1)
-        return -float((wanted * said).sum(1).mean())
+            return -float((wanted() * said).sum(1).mean())
 
     return judge

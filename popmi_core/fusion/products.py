@@ -83,7 +83,7 @@ def serves(rows: Sequence[tuple[float, Factors]], plain: Factors, *, tolerance: 
     """
     left, right, _ = _stacked(rows)
     mean, size = _inner(left, right, left, right), _inner(plain.left, plain.right, plain.left, plain.right)
-    each = sum(weight * _inner(f.left, f.right, f.left, f.right) for weight, f in rows)
+    each = torch.stack([weight * _inner(f.left, f.right, f.left, f.right) for weight, f in rows]).sum(dim=0)
     apart = mean - 2 * _inner(left, right, plain.left, plain.right) + size
     return _close(apart, each - mean, mean, tolerance)
 
@@ -98,7 +98,7 @@ def rows_serve(
     """Return the same for rows that are averaged after they were turned to ``like`` (see ``aligned_mean``)."""
     turned = [(weight, polar(like @ factors.mT) @ factors) for weight, factors in rows]
     mean = _mean(turned)
-    spread = sum(weight * (factors - mean).square().sum((-2, -1)) for weight, factors in turned)
+    spread = torch.stack([weight * (factors - mean).square().sum((-2, -1)) for weight, factors in turned]).sum(dim=0)
     return _close((plain - mean).square().sum((-2, -1)), spread, mean.square().sum((-2, -1)), tolerance)
 
 

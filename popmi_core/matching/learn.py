@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,8 +22,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from popmi_core.errors import UpdateError
 from popmi_core.matching.canonical import canonicalise
-from popmi_core.matching.elements import Element, act
+from popmi_core.matching.elements import Element, act, apply
 from popmi_core.matching.freedom import Freedom, Orders
+from popmi_core.matching.opm import Matched
 from popmi_core.matching.symmetry import State, Symmetry
 
 Loss = Literal["supervised", "unsupervised"]
@@ -54,6 +55,49 @@ class Learned:
     losses: tuple[float, ...]
     before: float
     after: float
+
+
+def learn_match(
+    model: nn.Module,
+    reference: State,
+    candidate: State,
+    symmetry: Symmetry,
+    images: Float[Tensor, "n channels height width"],
+    matched: Matched,
+    *,
+    steps: int,
+    learning_rate: float = 0.003,
+    generator: torch.Generator,
+) -> Matched:
+    """Go on from where a match ended: its move is learned on images without classes (see ``learn_element``).
+
+    What both ends say is followed, not the classes: a few hundred images are then enough, where classes are learned by
+    heart and those of skewed sites lead the map astray. Kin are returned as they are: in their common basis a learned
+    map takes off what training has brought to both. ``gains`` stay those of the match.
+
+    Raises:
+        UpdateError: If there is no image, or a loss is NaN or infinite.
+    """
+    if matched.kin:
+        return matched
+    found = learn_element(
+        model,
+        reference,
+        candidate,
+        symmetry,
+        images,
+        None,
+        start=matched.element,
+        steps=steps,
+        learning_rate=learning_rate,
+        generator=generator,
+    )
+    identity = {name: name not in found.element.moves for name in symmetry.spaces}
+    still = all(identity.values())
+    moved = dict(candidate) if still else apply(candidate, symmetry, found.element, like=reference)
+    told = f"learned: loss half way {found.before:.4f} before, {found.after:.4f} after; gains are of the start"
+    note = f"{matched.note}; {told}" if matched.note else told
+    return replace(matched, state=moved, identity=identity, element=found.element, note=note)
 
 
 def learn_element(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -90,8 +90,8 @@ class Matcher:
         Args:
             candidate: A site's model.
             site: Whom an error names.
-            starts: Further places to begin from, in canonical bases (from activations, or learned). Not looked at where
-                the candidate shares its origin with the reference and stays in its basis; the note says so.
+            starts: Further places to begin from, in canonical bases (from activations, or learned). Where the candidate
+                shares its origin or its basis with the reference none is drawn from the iterable; the note says so.
             judge: Picks among the starts' ends instead of the distance: called with each moved model, lower is
                 better (a loss on validation images; distance in weights is a poor selector).
 
@@ -106,14 +106,15 @@ class Matcher:
         own, target = self._prepared
         _check_finite(candidate, f"site {site}")
         canonical = canonicalise(candidate, self.symmetry, self.dtype)
-        given = [_outer(start, self.symmetry) for start in starts]
+        offered = not isinstance(starts, Sized) or len(starts) > 0
         if (left := self._certified(candidate, canonical)) is not None:
-            return replace(left, note=_noted(left.note, given))
-        ends = list(self._ends(target, canonical, Bases(own, gauge_of(canonical, self.symmetry)), given, judge))
+            return replace(left, note=_noted(left.note, offered))
+        outer = (_outer(start, self.symmetry) for start in starts)
+        ends = list(self._ends(target, canonical, Bases(own, gauge_of(canonical, self.symmetry)), outer, judge))
         del canonical
         best = _best(ends, None if judge is None else lambda e: judge(self._moved(candidate, e)))
         matched = self._matched(candidate, best)
-        return replace(matched, note=_noted(matched.note, given), kin=True) if ends[0].kin else matched
+        return replace(matched, note=_noted(matched.note, offered), kin=True) if ends[0].kin else matched
 
     def _certified(self, candidate: State, canonical: State) -> Matched | None:
         """Return a candidate that is as good as in the reference's basis as it is; None for others."""
@@ -128,7 +129,7 @@ class Matcher:
         return Matched(dict(candidate), dict.fromkeys(names, 0.0), stays, note, distances, kin=True)
 
     def _ends(
-        self, target: Target, canonical: State, bases: Bases, starts: list[Element], judge: Judge | None
+        self, target: Target, canonical: State, bases: Bases, starts: Iterable[Element], judge: Judge | None
     ) -> Iterator[_End]:
         """Yield where every start ends; one end only where the basis is the same already.
 
@@ -179,7 +180,7 @@ class Matcher:
 
 @dataclass(frozen=True)
 class _End:
-    """Where one descent ended: its distances, the settled move, every space's gain, and whether it began near."""
+    """Where one descent ended: its distances, the settled move, every space's gain, and ``kin`` as in ``Matched``."""
 
     distances: tuple[float, ...]
     element: Element
@@ -202,9 +203,9 @@ def _outer(start: Element, symmetry: Symmetry) -> Element:
     return Element({name: replace(move, maps={}, scale=None) for name, move in moves.items()})
 
 
-def _noted(note: str, starts: list[Element]) -> str:
+def _noted(note: str, offered: bool) -> str:
     """Return the note of a model that stayed near its origin, with what was therefore not done."""
-    said = "shares its origin with the reference: matched by weights alone" if starts else ""
+    said = "shares its origin with the reference: matched by weights alone" if offered else ""
     return "; ".join(filter(None, (note, said)))
 
 

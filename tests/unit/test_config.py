@@ -131,4 +131,6 @@ def test_parts_that_look_at_images_without_noise_are_refused_a_privacy_budget(pa
 
 def test_matching_weights_at_the_site_keeps_the_privacy_promise():
     parts = {"strategy": "opm", "match": {"where": "site"}, "privacy": {"target_epsilon": 3.0}}
-    require_private(parse_config(parts))
+    config = parse_config(parts)
+    require_private(config)
+    assert (config.match.where, config.match.uses_images) == ("site", False)

@@ -50,6 +50,18 @@ def test_drift_is_left_bit_for_bit(small_vit, changes, share):
     assert all(torch.equal(found.state[name], tensor) for name, tensor in candidate.items())
 
 
+@pytest.mark.parametrize("share", [0.01, 0.3])
+def test_no_other_start_is_worked_out_for_kin(small_vit, share):
+    model = small_vit()
+    symmetry, reference = describe_model(model), clone(model)
+    starts = (pytest.fail("a start was drawn") for _ in range(1))
+
+    found = Matcher(reference, symmetry).match(drifted(reference, share), starts=starts)
+
+    assert found.kin
+    assert found.note == "shares its origin with the reference: matched by weights alone"
+
+
 def test_small_drift_needs_no_assignment(small_vit, monkeypatch):
     model = small_vit()
     symmetry, reference = describe_model(model), clone(model)
@@ -286,4 +298,4 @@ def test_starts_that_are_not_looked_at_are_told(small_vit):
 
     found = Matcher(reference, symmetry).match(drifted(reference, 0.05), starts=[start], judge=lambda _: 0.0)
 
-    assert "other starts were not looked at" in found.note
+    assert found.note == "shares its origin with the reference: matched by weights alone"
