@@ -172,21 +172,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return the markdown table."""
     missing = [cell for cell in CELLS if cell not in {(r["model"], r["kind"], r["sites"], r["rule"]) for r in rows}]
     lines = [
-        "Printed by `python benchmarks/fusion_speed.py --out docs/results/fusion_speed`: median over three processes",
-        "(`match` one; the JSON has every process's seconds), two cores, nothing else running. Rows are kept between",
-        "runs: these were measured on one machine within one day, at several commits. Memory: peak beyond the sites'",
-        "and the global model, in models. *Left as they were*: sites (for `match`: spaces) found in place already.",
+        "Printed by `python benchmarks/fusion_speed.py --out docs/results/fusion_speed`: median over so many processes",
+        "(the JSON has every one's seconds), two cores, nothing else running. Rows are kept between runs: these were",
+        "measured on one machine within one day, at several commits. Memory: peak beyond the sites' and the global model,",
+        "in models. *Left as they were*: sites (for `match`: spaces) found in place already.",
         "",
-        "| model | sites | rule | seconds | peak memory (models) | left as they were |",
-        "| --- | --- | --- | ---: | ---: | ---: |",
+        "| model | sites | rule | seconds | peak memory (models) | left as they were | processes |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         seconds = "over the limit" if row["seconds"] is None else f"{row['seconds']:.2f}"
         models = "-" if row["models"] is None else f"{row['models']:.1f}"
         kept = "-" if row["certified"] is None else f"{row['certified']:.0%}"
-        lines.append(
-            f"| {row['model']} | {row['sites']}, {row['kind']} | {row['rule']} | {seconds} | {models} | {kept} |"
-        )
+        cells = (row["model"], f"{row['sites']}, {row['kind']}", row["rule"], seconds, models, kept)
+        lines.append(f"| {' | '.join(cells)} | {len(row.get('all_seconds', []))} |")
     if missing:
         lines += [
             "",
