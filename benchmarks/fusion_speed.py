@@ -174,7 +174,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "Printed by `python benchmarks/fusion_speed.py --out docs/results/fusion_speed`: median over so many processes",
         "(the JSON has every one's seconds), two cores, nothing else running. Rows are kept between runs: these were",
-        "measured on one machine within one day, at several commits. Memory: peak beyond the sites' and the global model,",
+        "measured on one machine within one day, at several commits. Memory: peak beyond sites' and global model,",
         "in models. *Left as they were*: sites (for `match`: spaces) found in place already.",
         "",
         "| model | sites | rule | seconds | peak memory (models) | left as they were | processes |",
