@@ -1,4 +1,4 @@
-"""Circuit averaging where it changes what a head computes, plain averaging elsewhere: how OPM averages what it matched.
+"""Circuit averaging where sites disagree on what a head computes, plain averaging elsewhere: how OPM averages.
 
 The mean of products holds what the sites' drifts have in common in both factors, their covariance. After long local
 training that is much of what was learned; after short training it is little, and adds up over the rounds: heads grow,
@@ -14,8 +14,8 @@ from popmi_core.fusion import circuit
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Symmetry, Update
 
-# Of the mean product's norm. Plain averaging misses 1 to 5 % of it after a local epoch, 7 to 25 % after five.
-TOLERANCE = 0.05
+# Products spread by 0.2 to 0.5 of their mean's norm after one local epoch, by 0.6 to 1 after five of the first rounds.
+WITHIN = 0.5
 
 
 def fuse(
@@ -26,14 +26,14 @@ def fuse(
     config: FuseConfig,
     scorer: Scorer | None = None,
 ) -> Fused:
-    """Average as ``circuit`` does, but leave the heads whose plain average makes the mean product, or nearly.
+    """Average as ``circuit`` does, but plainly the heads on whose products the sites agree.
 
-    Nearly: the two products differ by at most 5 % of the mean product's norm (Frobenius, gamma, beta and LayerScale
-    folded in), and by no more than the sites' products differ among themselves. So a basis that one site turned inside
-    a head is noticed, by however little, unless its products differ by more. Where all heads stay, the result is the
-    plain average bit for bit. Low-rank adapters are always averaged as products.
+    Agree: the products (gamma, beta and LayerScale folded in) spread about their mean by at most half of its norm, and
+    the plain average's product is no further from that mean than half the spread. So a basis that a site turned inside
+    a head is noticed by however little it was turned, unless the products differ by more. Where the sites agree on all
+    heads, the result is the plain average bit for bit. Low-rank adapters are always averaged as products.
 
     Raises:
         UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
     """
-    return circuit.fuse(updates, reference=reference, symmetry=symmetry, config=config, tolerance=TOLERANCE)
+    return circuit.fuse(updates, reference=reference, symmetry=symmetry, config=config, within=WITHIN)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from popmi_core.config import FuseConfig
 from popmi_core.fusion import average
-from popmi_core.fusion.products import Factors, aligned_mean, mean_product, rows_serve, serves
+from popmi_core.fusion.products import Factors, agreed, agreed_rows, aligned_mean, mean_product
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Symmetry, Update, cast
 from popmi_core.matching import canonicalise
@@ -36,7 +36,7 @@ def fuse(
     symmetry: Symmetry | None = None,
     config: FuseConfig,
     scorer: Scorer | None = None,
-    tolerance: float = 0.0,
+    within: float = 0.0,
 ) -> Fused:
     """Average heads as products and everything else as weights, both weighted by num_examples.
 
@@ -45,8 +45,8 @@ def fuse(
     Heads whose bases are not free are averaged plainly; the notes say so for every attention layer. A lone site's
     model is returned as it is. Memory beyond updates and result: one attention layer of all sites, a few times.
 
-    ``tolerance``: a head of the plain average stays where it makes the mean product to within this share of its norm
-    (see ``adaptive_circuit``); a layer of such heads only is the plain average's, bit for bit. 0: products always.
+    ``within``: a head on whose products the sites agree to this share is averaged plainly (see ``adaptive_circuit``);
+    a layer of such heads only is the plain average's, bit for bit. 0: products always.
 
     Raises:
         UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
@@ -58,7 +58,7 @@ def fuse(
         return replace(plain, notes={"all": "one site only: its model as it is"})
     heads = {name for name, space in symmetry.spaces.items() if space.kind == "heads"}
     states = [(plain.weights[update.site], update.state) for update in sorted(updates, key=lambda update: update.site)]
-    notes = mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=heads, tolerance=tolerance)
+    notes = mean_heads(states, plain.state, reference=reference, symmetry=symmetry, spaces=heads, within=within)
     whole = {name for name in heads if all(axis.tensor in reference for axis in symmetry.of(name))}
     notes |= {name: _why_plain(symmetry, name) for name in sorted(whole - set(notes))}
     return replace(plain, notes=notes or {"all": "plain average: no head with known symmetry was exchanged"})
@@ -77,7 +77,7 @@ def mean_heads(
     reference: State,
     symmetry: Symmetry,
     spaces: Collection[str],
-    tolerance: float = 0.0,
+    within: float = 0.0,
 ) -> dict[str, str]:
     """Put averages of products in place of the plain ones, layer by layer, and return a note for every space.
 
@@ -87,7 +87,7 @@ def mean_heads(
         reference: Whose bases the factors are turned to; gives the number formats.
         symmetry: Says where the factors lie.
         spaces: Names of ``heads`` spaces; those that were not exchanged whole are left out.
-        tolerance: Which heads of the plain average stay (see ``fuse``); low-rank factors never do.
+        within: Which heads of the plain average stay (see ``fuse``); low-rank factors never do.
     """
     notes: dict[str, str] = {}
     dtype = torch.float64 if sum(like.numel() for like in reference.values()) <= _LARGE else torch.float32
@@ -99,10 +99,10 @@ def mean_heads(
         parts = [
             _Part(sites, target, unfused, group, space, part) for space in group.spaces.values() for part in space.maps
         ]
-        stays = [part.stays(tolerance) for part in parts]
-        if tolerance and all(bool(heads.all()) for heads in stays):
+        stays = [part.stays(within) for part in parts]
+        if within and all(bool(heads.all()) for heads in stays):
             # Bit for bit the plain average, which folding and unfolding would round.
-            notes |= dict.fromkeys(group.spaces, "plain average: its heads make the mean products")
+            notes |= dict.fromkeys(group.spaces, "plain average: the sites agree on its heads")
             continue
         folded = {name: _mean([(w, s[name]) for w, s in sites]) for name in sorted(names)}
         said: dict[str, list[str]] = {name: [] for name in group.spaces}
@@ -126,14 +126,14 @@ class _Part:
     space: Space
     name: str
 
-    def stays(self, tolerance: float) -> Bool[Tensor, " heads"]:
+    def stays(self, within: float) -> Bool[Tensor, " heads"]:
         """Return which heads of the plain average stay as they are."""
         kind = self.space.maps[self.name]
-        if kind == "fixed" or not tolerance or self.name == "factor":
+        if kind == "fixed" or not within or self.name == "factor":
             return torch.full((self.space.size,), kind == "fixed")
         if kind == "linear":
-            return serves(self._factors(), self._factors_of(self.plain), tolerance=tolerance)
-        return rows_serve(self._rows(), self._read(self.plain), like=self._read(self.target), tolerance=tolerance)
+            return agreed(self._factors(), self._factors_of(self.plain), within=within)
+        return agreed_rows(self._rows(), self._read(self.plain), like=self._read(self.target), within=within)
 
     def mean(self, folded: Mapping[str, Tensor], stays: Bool[Tensor, " heads"]) -> tuple[dict[str, Tensor], str]:
         """Return the folded mean with the heads that do not stay averaged as their symmetry allows, and how."""

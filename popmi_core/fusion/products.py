@@ -74,38 +74,39 @@ def mean_product(rows: Iterable[tuple[float, Factors]], *, like: Factors) -> tup
     return Factors(turned[..., : left.shape[-1]], turned[..., left.shape[-1] :]), kept
 
 
-def serves(rows: Sequence[tuple[float, Factors]], plain: Factors, *, tolerance: float) -> Bool[Tensor, " *heads"]:
-    """Return for which heads the ``plain`` factors make the weighted mean product, or nearly.
+def agreed(rows: Sequence[tuple[float, Factors]], plain: Factors, *, within: float) -> Bool[Tensor, " *heads"]:
+    """Return for which heads the rows agree on the product, and ``plain`` factors make it nearly.
 
-    Nearly: the difference is at most ``tolerance`` of the mean product's norm, and at most the spread of the products
-    about their mean (root mean square). Where products agree better than their factors it is the basis that differs.
-    The answer is the same for every basis that all sites share. Frobenius norms; no product is formed.
+    Agree: the products' spread about their weighted mean (root mean square) is at most ``within`` of its norm. Nearly:
+    the product of ``plain`` is no further from that mean than ``within`` of the spread; where products agree better
+    than their factors, it is the basis that differs. The answer is the same for every basis that all rows share.
+    Frobenius norms; no product is formed.
     """
     left, right, _ = _stacked(rows)
     mean, size = _inner(left, right, left, right), _inner(plain.left, plain.right, plain.left, plain.right)
     each = torch.stack([weight * _inner(f.left, f.right, f.left, f.right) for weight, f in rows]).sum(dim=0)
     apart = mean - 2 * _inner(left, right, plain.left, plain.right) + size
-    return _close(apart, each - mean, mean, tolerance)
+    return _close(apart, each - mean, mean, within)
 
 
-def rows_serve(
+def agreed_rows(
     rows: Sequence[tuple[float, Float[Tensor, "*heads rank width"]]],
     plain: Float[Tensor, "*heads rank width"],
     *,
     like: Float[Tensor, "*heads rank width"],
-    tolerance: float,
+    within: float,
 ) -> Bool[Tensor, " *heads"]:
     """Return the same for rows that are averaged after they were turned to ``like`` (see ``aligned_mean``)."""
     turned = [(weight, polar(like @ factors.mT) @ factors) for weight, factors in rows]
     mean = _mean(turned)
     spread = torch.stack([weight * (factors - mean).square().sum((-2, -1)) for weight, factors in turned]).sum(dim=0)
-    return _close((plain - mean).square().sum((-2, -1)), spread, mean.square().sum((-2, -1)), tolerance)
+    return _close((plain - mean).square().sum((-2, -1)), spread, mean.square().sum((-2, -1)), within)
 
 
-def _close(apart: Tensor, spread: Tensor, mean: Tensor, tolerance: float) -> Tensor:
+def _close(apart: Tensor, spread: Tensor, mean: Tensor, within: float) -> Tensor:
     """Compare squared norms; what rounding leaves of equal ones is nothing."""
     rounding = _ROUNDING[mean.dtype] * mean
-    return (apart <= tolerance**2 * mean + rounding) & (apart <= spread + rounding)
+    return (spread <= within**2 * mean + rounding) & (apart <= within**2 * spread + rounding)
 
 
 def _inner(left: Tensor, right: Tensor, other_left: Tensor, other_right: Tensor) -> Tensor:
