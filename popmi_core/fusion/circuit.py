@@ -95,9 +95,9 @@ def mean_heads(
         names = touched(reference, group) & set(reference)
         sites = [(weight, canonicalise({n: state[n] for n in names}, group, dtype)) for weight, state in states]
         target = canonicalise({name: reference[name] for name in names}, group, dtype)
-        unfused = canonicalise({name: plain[name] for name in names}, group, dtype)
+        averaged = canonicalise({name: plain[name] for name in names}, group, dtype) if within else {}
         parts = [
-            _Part(sites, target, unfused, group, space, part) for space in group.spaces.values() for part in space.maps
+            _Part(sites, target, averaged, group, space, part) for space in group.spaces.values() for part in space.maps
         ]
         stays = [part.stays(within) for part in parts]
         if within and all(bool(heads.all()) for heads in stays):
@@ -143,11 +143,14 @@ class _Part:
         among = f", {int(stays.sum())} of {len(stays)} heads plain" if bool(stays.any()) else ""
         if kind == "linear":
             mean, kept = mean_product(self._factors(), like=self._factors_of(self.target))
-            plain = self._factors_of(self.plain)
-            left, right = _chosen(stays, plain.left, mean.left), _chosen(stays, plain.right, mean.right)
+            left, right = mean.left.double(), mean.right.double()
+            if among:
+                plain = self._factors_of(self.plain)
+                left, right = _chosen(stays, plain.left, left), _chosen(stays, plain.right, right)
             return put_factors(folded, self.group, self.space.name, self.name, left, right), f"kept {kept:.1%}{among}"
-        rows = aligned_mean(self._rows(), like=self._read(self.target))
-        return self._write(folded, _chosen(stays, self._read(self.plain), rows)), f"turned to the reference{among}"
+        rows = aligned_mean(self._rows(), like=self._read(self.target)).double()
+        rows = _chosen(stays, self._read(self.plain), rows) if among else rows
+        return self._write(folded, rows), f"turned to the reference{among}"
 
     def _factors(self) -> list[tuple[float, Factors]]:
         return [(weight, self._factors_of(state)) for weight, state in self.sites]

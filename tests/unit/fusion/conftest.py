@@ -113,3 +113,20 @@ def shuffle() -> Callable[..., dict[str, Tensor]]:
         return move(state, group, moves)
 
     return make
+
+
+@pytest.fixture
+def windowed() -> Callable[[str], nn.Module]:
+    """A small Swin, V1 or V2, with every weight away from its start."""
+
+    def make(name: str) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            shape = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
+            model: nn.Module = timm.create_model(name, num_classes=3, **shape).double().eval()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        return model
+
+    return make

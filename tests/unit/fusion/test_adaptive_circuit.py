@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import timm
 import torch
 
 from popmi_core.adapters.lora import add_lora
@@ -36,18 +35,8 @@ def updates_of(states, counts=None):
     return [Update(f"site_{index}", state, count) for index, (state, count) in enumerate(pairs)]
 
 
-def windowed(name):
-    torch.manual_seed(0)
-    shape = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
-    model = timm.create_model(name, num_classes=3, **shape).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
 @pytest.fixture(params=["vit", *WINDOWED])
-def model(request, small_vit):
+def model(request, small_vit, windowed):
     return small_vit() if request.param == "vit" else windowed(request.param)
 
 
@@ -132,7 +121,7 @@ def test_turned_bases_inside_heads_cost_nothing_however_small_the_angle(small_vi
 def test_the_verdict_does_not_depend_on_how_all_sites_spell_their_heads(small_vit):
     model = small_vit()
     symmetry, reference = describe_model(model), clone(model)
-    states = [drifted(reference, share, seed) for seed, share in enumerate((0.05, 0.3))]
+    states = [drifted(reference, share, seed) for seed, share in enumerate((0.05, 0.5))]
     element = random_element(symmetry.only("heads"), torch.Generator().manual_seed(0))
     other = [apply(state, symmetry, element, like=reference) for state in states]
 
@@ -141,7 +130,9 @@ def test_the_verdict_does_not_depend_on_how_all_sites_spell_their_heads(small_vi
         for given, start in ((states, reference), (other, apply(reference, symmetry, element)))
     ]
 
-    assert [note.count("plain") for note in notes[0].values()] == [note.count("plain") for note in notes[1].values()]
+    # Some heads stay and some do not, and the rank keeps the same share.
+    assert notes[0] == notes[1]
+    assert any("1 of 2 heads plain" in note for note in notes[0].values())
 
 
 def test_a_site_with_hardly_any_examples_decides_nothing(small_vit):

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import timm
 import torch
 
 from popmi_core.fusion import Update, circuit, fuse
@@ -32,16 +31,6 @@ def drift(state, share, seed):
 
 def updates_of(states):
     return [Update(f"site_{index}", state, 10 + index) for index, state in enumerate(states)]
-
-
-def windowed(name):
-    torch.manual_seed(0)
-    shape = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
-    model = timm.create_model(name, num_classes=3, **shape).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
 
 
 def inside_heads(symmetry, seed):
@@ -90,7 +79,7 @@ def test_another_basis_inside_one_sites_heads_changes_nothing(small_vit, outputs
 
 
 @pytest.mark.parametrize("name", WINDOWED)
-def test_windowed_attention_is_averaged_as_what_it_computes(outputs, name):
+def test_windowed_attention_is_averaged_as_what_it_computes(outputs, windowed, name):
     model = windowed(name)
     symmetry, reference = describe_model(model), clone(model)
     states = [drift(reference, 0.05, seed) for seed in range(2)]
