@@ -41,8 +41,8 @@ from popmi_core.protocol import derive_seed
 
 ROUNDS, EPOCHS = (3, 10, 18), (1, 5)
 PLAIN = "fedavg 1 x 20"
-INTRODUCTION = """From the same updates of five sites, {seeds} seeds: loss (nats) and AUROC on the sites' validation images
-beside those of the plain average, median (lowest to highest). Printed by
+INTRODUCTION = """From the same updates of five sites, {seeds} seeds: loss (nats) and AUROC on the sites' validation
+images beside those of the plain average, median (lowest to highest). Printed by
 `python benchmarks/federated/one_round.py --out docs/results/one_round`.
 """
 
