@@ -10,11 +10,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 from torch import Tensor
@@ -69,22 +69,104 @@ def load_state(path: Path, *, sha256: str | None = None) -> tuple[dict[str, Tens
     if sha256 is not None and hashlib.sha256(payload).hexdigest() != sha256:
         got = hashlib.sha256(payload).hexdigest()
         raise ModelError(f"{path} has sha256 {got}, expected {sha256}. Copy the file again.")
+    _refuse_pickle(path, payload)
+    try:
+        tensors = parse_tensors(payload)
+        notes = _metadata(payload)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _unreadable(path, len(payload), error) from error
+    tensors = {name: tensors[name] for name in sorted(tensors)}
+    _verify(path, tensors, notes)
+    return tensors, _own_notes(notes)
+
+
+class FileState(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, sorted by name, each read when it is asked for; none is held here.
+
+    ``more``: further tensors, held in memory, that take part as if they were in the file.
+    """
+
+    def __init__(self, path: Path, more: Mapping[str, Tensor] | None = None) -> None:
+        self._path, self._more = path, dict(more or {})
+        with safe_open(path, "pt") as file:
+            self._inside = set(file.keys())
+        self._names = sorted(self._inside | set(self._more))
+        self._seen = _identity(path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read one tensor.
+
+        Raises:
+            KeyError: If there is none of this name.
+            ModelError: If the file was changed or removed since it was opened.
+        """
+        if name in self._more:
+            return self._more[name]
+        if name not in self._inside:
+            raise KeyError(name)
+        try:
+            with safe_open(self._path, "pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+            unchanged = _identity(self._path) == self._seen
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{self._path} can no longer be read: {error}. Leave the file alone meanwhile.") from error
+        if not unchanged:
+            raise ModelError(f"{self._path} was changed while it was in use. Leave the file alone meanwhile.")
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def with_more(self, more: Mapping[str, Tensor]) -> FileState:
+        """Return the same file with further tensors."""
+        return FileState(self._path, {**self._more, **more})
+
+
+def open_state(path: Path) -> tuple[FileState, dict[str, str]]:
+    """Return what ``load_state`` does with tensors that stay in the file: for many models, or large ones.
+
+    It is read once here, a tensor at a time, to verify it.
+
+    Raises:
+        ModelError: If the file is missing, no safetensors, truncated, or altered since it was written.
+    """
+    try:
+        with path.open("rb") as file:
+            _refuse_pickle(path, file.read(_LENGTH_BYTES + 1))
+        state = FileState(path)
+        with safe_open(path, "pt") as file:
+            notes = dict(file.metadata() or {})
+    except OSError as error:
+        raise ModelError(f"cannot read checkpoint {path}: {error.strerror}. Check the path.") from error
+    except SafetensorError as error:
+        raise _unreadable(path, path.stat().st_size, error) from error
+    _verify(path, state, notes)
+    return state, _own_notes(notes)
+
+
+def _identity(path: Path) -> tuple[int, int, int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _refuse_pickle(path: Path, payload: bytes) -> None:
     # A header length may happen to look like a pickle's first byte; a header never looks like a pickle.
     if payload.startswith(_PICKLE_STARTS) and payload[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
         raise ModelError(
             f"{path} refused: not safetensors but a pickle, which can run code. Convert it where it was made "
             "with safetensors.torch.save_file."
         )
-    try:
-        tensors = parse_tensors(payload)
-        notes = _metadata(payload)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{path} refused: not safetensors, or truncated ({len(payload)} bytes: {error}). Copy the file again."
-        ) from error
-    tensors = {name: tensors[name] for name in sorted(tensors)}
-    _verify(path, tensors, notes)
-    return tensors, {key: notes[key] for key in sorted(notes) if key not in (_FORMAT_KEY, _DIGEST_KEY)}
+
+
+def _unreadable(path: Path, size: int, error: Exception) -> ModelError:
+    return ModelError(f"{path} refused: not safetensors, or truncated ({size} bytes: {error}). Copy the file again.")
+
+
+def _own_notes(notes: Mapping[str, str]) -> dict[str, str]:
+    return {key: notes[key] for key in sorted(notes) if key not in (_FORMAT_KEY, _DIGEST_KEY)}
 
 
 def file_sha256(path: Path) -> str:

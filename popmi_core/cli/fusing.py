@@ -18,6 +18,7 @@ from popmi_core.fusion import Fused, State, Update, fuse, needs
 from popmi_core.fusion.gate import never_worse
 from popmi_core.fusion.opm import Basis, medoid
 from popmi_core.fusion.path import distance, evaluate
+from popmi_core.fusion.shelf import shelf_for
 from popmi_core.matching import Matcher, describe_model
 from popmi_core.matching.symmetry import Symmetry
 
@@ -135,19 +136,21 @@ def _matched(job: Job, rule: str, symmetry: Symmetry, chosen: Reference) -> Outc
     model, size = job.architecture.model, job.architecture.image_size
     aligner = Aligner(reference, symmetry, model, method=job.match, image_size=size)
     updates, moves, distances, notes = [], {}, {}, {}
-    for update in job.updates:
-        seen = inputs.seen(update.site) if job.match in WITH_IMAGES else None
-        found = aligner.match(update.state, label=update.site, seen=seen)
-        moves[update.site] = layer_moves(found, aligner.symmetry)
-        distances[update.site] = (distance(reference, update.state), distance(reference, found.state))
-        if found.note:
-            notes[f"match.{update.site}"] = found.note
-        updates.append(replace(update, state=found.state))
-    then = AFTER_MATCHING[rule]
-    fused = fuse(
-        then, inputs.with_grams([then], updates), reference=reference, symmetry=symmetry, config=FuseConfig(),
-        scorer=inputs.scorer(),
-    )  # fmt: skip
+    with shelf_for(job.updates) as shelf:
+        for update in job.updates:
+            seen = inputs.seen(update.site) if job.match in WITH_IMAGES else None
+            found = aligner.match(update.state, label=update.site, seen=seen)
+            moves[update.site] = layer_moves(found, aligner.symmetry)
+            distances[update.site] = (distance(reference, update.state), distance(reference, found.state))
+            if found.note:
+                notes[f"match.{update.site}"] = found.note
+            moved = not all(found.identity.values())
+            updates.append(shelf.take(replace(update, state=found.state)) if moved else update)
+        then = AFTER_MATCHING[rule]
+        fused = fuse(
+            then, inputs.with_grams([then], updates), reference=reference, symmetry=symmetry, config=FuseConfig(),
+            scorer=inputs.scorer(),
+        )  # fmt: skip
     return Outcome(replace(fused, notes={**fused.notes, **notes}), rule, chosen, moves, distances)
 
 

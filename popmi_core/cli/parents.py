@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from popmi_core.adapters import attach
-from popmi_core.checkpoints import file_sha256, load_state
+from popmi_core.checkpoints import FileState, file_sha256, open_state
 from popmi_core.errors import ConfigError, ModelError
 from popmi_core.groups import point_group
 from popmi_core.matching.check import input_shape
@@ -39,12 +39,15 @@ _BACKBONE = "backbone."
 
 @dataclass(frozen=True)
 class Parent:
-    """One model file: a label no other parent has, the file's name without folders, its sha256, tensors and notes."""
+    """One model file: a label no other parent has, the file's name without folders, its sha256, tensors and notes.
+
+    Tensors stay in the file until they are asked for.
+    """
 
     label: str
     file: str
     sha256: str
-    state: dict[str, Tensor]
+    state: FileState
     notes: dict[str, str]
 
 
@@ -78,7 +81,7 @@ def read_parent(path: Path) -> Parent:
     Raises:
         ModelError: If it is missing, no safetensors, damaged, or holds NaN or infinity.
     """
-    state, notes = load_state(path)
+    state, notes = open_state(path)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{path}: '{name}' holds NaN or infinity, expected finite weights. Take another file.")
@@ -171,9 +174,9 @@ def fitted(parents: Sequence[Parent], architecture: Architecture) -> list[Parent
     whole = []
     for parent in parents:
         counters = {n: t.clone() for n, t in own.items() if n not in parent.state and not t.is_floating_point()}
-        state = {**parent.state, **counters}
+        state = parent.state.with_more(counters)
         _check(parent.file, state, own, architecture.name)
-        whole.append(replace(parent, state={key: state[key] for key in own}))
+        whole.append(replace(parent, state=state))
     return whole
 
 

@@ -8,7 +8,7 @@ head may only be rotated (cosine attention), its factors are turned to the refer
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from popmi_core.config import FuseConfig
 from popmi_core.fusion import average
-from popmi_core.fusion.products import Factors, agreed, agreed_rows, aligned_mean, mean_product
+from popmi_core.fusion.products import AlignedSum, Factors, ProductSum, agreed, mean_product
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Symmetry, Update, cast
 from popmi_core.matching import canonicalise
@@ -93,18 +93,21 @@ def mean_heads(
     dtype = torch.float64 if sum(like.numel() for like in reference.values()) <= _LARGE else torch.float32
     for group in _groups(symmetry, spaces, reference):
         names = touched(reference, group) & set(reference)
-        sites = [(weight, canonicalise({n: state[n] for n in names}, group, dtype)) for weight, state in states]
         target = canonicalise({name: reference[name] for name in names}, group, dtype)
         averaged = canonicalise({name: plain[name] for name in names}, group, dtype) if within else {}
-        parts = [
-            _Part(sites, target, averaged, group, space, part) for space in group.spaces.values() for part in space.maps
-        ]
+        parts = [_Part(target, averaged, group, space, part) for space in group.spaces.values() for part in space.maps]
+        folded = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in sorted(target.items())}
+        for weight, state in states:
+            own = canonicalise({name: state[name] for name in names}, group, dtype)
+            for name, total in folded.items():
+                total.add_(own[name], alpha=weight)
+            for part in parts:
+                part.add(weight, own)
         stays = [part.stays(within) for part in parts]
         if within and all(bool(heads.all()) for heads in stays):
             # Bit for bit the plain average, which folding and unfolding would round.
             notes |= dict.fromkeys(group.spaces, "plain average: the sites agree on its heads")
             continue
-        folded = {name: _mean([(w, s[name]) for w, s in sites]) for name in sorted(names)}
         said: dict[str, list[str]] = {name: [] for name in group.spaces}
         for part, heads in zip(parts, stays, strict=True):
             folded, kept = part.mean(folded, heads)
@@ -115,51 +118,48 @@ def mean_heads(
     return notes
 
 
-@dataclass(frozen=True)
 class _Part:
-    """One part of the heads of a space in all sites' folded weights, in the reference's and in the plain average's."""
+    """One part of the heads of a space: its mean over the sites' folded weights, which come one at a time."""
 
-    sites: Sequence[tuple[float, State]]
-    target: State
-    plain: State
-    group: Symmetry
-    space: Space
-    name: str
+    def __init__(self, target: State, plain: State, group: Symmetry, space: Space, name: str) -> None:
+        self.target, self.plain, self.group, self.space, self.name = target, plain, group, space, name
+        self.products = ProductSum()
+        self.aligned = AlignedSum(self._read(target)) if space.maps[name] == "orthogonal" else None
+
+    def add(self, weight: float, state: State) -> None:
+        """Add what a site computes here."""
+        if self.aligned is not None:
+            self.aligned.add(weight, self._read(state))
+        elif self.space.maps[self.name] == "linear":
+            self.products.add(weight, self._factors_of(state))
 
     def stays(self, within: float) -> Bool[Tensor, " heads"]:
         """Return which heads of the plain average stay as they are."""
         kind = self.space.maps[self.name]
         if kind == "fixed" or not within or self.name == "factor":
             return torch.full((self.space.size,), kind == "fixed")
-        if kind == "linear":
-            return agreed(self._factors(), self._factors_of(self.plain), within=within)
-        return agreed_rows(self._rows(), self._read(self.plain), like=self._read(self.target), within=within)
+        if self.aligned is not None:
+            return self.aligned.agreed(self._read(self.plain), within=within)
+        return agreed(self.products, self._factors_of(self.plain), within=within)
 
     def mean(self, folded: Mapping[str, Tensor], stays: Bool[Tensor, " heads"]) -> tuple[dict[str, Tensor], str]:
         """Return the folded mean with the heads that do not stay averaged as their symmetry allows, and how."""
-        kind = self.space.maps[self.name]
-        if kind == "fixed":
+        if self.space.maps[self.name] == "fixed":
             return dict(folded), "plain (its basis is fixed)"
         among = f", {int(stays.sum())} of {len(stays)} heads plain" if bool(stays.any()) else ""
-        if kind == "linear":
-            mean, kept = mean_product(self._factors(), like=self._factors_of(self.target))
-            left, right = mean.left.double(), mean.right.double()
-            if among:
-                plain = self._factors_of(self.plain)
-                left, right = _chosen(stays, plain.left, left), _chosen(stays, plain.right, right)
-            return put_factors(folded, self.group, self.space.name, self.name, left, right), f"kept {kept:.1%}{among}"
-        rows = aligned_mean(self._rows(), like=self._read(self.target)).double()
-        rows = _chosen(stays, self._read(self.plain), rows) if among else rows
-        return self._write(folded, rows), f"turned to the reference{among}"
-
-    def _factors(self) -> list[tuple[float, Factors]]:
-        return [(weight, self._factors_of(state)) for weight, state in self.sites]
+        if self.aligned is not None:
+            rows = self.aligned.mean.double()
+            rows = _chosen(stays, self._read(self.plain), rows) if among else rows
+            return self._write(folded, rows), f"turned to the reference{among}"
+        mean, kept = mean_product(self.products, like=self._factors_of(self.target))
+        left, right = mean.left.double(), mean.right.double()
+        if among:
+            plain = self._factors_of(self.plain)
+            left, right = _chosen(stays, plain.left, left), _chosen(stays, plain.right, right)
+        return put_factors(folded, self.group, self.space.name, self.name, left, right), f"kept {kept:.1%}{among}"
 
     def _factors_of(self, state: State) -> Factors:
         return Factors(*factors(state, self.group, self.space.name, self.name))
-
-    def _rows(self) -> list[tuple[float, Tensor]]:
-        return [(weight, self._read(state)) for weight, state in self.sites]
 
     def _axes(self) -> list[Axis]:
         return [axis for axis in self.group.of(self.space.name) if axis.part == self.name]
@@ -219,7 +219,3 @@ def _claims(symmetry: Symmetry, spaces: Collection[str], reference: State) -> li
             claimed |= tensors
             found.append(name)
     return sorted(found, key=list(symmetry.spaces).index)
-
-
-def _mean(rows: Sequence[tuple[float, Tensor]]) -> Tensor:
-    return sum((weight * tensor.double() for weight, tensor in rows), torch.zeros_like(rows[0][1], dtype=torch.float64))

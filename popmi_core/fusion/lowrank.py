@@ -13,7 +13,7 @@ from torch import Tensor
 
 from popmi_core.config import FuseConfig
 from popmi_core.fusion import average, circuit
-from popmi_core.fusion.products import Factors, mean_product
+from popmi_core.fusion.products import Factors, ProductSum, mean_product
 from popmi_core.fusion.score import Scorer
 from popmi_core.fusion.update import Fused, State, Symmetry, Update, cast, in_order
 
@@ -47,8 +47,8 @@ def fuse(
     state = plain.state
     notes, known = _described(ordered, plain, reference, symmetry)
     for first, second in adapter_pairs({name: like for name, like in reference.items() if name not in known}):
-        sites = [(plain.weights[update.site], _read(update.state, first, second)) for update in ordered]
-        mean, kept = mean_product(sites, like=_read(reference, first, second))
+        sites = ((plain.weights[update.site], _read(update.state, first, second)) for update in ordered)
+        mean, kept = mean_product(ProductSum(sites), like=_read(reference, first, second))
         state[first] = cast(mean.right.reshape(reference[first].shape), reference[first])
         state[second] = cast(mean.left.mT.reshape(reference[second].shape), reference[second])
         notes[first] = f"product average, kept {kept:.1%}"

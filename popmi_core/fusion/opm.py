@@ -11,6 +11,7 @@ from popmi_core.errors import ConfigError
 from popmi_core.fusion import adaptive_circuit
 from popmi_core.fusion.average import streamed_mean, weighted_mean
 from popmi_core.fusion.score import Scoreboard, Scorer
+from popmi_core.fusion.shelf import Shelf, shelf_for
 from popmi_core.fusion.update import Fused, State, Symmetry, Update, in_order, shares
 from popmi_core.matching import Matched, Matcher
 from popmi_core.matching.elements import Element
@@ -43,7 +44,8 @@ def fuse(
     model is matched to the mean of the others until they settle (as MergeMany of Git Re-Basin, arXiv:2209.04836,
     algorithm 3). All maps go through one basis, so that they are consistent around every cycle. ``match.<site>`` in
     the notes says what moved. A lone site's model is returned as it is. Memory beyond the updates: a copy of each
-    model that moved (none where sites started from the global model), and one attention layer of all sites in float64.
+    model that moved (none where sites started from the global model). Models that stay in files (``open_state``) are
+    read tensor by tensor and copies wait in temporary files: memory then does not grow with the number of sites.
 
     ``restarts``: further descents in random order, for nets without a rotated stream. ``starts_of``: gives, for a
     site's name and the model whose basis counts, further places to begin from (``start_from`` of activation
@@ -55,9 +57,10 @@ def fuse(
         UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
     """
     search = Search(sweeps, restarts, starts_of, scorer)
-    basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search)
-    aligned = list(basis.aligned())
-    fused = adaptive_circuit.fuse(aligned, reference=basis.reference, symmetry=symmetry, config=config)
+    with shelf_for(updates) as shelf:
+        basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search, shelf=shelf)
+        aligned = [shelf.take(update) for update in basis.aligned()]
+        fused = adaptive_circuit.fuse(aligned, reference=basis.reference, symmetry=symmetry, config=config)
     return replace(fused, notes={**fused.notes, **basis.notes})
 
 
@@ -106,8 +109,9 @@ class Basis:
         symmetry: Symmetry | None,
         anchor: Anchor = "reference",
         search: Search | None = None,
+        shelf: Shelf | None = None,
     ) -> Basis:
-        """Check the updates and settle whose basis counts (see ``fuse``).
+        """Check the updates and settle whose basis counts (see ``fuse``); models moved on the way go to the shelf.
 
         Raises:
             ConfigError: If there is no such anchor.
@@ -122,7 +126,7 @@ class Basis:
         centre = medoid(ordered, symmetry, sweeps=search.sweeps)
         basis = cls(ordered, centre.state, symmetry, search, {"match": f"in the basis of {centre.site}"})
         if anchor == "mean_of_others":
-            _settle(basis, weights)
+            _settle(basis, weights, shelf or Shelf(None))
         return basis
 
     def aligned(self) -> Iterator[Update]:
@@ -140,7 +144,7 @@ class Basis:
         # A model that was moved before and stays where it is now has still been moved.
         self.moved[update.site] = moved | self.moved.get(update.site, set())
         self.notes[f"match.{update.site}"] = _said(found, len(self.moved[update.site]))
-        return replace(update, state=found.state, grams={} if moved else update.grams)
+        return replace(update, state=found.state, grams={}) if moved else update
 
 
 def medoid(updates: Sequence[Update], symmetry: Symmetry, *, sweeps: int = 10) -> Update:
@@ -165,9 +169,9 @@ def _distance(update: Update, matcher: Matcher) -> float:
     return update.num_examples * (found.distances[-1] if found.distances else 0.0)
 
 
-def _settle(basis: Basis, weights: dict[str, float]) -> None:
+def _settle(basis: Basis, weights: dict[str, float], shelf: Shelf) -> None:
     """Match each model to the mean of the others until they settle; the basis then reads their mean."""
-    models = list(basis.aligned())
+    models = [shelf.take(update) for update in basis.aligned()]
     spread = _spread(models, weights)
     for cycle in range(_CYCLES):
         tried, notes, moved = list(models), dict(basis.notes), dict(basis.moved)
@@ -177,7 +181,7 @@ def _settle(basis: Basis, weights: dict[str, float]) -> None:
             mean = streamed_mean(((weight / mass, state) for weight, state in others), reference=basis.reference)
             # They are near by now: the descent needs no other start.
             matcher = Matcher(mean, basis.symmetry, sweeps=basis.search.sweeps)
-            tried[index] = basis.put(update, matcher.match(update.state, site=update.site))
+            tried[index] = shelf.take(basis.put(update, matcher.match(update.state, site=update.site)))
         after = _spread(tried, weights)
         if after >= spread:
             basis.notes, basis.moved = notes, moved

@@ -14,6 +14,7 @@ from popmi_core.fusion.average import streamed_mean, weighted_mean
 from popmi_core.fusion.greedy_soup import Measure
 from popmi_core.fusion.opm import Anchor, Basis, Search, StartsOf
 from popmi_core.fusion.score import Scorer
+from popmi_core.fusion.shelf import shelf_for
 from popmi_core.fusion.update import Fused, State, Symmetry, Update, shares
 
 # A site's name and its aligned model -> the Gram matrices of that model on the site's images.
@@ -41,12 +42,13 @@ def fuse(
         UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
     """
     search = Search(sweeps, restarts, starts_of, scorer)
-    basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search)
-    weights = shares(basis.updates)
-    if len(weights) == 1:
-        return Fused(weighted_mean(basis.updates, weights, reference=reference), weights)
-    states = ((weights[update.site], update.state) for update in basis.aligned())
-    return Fused(streamed_mean(states, reference=reference), weights, basis.notes)
+    with shelf_for(updates) as shelf:
+        basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search, shelf=shelf)
+        weights = shares(basis.updates)
+        if len(weights) == 1:
+            return Fused(weighted_mean(basis.updates, weights, reference=reference), weights)
+        states = ((weights[update.site], update.state) for update in basis.aligned())
+        return Fused(streamed_mean(states, reference=reference), weights, basis.notes)
 
 
 def fuse_greedily(
@@ -64,16 +66,17 @@ def fuse_greedily(
 ) -> Fused:
     """Match every update to one basis (see ``opm.fuse``), then take the greedy soup (see ``greedy_soup.fuse``).
 
-    Memory: all aligned models, as trials come back to them.
+    Memory: all aligned models, as trials come back to them (files: see ``opm.fuse``).
 
     Raises:
         ConfigError: If there is no such anchor, no scorer, or no accuracy where that is the measure.
         UpdateError: If an update is unfit (see ``in_order``) or no site can compare all models.
     """
     search = Search(sweeps, restarts, starts_of, scorer)
-    basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search)
-    aligned = list(basis.aligned())
-    fused = greedy_soup.fuse(aligned, reference=reference, config=config, scorer=scorer, measure=measure)
+    with shelf_for(updates) as shelf:
+        basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search, shelf=shelf)
+        aligned = [shelf.take(update) for update in basis.aligned()]
+        fused = greedy_soup.fuse(aligned, reference=reference, config=config, scorer=scorer, measure=measure)
     return replace(fused, notes={**fused.notes, **basis.notes})
 
 
@@ -101,9 +104,11 @@ def fuse_regmean(
             Gram matrix is unfit (see ``regmean.fuse``).
     """
     search = Search(sweeps, restarts, starts_of, scorer)
-    basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search)
-    aligned = [_with_grams(update, grams_of, len(basis.updates)) for update in basis.aligned()]
-    fused = regmean.fuse(aligned, reference=reference, config=config)
+    with shelf_for(updates) as shelf:
+        basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search, shelf=shelf)
+        found = (_with_grams(update, grams_of, len(basis.updates)) for update in basis.aligned())
+        aligned = [shelf.take(update) for update in found]
+        fused = regmean.fuse(aligned, reference=reference, config=config)
     return replace(fused, notes={**fused.notes, **basis.notes})
 
 

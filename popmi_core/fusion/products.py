@@ -6,7 +6,7 @@ bases. The best approximation of the mean product of that rank is its truncated 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,44 @@ class Factors:
         return torch.cat([self.left, self.right], dim=-1)
 
 
-def mean_product(rows: Iterable[tuple[float, Factors]], *, like: Factors) -> tuple[Factors, float]:
+class ProductSum:
+    """A weighted sum of products that takes them one at a time and holds as many rows as a product is wide, at most
+    three times over: memory does not grow with the sites.
+    """
+
+    def __init__(self, rows: Iterable[tuple[float, Factors]] = ()) -> None:
+        self._left: list[Tensor] = []
+        self._right: list[Tensor] = []
+        self._factors, self._size = torch.zeros(()), torch.zeros(())
+        for weight, factors in rows:
+            self.add(weight, factors)
+
+    def add(self, weight: float, factors: Factors) -> None:
+        """Add one product."""
+        left = weight * factors.left
+        self._left.append(left)
+        self._right.append(factors.right)
+        self._factors = self._factors + torch.cat([left, weight * factors.right], dim=-1)
+        self._size = self._size + _inner(left, factors.right, factors.left, factors.right)
+        if sum(part.shape[-2] for part in self._left) > 2 * min(left.shape[-1], factors.right.shape[-1]):
+            self._left, self._right = map(list, zip(_narrowed(*self.stacked()), strict=True))
+
+    def stacked(self) -> tuple[Float[Tensor, "*heads rows fan_out"], Float[Tensor, "*heads rows fan_in"]]:
+        """Return both sides of the sum, whose product it is; the weights are in the left one."""
+        return torch.cat(self._left, dim=-2), torch.cat(self._right, dim=-2)
+
+    @property
+    def factors(self) -> Float[Tensor, "*heads rank fan_out_and_in"]:
+        """Return the sum of the factors themselves, side by side."""
+        return self._factors
+
+    @property
+    def size(self) -> Float[Tensor, "*heads"]:
+        """Return the weighted sum of the products' squared norms."""
+        return self._size
+
+
+def mean_product(products: ProductSum, *, like: Factors) -> tuple[Factors, float]:
     """Return factors of the weighted mean product, of the same rank, and the share of its squared norm they hold.
 
     Within what the product leaves open the factors are put into the basis of ``like``: balanced with the map that
@@ -56,7 +93,7 @@ def mean_product(rows: Iterable[tuple[float, Factors]], *, like: Factors) -> tup
     arXiv:0909.4061, algorithm 4.4; it stops at a gain of 1e-9 of the squared norm, in float32 of 1e-6).
     """
     rank = like.left.shape[-2]
-    left, right, plain = _stacked(rows)
+    (left, right), plain = products.stacked(), products.factors
     narrow = min(left.shape[-2], left.shape[-1], right.shape[-1]) <= _EXACT
     u, s, v = _decompose(left, right) if narrow else _iterate(left, right, like.right, rank)
     root = s[..., :rank].sqrt()[..., None, :]
@@ -74,33 +111,40 @@ def mean_product(rows: Iterable[tuple[float, Factors]], *, like: Factors) -> tup
     return Factors(turned[..., : left.shape[-1]], turned[..., left.shape[-1] :]), kept
 
 
-def agreed(rows: Sequence[tuple[float, Factors]], plain: Factors, *, within: float) -> Bool[Tensor, " *heads"]:
-    """Return for which heads the rows agree on the product, and ``plain`` factors make it nearly.
+def agreed(products: ProductSum, plain: Factors, *, within: float) -> Bool[Tensor, " *heads"]:
+    """Return for which heads the products agree, and ``plain`` factors make their mean nearly.
 
     Agree: the products' spread about their weighted mean (root mean square) is at most ``within`` of its norm. Nearly:
     the product of ``plain`` is no further from that mean than ``within`` of the spread; where products agree better
     than their factors, it is the basis that differs. The answer is the same for every basis that all rows share.
     Frobenius norms; no product is formed.
     """
-    left, right, _ = _stacked(rows)
+    left, right = products.stacked()
     mean, size = _inner(left, right, left, right), _inner(plain.left, plain.right, plain.left, plain.right)
-    each = torch.stack([weight * _inner(f.left, f.right, f.left, f.right) for weight, f in rows]).sum(dim=0)
     apart = mean - 2 * _inner(left, right, plain.left, plain.right) + size
-    return _close(apart, each - mean, mean, within)
+    return _close(apart, products.size - mean, mean, within)
 
 
-def agreed_rows(
-    rows: Sequence[tuple[float, Float[Tensor, "*heads rank width"]]],
-    plain: Float[Tensor, "*heads rank width"],
-    *,
-    like: Float[Tensor, "*heads rank width"],
-    within: float,
-) -> Bool[Tensor, " *heads"]:
-    """Return the same for rows that are averaged after they were turned to ``like`` (see ``aligned_mean``)."""
-    turned = [(weight, polar(like @ factors.mT) @ factors) for weight, factors in rows]
-    mean = _mean(turned)
-    spread = torch.stack([weight * (factors - mean).square().sum((-2, -1)) for weight, factors in turned]).sum(dim=0)
-    return _close((plain - mean).square().sum((-2, -1)), spread, mean.square().sum((-2, -1)), within)
+class AlignedSum:
+    """A weighted sum of rows that are defined up to a rotation, each turned to ``like`` first (Procrustes).
+
+    For factors whose lengths mean something (cosine attention): their product may not be balanced.
+    """
+
+    def __init__(self, like: Float[Tensor, "*heads rank width"]) -> None:
+        self._like, self._size = like, torch.zeros(())
+        self.mean: Float[Tensor, "*heads rank width"] = torch.zeros_like(like)
+
+    def add(self, weight: float, rows: Float[Tensor, "*heads rank width"]) -> None:
+        """Add one site's rows; the weights of all sum to one."""
+        turned = weight * (polar(self._like @ rows.mT) @ rows)
+        self.mean = self.mean + turned
+        self._size = self._size + (turned * turned).sum((-2, -1)) / (weight or 1.0)
+
+    def agreed(self, plain: Float[Tensor, "*heads rank width"], *, within: float) -> Bool[Tensor, " *heads"]:
+        """Return for which heads the turned rows agree, and ``plain`` is their mean nearly (see ``agreed``)."""
+        mean = self.mean.square().sum((-2, -1))
+        return _close((plain - self.mean).square().sum((-2, -1)), self._size - mean, mean, within)
 
 
 def _close(apart: Tensor, spread: Tensor, mean: Tensor, within: float) -> Tensor:
@@ -114,24 +158,12 @@ def _inner(left: Tensor, right: Tensor, other_left: Tensor, other_right: Tensor)
     return ((left @ other_left.mT) * (right @ other_right.mT)).sum((-2, -1))
 
 
-def _stacked(rows: Iterable[tuple[float, Factors]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return both factors of all sites one above the other, the left ones weighted, and the mean of the factors."""
-    lefts, rights, plain = [], [], torch.zeros(())
-    for weight, factors in rows:
-        lefts.append(weight * factors.left)
-        rights.append(factors.right)
-        plain = plain + torch.cat([lefts[-1], weight * factors.right], dim=-1)
-    return torch.cat(lefts, dim=-2), torch.cat(rights, dim=-2), plain
-
-
-def aligned_mean(
-    rows: Sequence[tuple[float, Float[Tensor, "*heads rank width"]]], *, like: Float[Tensor, "*heads rank width"]
-) -> Float[Tensor, "*heads rank width"]:
-    """Return the weighted mean of rows that are defined up to a rotation, each turned to ``like`` first (Procrustes).
-
-    For factors whose lengths mean something (cosine attention): their product may not be balanced.
-    """
-    return _mean([(weight, polar(like @ factors.mT) @ factors) for weight, factors in rows])
+def _narrowed(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same product in as many rows as its narrower side is wide."""
+    if left.shape[-1] < right.shape[-1]:
+        return _narrowed(right, left)[::-1]
+    q, r = torch.linalg.qr(right.mT)
+    return r @ left, q.mT
 
 
 def _basis_of(like: Factors) -> Float[Tensor, "*heads rank rank"]:
@@ -171,7 +203,3 @@ def _iterate(left: Tensor, right: Tensor, start: Tensor, rank: int) -> tuple[Ten
             break
     inner, s, vh = torch.linalg.svd(projected, full_matrices=False)
     return u @ inner, s, vh.mT
-
-
-def _mean(rows: Sequence[tuple[float, Tensor]]) -> Tensor:
-    return sum((weight * tensor for weight, tensor in rows), torch.zeros_like(rows[0][1]))

@@ -8,7 +8,7 @@ from safetensors.torch import save as format_tensors
 from safetensors.torch import save_file
 
 from popmi_core import checkpoints
-from popmi_core.checkpoints import file_sha256, load_state, save_state
+from popmi_core.checkpoints import file_sha256, load_state, open_state, save_state
 from popmi_core.errors import ModelError, RunError
 
 
@@ -136,3 +136,42 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_rubbish(tmp_path, stat
         save_state(path, state)
     assert list(load_state(path)[0]) == ["w"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_an_opened_file_gives_what_a_loaded_one_does(tmp_path, state):
+    path = tmp_path / "model.safetensors"
+    save_state(path, state, {"round": "3"})
+    loaded, notes = load_state(path)
+    opened, same_notes = open_state(path)
+    assert (same_notes, list(opened), len(opened)) == (notes, list(loaded), len(loaded))
+    assert all(torch.equal(opened[name], loaded[name]) and opened[name].dtype == loaded[name].dtype for name in loaded)
+    assert opened.get("no such tensor") is None
+    more = opened.with_more({"another": torch.ones(2), "half": torch.zeros(2)})
+    assert list(more) == sorted([*state, "another"])
+    assert torch.equal(more["half"], torch.zeros(2))
+    assert torch.equal(more["counter"], state["counter"])
+
+
+def test_damage_is_noticed_when_a_file_is_opened(tmp_path, state):
+    path = tmp_path / "model.safetensors"
+    save_state(path, state)
+    payload = path.read_bytes()
+    for damaged in (payload[:-1], payload[:20], payload[:-1] + bytes([payload[-1] ^ 1]), b"\x80\x04pickle", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ModelError, match=r"model\.safetensors"):
+            open_state(path)
+    with pytest.raises(ModelError, match="cannot read checkpoint"):
+        open_state(tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_an_opened_file_that_changes_is_not_read_on(tmp_path, state, change):
+    path = tmp_path / "model.safetensors"
+    save_state(path, state)
+    opened, _ = open_state(path)
+    if change == "removed":
+        path.unlink()
+    else:
+        save_state(path, {**state, "counter": torch.tensor(8)})
+    with pytest.raises(ModelError, match=r"model\.safetensors .*Leave the file alone meanwhile"):
+        opened["counter"]

@@ -1,0 +1,46 @@
+"""Where matched models wait until they are averaged: in files if that is where they came from, else in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from popmi_core.checkpoints import FileState, open_state, save_state
+from popmi_core.fusion.update import Update
+
+
+@dataclass
+class Shelf:
+    """Takes models; memory does not grow with their number where there is a ``folder``."""
+
+    folder: Path | None
+    _count: int = field(default=0)
+
+    def take(self, update: Update) -> Update:
+        """Return the update with its model in a file of the folder, unless it is in a file already.
+
+        Raises:
+            RunError: If the file cannot be written.
+        """
+        if self.folder is None or isinstance(update.state, FileState):
+            return update
+        self._count += 1
+        path = self.folder / f"{self._count}.safetensors"
+        save_state(path, update.state)
+        return replace(update, state=open_state(path)[0])
+
+
+@contextmanager
+def shelf_for(updates: Sequence[Update]) -> Iterator[Shelf]:
+    """Yield a shelf in the system's folder for temporary files if a model is read from a file, else in memory.
+
+    The folder and the models in it are gone afterwards.
+    """
+    with ExitStack() as stack:
+        if not any(isinstance(update.state, FileState) for update in updates):
+            yield Shelf(None)
+            return
+        yield Shelf(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="popmi-"))))
