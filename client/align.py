@@ -86,4 +86,4 @@ def align(
 
 
 def _told(matched: Matched) -> Aligned:
-    return Aligned(matched.state, matched.gains, matched.identity, matched.note)
+    return Aligned(dict(matched.state), matched.gains, matched.identity, matched.note)

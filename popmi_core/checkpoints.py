@@ -87,10 +87,10 @@ class FileState(Mapping[str, Tensor]):
     """
 
     def __init__(self, path: Path, more: Mapping[str, Tensor] | None = None) -> None:
-        self._path, self._more = path, dict(more or {})
+        self.path, self.more = path, dict(more or {})
         with safe_open(path, "pt") as file:
             self._inside = set(file.keys())
-        self._names = sorted(self._inside | set(self._more))
+        self._names = sorted(self._inside | set(self.more))
         self._seen = _identity(path)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -100,18 +100,19 @@ class FileState(Mapping[str, Tensor]):
             KeyError: If there is none of this name.
             ModelError: If the file was changed or removed since it was opened.
         """
-        if name in self._more:
-            return self._more[name]
+        if name in self.more:
+            return self.more[name]
         if name not in self._inside:
             raise KeyError(name)
         try:
-            with safe_open(self._path, "pt") as file:
-                tensor: Tensor = file.get_tensor(name)
-            unchanged = _identity(self._path) == self._seen
+            with safe_open(self.path, "pt") as file:
+                # A copy, for a tensor that came in this way keeps the whole file mapped.
+                tensor: Tensor = file.get_tensor(name).clone()
+            unchanged = _identity(self.path) == self._seen
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"{self._path} can no longer be read: {error}. Leave the file alone meanwhile.") from error
+            raise ModelError(f"{self.path} can no longer be read: {error}. Leave the file alone meanwhile.") from error
         if not unchanged:
-            raise ModelError(f"{self._path} was changed while it was in use. Leave the file alone meanwhile.")
+            raise ModelError(f"{self.path} was changed while it was in use. Leave the file alone meanwhile.")
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -120,9 +121,12 @@ class FileState(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def with_more(self, more: Mapping[str, Tensor]) -> FileState:
-        """Return the same file with further tensors."""
-        return FileState(self._path, {**self._more, **more})
+
+def with_more(state: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the state with further tensors; what lies in a file stays there."""
+    if isinstance(state, FileState):
+        return FileState(state.path, {**state.more, **more})
+    return {**state, **more}
 
 
 def open_state(path: Path) -> tuple[FileState, dict[str, str]]:

@@ -109,7 +109,9 @@ def read(
     arguments = parse_arguments(model_arg)
     parents = read_parents(paths)
     architecture = architecture_of(parents, name=model, arguments=arguments, adapter=adapter, image_size=image_size)
-    first, second = (replace(p, label=label) for p, label in zip(fitted(parents, architecture), NAMES, strict=True))
+    first, second = (
+        replace(p.held(), label=label) for p, label in zip(fitted(parents, architecture), NAMES, strict=True)
+    )
     tell("reading the images")
     sites = read_sites(data, image_size=architecture.image_size, classes=architecture.classes)
     # Never the images that are judged on, unless somebody judges on the training split.

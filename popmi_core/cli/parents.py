@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from popmi_core.adapters import attach
-from popmi_core.checkpoints import FileState, file_sha256, open_state
+from popmi_core.checkpoints import file_sha256, open_state, with_more
 from popmi_core.errors import ConfigError, ModelError
+from popmi_core.fusion import State
 from popmi_core.groups import point_group
 from popmi_core.matching.check import input_shape
 from popmi_core.models.build import known_backbone
@@ -41,14 +42,18 @@ _BACKBONE = "backbone."
 class Parent:
     """One model file: a label no other parent has, the file's name without folders, its sha256, tensors and notes.
 
-    Tensors stay in the file until they are asked for.
+    Tensors stay in the file until they are asked for, or ``held`` reads them all.
     """
 
     label: str
     file: str
     sha256: str
-    state: FileState
+    state: State
     notes: dict[str, str]
+
+    def held(self) -> Parent:
+        """Return the model with its tensors in memory, for what goes through all of them again and again."""
+        return replace(self, state=dict(self.state))
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ def fitted(parents: Sequence[Parent], architecture: Architecture) -> list[Parent
     whole = []
     for parent in parents:
         counters = {n: t.clone() for n, t in own.items() if n not in parent.state and not t.is_floating_point()}
-        state = parent.state.with_more(counters)
+        state = with_more(parent.state, counters)
         _check(parent.file, state, own, architecture.name)
         whole.append(replace(parent, state=state))
     return whole

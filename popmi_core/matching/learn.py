@@ -94,7 +94,7 @@ def learn_match(
     )
     identity = {name: name not in found.element.moves for name in symmetry.spaces}
     still = all(identity.values())
-    moved = dict(candidate) if still else apply(candidate, symmetry, found.element, like=reference)
+    moved = candidate if still else apply(candidate, symmetry, found.element, like=reference)
     told = f"learned: loss half way {found.before:.4f} before, {found.after:.4f} after; gains are of the start"
     note = f"{matched.note}; {told}" if matched.note else told
     return replace(matched, state=moved, identity=identity, element=found.element, note=note)

@@ -30,12 +30,12 @@ class Matched:
 
     ``gains``: per space, the share of its squared distance to the reference that its own move took off (all other
     moves in place), 0 to 1. ``identity``: which spaces were left as they are. ``distances``: the squared distance
-    after every sweep; it never rises. ``element``: the move itself. A model that needed none is the very tensors that
+    after every sweep; it never rises. ``element``: the move itself. A model that needed none is the very mapping that
     came in; so is one that is as good as in the reference's basis (``Target.certified``), as most sites of a round.
     ``kin``: it shares its origin or its basis with the reference, so that no other start was looked at.
     """
 
-    state: dict[str, Tensor]
+    state: State
     gains: dict[str, float]
     identity: dict[str, bool]
     note: str = ""
@@ -100,9 +100,9 @@ class Matcher:
         """
         _check_like(candidate, self.reference, site)
         if self.symmetry is None:
-            return Matched(dict(candidate), {}, {}, "no description of this architecture: plain averaging")
+            return Matched(candidate, {}, {}, "no description of this architecture: plain averaging")
         if self._prepared is None:
-            return Matched(dict(candidate), {}, {}, "the matched layers are frozen and not exchanged: nothing to match")
+            return Matched(candidate, {}, {}, "the matched layers are frozen and not exchanged: nothing to match")
         own, target = self._prepared
         _check_finite(candidate, f"site {site}")
         canonical = canonicalise(candidate, self.symmetry, self.dtype)
@@ -126,7 +126,7 @@ class Matcher:
         names, note = list(self.symmetry.spaces), "; ".join(self.symmetry.notes)
         distances = (target.gauged_distance(canonical),)
         stays = dict.fromkeys(names, True)
-        return Matched(dict(candidate), dict.fromkeys(names, 0.0), stays, note, distances, kin=True)
+        return Matched(candidate, dict.fromkeys(names, 0.0), stays, note, distances, kin=True)
 
     def _ends(
         self, target: Target, canonical: State, bases: Bases, starts: Iterable[Element], judge: Judge | None
@@ -174,7 +174,7 @@ class Matcher:
         assert self.symmetry is not None
         identity = {name: name not in end.element.moves for name in self.symmetry.spaces}
         note = "; ".join(self.symmetry.notes)
-        state = dict(candidate) if all(identity.values()) else self._moved(candidate, end.element)
+        state = candidate if all(identity.values()) else self._moved(candidate, end.element)
         return Matched(state, end.gains, identity, note, end.distances, end.element)
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import save as format_tensors
 from safetensors.torch import save_file
 
 from popmi_core import checkpoints
-from popmi_core.checkpoints import file_sha256, load_state, open_state, save_state
+from popmi_core.checkpoints import file_sha256, load_state, open_state, save_state, with_more
 from popmi_core.errors import ModelError, RunError
 
 
@@ -146,7 +146,7 @@ def test_an_opened_file_gives_what_a_loaded_one_does(tmp_path, state):
     assert (same_notes, list(opened), len(opened)) == (notes, list(loaded), len(loaded))
     assert all(torch.equal(opened[name], loaded[name]) and opened[name].dtype == loaded[name].dtype for name in loaded)
     assert opened.get("no such tensor") is None
-    more = opened.with_more({"another": torch.ones(2), "half": torch.zeros(2)})
+    more = with_more(opened, {"another": torch.ones(2), "half": torch.zeros(2)})
     assert list(more) == sorted([*state, "another"])
     assert torch.equal(more["half"], torch.zeros(2))
     assert torch.equal(more["counter"], state["counter"])
