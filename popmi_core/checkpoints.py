@@ -50,7 +50,9 @@ def save_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, s
     try:
         replace_atomically(path, payload)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}. Check that the folder can be written.") from error
+        raise RunError(
+            f"cannot write {path}: {error.strerror}. Check that the folder can be written and has room."
+        ) from error
     return hashlib.sha256(payload).hexdigest()
 
 
@@ -117,6 +119,9 @@ class FileState(Mapping[str, Tensor]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.more or name in self._inside
 
     def __len__(self) -> int:
         return len(self._names)

@@ -199,9 +199,8 @@ core for all parents), so dermoscopy parents are weak.
 those before it. What a method may look at: *weights*; *unlabelled* training images of each site (256 for activation
 statistics, 1,024 for RegMean's Gram matrices and for maps learned without labels, which follow the two models'
 ensemble); *labelled* (up to 8,192 training images of the site for learned maps, the validation split for soups).
-*OPM* averages all heads as products, as rule `opm` did when this was measured; today it averages a few of these heads
-as weights (`adaptive_circuit`), and these rows are to be measured again. *OPM-Soup* and learned maps
-average weights. *probes* are smooth noise, no data.
+*OPM* averages heads as products, those on whose products the models agree as weights (`adaptive_circuit`);
+*OPM-Soup* and learned maps average weights. *probes* are smooth noise, no data.
 FedMA is its one-shot part, at fixed width. Nets without a rotated stream (MLP, ResNets) are matched by OPM from three
 further random orders of their layers, the closest end counting.
 

@@ -141,10 +141,10 @@ def _matched(job: Job, rule: str, symmetry: Symmetry, chosen: Reference) -> Outc
             seen = inputs.seen(update.site) if job.match in WITH_IMAGES else None
             found = aligner.match(update.state, label=update.site, seen=seen)
             moves[update.site] = layer_moves(found, aligner.symmetry)
-            distances[update.site] = (distance(reference, update.state), distance(reference, found.state))
+            moved, before = not all(found.identity.values()), distance(reference, update.state)
+            distances[update.site] = (before, distance(reference, found.state) if moved else before)
             if found.note:
                 notes[f"match.{update.site}"] = found.note
-            moved = not all(found.identity.values())
             updates.append(shelf.take(replace(update, state=found.state)) if moved else update)
         then = AFTER_MATCHING[rule]
         fused = fuse(
@@ -175,17 +175,18 @@ def _gated(job: Job, symmetry: Symmetry | None) -> Outcome:
 
 
 def _reference(job: Job, symmetry: Symmetry | None) -> Reference:
+    """Return the reference, held in memory: every model is compared with it."""
     updates, files = job.updates, {parent.label: parent.sha256 for parent in job.parents}
     if job.reference == "first":
-        return Reference(updates[0].state, updates[0].site, files[updates[0].site])
+        return Reference(dict(updates[0].state), updates[0].site, files[updates[0].site])
     if job.reference == _MEDOID and symmetry is not None:
         centre = medoid(updates, symmetry)
-        return Reference(centre.state, f"{centre.site} (the medoid)", files[centre.site])
+        return Reference(dict(centre.state), f"{centre.site} (the medoid)", files[centre.site])
     if job.reference == _MEAN and symmetry is not None:
         found = Basis.choose(updates, reference=updates[0].state, symmetry=symmetry, anchor="mean_of_others")
         return Reference(found.reference, "the mean of all, each matched to the mean of the others", None)
     parent = fitted([read_parent(Path(job.reference))], job.architecture)[0]
-    return Reference(parent.state, parent.file, parent.sha256)
+    return Reference(dict(parent.state), parent.file, parent.sha256)
 
 
 def _judged(job: Job, outcome: Outcome) -> Outcome:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from popmi_core.checkpoints import FileState, open_state, save_state
+from popmi_core.errors import RunError
 from popmi_core.fusion.update import Update
 
 
@@ -29,7 +30,12 @@ class Shelf:
             return update
         self._count += 1
         path = self.folder / f"{self._count}.safetensors"
-        save_state(path, update.state)
+        try:
+            save_state(path, update.state)
+        except RunError as error:
+            raise RunError(
+                f"{error} Matched models wait there until all are averaged; TMPDIR names another folder for them."
+            ) from error
         return replace(update, state=open_state(path)[0])
 
 
