@@ -26,7 +26,7 @@ import torch
 from alignments import RESTARTS, SETTINGS, Aligned
 from cases import ON_PATH, UNLABELLED, Case, State, all_cases
 from methods import METHODS, Method, apply_method, available
-from parents import ARCHITECTURES, SEEDS, load_dataset, parent_path, recipes, train
+from parents import ARCHITECTURES, load_dataset, parent_path, recipes, train
 from tables import DECIDES, report
 
 from popmi_core.fusion.dispatch import fuse
@@ -66,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
     parser.add_argument("--methods", default="", help="compute only these (split by ;), tell all kept results")
     parser.add_argument("--every-pair", action="store_true", help="leave no pair out (see cases.all_cases)")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--seeds", type=int, help="default: as parents.py says")
     parser.add_argument("--cases", type=int, default=None, help="at most so many pairs and so many fours each")
     parser.add_argument("--kept-only", action="store_true", help="compute nothing; tell what is there")
     parser.add_argument("--runs", type=Path, default=Path("runs/oneshot"))
