@@ -6,6 +6,7 @@ separated, and one flipped byte is noticed. Nothing here unpickles.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -25,6 +26,8 @@ _FORMAT_KEY = "popmi.format"
 _DIGEST_KEY = "popmi.sha256"
 _FORMAT = "1"
 _LENGTH_BYTES = 8
+# What torch computes with; packed formats of 4 and 6 bits are none.
+_TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64")
 _PICKLE_STARTS = (b"\x80", b"PK")  # a bare pickle, and the zip that torch.save writes
 
 
@@ -88,19 +91,19 @@ class FileState(Mapping[str, Tensor]):
     ``more``: further tensors, held in memory, that take part as if they were in the file.
     """
 
-    def __init__(self, path: Path, more: Mapping[str, Tensor] | None = None) -> None:
-        self.path, self.more = path, dict(more or {})
-        with safe_open(path, "pt") as file:
-            self._inside = set(file.keys())
-        self._names = sorted(self._inside | set(self.more))
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.more: dict[str, Tensor] = {}
         self._seen = _identity(path)
+        with safe_open(path, "pt") as file:
+            self._inside = {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor.
 
         Raises:
             KeyError: If there is none of this name.
-            ModelError: If the file was changed or removed since it was opened.
+            RunError: If the file was changed or removed since it was opened.
         """
         if name in self.more:
             return self.more[name]
@@ -112,26 +115,37 @@ class FileState(Mapping[str, Tensor]):
                 tensor: Tensor = file.get_tensor(name).clone()
             unchanged = _identity(self.path) == self._seen
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"{self.path} can no longer be read: {error}. Leave the file alone meanwhile.") from error
+            raise RunError(f"{self.path} can no longer be read: {error}. Leave the file alone meanwhile.") from error
         if not unchanged:
-            raise ModelError(f"{self.path} was changed while it was in use. Leave the file alone meanwhile.")
+            raise RunError(f"{self.path} was changed while it was in use. Leave the file alone meanwhile.")
         return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(sorted({*self._inside, *self.more}))
 
     def __contains__(self, name: object) -> bool:
         return name in self.more or name in self._inside
 
+    # Two states are compared tensor by tensor by whoever needs it.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Return the number format of every tensor in the file, in the words of safetensors."""
+        return dict(self._inside)
+
     def __len__(self) -> int:
-        return len(self._names)
+        return len({*self._inside, *self.more})
 
 
 def with_more(state: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return the state with further tensors; what lies in a file stays there."""
-    if isinstance(state, FileState):
-        return FileState(state.path, {**state.more, **more})
-    return {**state, **more}
+    """Return the state with further tensors; what lies in a file stays there, and is still the file that was opened."""
+    if not isinstance(state, FileState):
+        return {**state, **more}
+    wider = copy.copy(state)
+    wider.more = {**state.more, **more}
+    return wider
 
 
 def open_state(path: Path) -> tuple[FileState, dict[str, str]]:
@@ -152,6 +166,12 @@ def open_state(path: Path) -> tuple[FileState, dict[str, str]]:
         raise ModelError(f"cannot read checkpoint {path}: {error.strerror}. Check the path.") from error
     except SafetensorError as error:
         raise _unreadable(path, path.stat().st_size, error) from error
+    strange = sorted(name for name, kind in state.types.items() if kind not in _TYPES)
+    if strange:
+        raise ModelError(
+            f"{path} refused: '{strange[0]}' is {state.types[strange[0]]}, expected one of {', '.join(_TYPES)}. "
+            "Convert it where it was made."
+        )
     _verify(path, state, notes)
     return state, _own_notes(notes)
 

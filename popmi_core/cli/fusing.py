@@ -183,8 +183,11 @@ def _reference(job: Job, symmetry: Symmetry | None) -> Reference:
         centre = medoid(updates, symmetry)
         return Reference(dict(centre.state), f"{centre.site} (the medoid)", files[centre.site])
     if job.reference == _MEAN and symmetry is not None:
-        found = Basis.choose(updates, reference=updates[0].state, symmetry=symmetry, anchor="mean_of_others")
-        return Reference(found.reference, "the mean of all, each matched to the mean of the others", None)
+        with shelf_for(updates) as shelf:
+            found = Basis.choose(
+                updates, reference=updates[0].state, symmetry=symmetry, anchor="mean_of_others", shelf=shelf
+            )
+        return Reference(dict(found.reference), "the mean of all, each matched to the mean of the others", None)
     parent = fitted([read_parent(Path(job.reference))], job.architecture)[0]
     return Reference(dict(parent.state), parent.file, parent.sha256)
 

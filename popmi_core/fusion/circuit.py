@@ -43,7 +43,8 @@ def fuse(
     Gamma, beta and LayerScale are folded in before products are taken, and the result gets back their averages. Its
     factors are put into the reference's basis, so that nothing jumps from round to round.
     Heads whose bases are not free are averaged plainly; the notes say so for every attention layer. A lone site's
-    model is returned as it is. Memory beyond updates and result: one attention layer of all sites, a few times.
+    model is returned as it is. Memory beyond updates and result: a few times one attention layer and the products of
+    its heads, however many sites there are.
 
     ``within``: a head on whose products the sites agree to this share is averaged plainly (see ``adaptive_circuit``);
     a layer of such heads only is the plain average's, bit for bit. 0: products always.

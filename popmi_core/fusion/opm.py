@@ -183,6 +183,10 @@ def _settle(basis: Basis, weights: dict[str, float], shelf: Shelf) -> None:
             matcher = Matcher(mean, basis.symmetry, sweeps=basis.search.sweeps)
             tried[index] = shelf.take(basis.put(update, matcher.match(update.state, site=update.site)))
         after = _spread(tried, weights)
+        kept, dropped = (models, tried) if after >= spread else (tried, models)
+        for update in dropped:
+            if all(update is not other for other in kept):
+                shelf.drop(update)
         if after >= spread:
             basis.notes, basis.moved = notes, moved
             break

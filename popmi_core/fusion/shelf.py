@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from popmi_core.checkpoints import FileState, open_state, save_state
 from popmi_core.errors import RunError
 from popmi_core.fusion.update import Update
+
+_ELSEWHERE = "Matched models wait there until all are averaged; TMPDIR names another folder for them, on a disk."
 
 
 @dataclass
@@ -33,20 +35,30 @@ class Shelf:
         try:
             save_state(path, update.state)
         except RunError as error:
-            raise RunError(
-                f"{error} Matched models wait there until all are averaged; TMPDIR names another folder for them."
-            ) from error
+            raise RunError(f"site {update.site}: {error} {_ELSEWHERE}") from error
         return replace(update, state=open_state(path)[0])
+
+    def drop(self, update: Update) -> None:
+        """Remove a model that is not needed any more, if it is in the folder."""
+        if isinstance(update.state, FileState) and update.state.path.parent == self.folder:
+            update.state.path.unlink()
 
 
 @contextmanager
 def shelf_for(updates: Sequence[Update]) -> Iterator[Shelf]:
     """Yield a shelf in the system's folder for temporary files if a model is read from a file, else in memory.
 
-    The folder and the models in it are gone afterwards.
+    The folder and the models in it are gone afterwards. It holds at most three copies of every model that moved.
+
+    Raises:
+        RunError: If there is no such folder.
     """
-    with ExitStack() as stack:
-        if not any(isinstance(update.state, FileState) for update in updates):
-            yield Shelf(None)
-            return
-        yield Shelf(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="popmi-"))))
+    if not any(isinstance(update.state, FileState) for update in updates):
+        yield Shelf(None)
+        return
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="popmi-")
+    except OSError as error:
+        raise RunError(f"no folder for temporary files: {error}. {_ELSEWHERE}") from error
+    with folder as name:
+        yield Shelf(Path(name))

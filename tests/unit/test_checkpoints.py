@@ -173,5 +173,23 @@ def test_an_opened_file_that_changes_is_not_read_on(tmp_path, state, change):
         path.unlink()
     else:
         save_state(path, {**state, "counter": torch.tensor(8)})
-    with pytest.raises(ModelError, match=r"model\.safetensors .*Leave the file alone meanwhile"):
-        opened["counter"]
+    for state_used in (opened, with_more(opened, {"another": torch.ones(1)})):
+        with pytest.raises(RunError, match=r"model\.safetensors .*Leave the file alone meanwhile"):
+            state_used["counter"]
+
+
+def test_numbers_that_nobody_computes_with_are_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    header = b'{"w":{"dtype":"F8_E8M0","shape":[2],"data_offsets":[0,2]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(ModelError, match=r"'w' is F8_E8M0, expected one of F64, F32"):
+        open_state(path)
+
+
+def test_opened_states_are_told_apart_without_being_read(tmp_path, state):
+    path = tmp_path / "model.safetensors"
+    save_state(path, state)
+    first, second = open_state(path)[0], open_state(path)[0]
+    assert first == first
+    assert first != second
+    assert len({first, second}) == 2

@@ -148,7 +148,7 @@ def test_many_sites_are_held_in_as_many_rows_as_the_product_is_wide(out, into):
 
     left, right = products.stacked()
 
-    assert left.shape[-2] <= 2 * 7
+    assert left.shape[-2] == 7
     torch.testing.assert_close(left.mT @ right, sum(w * f.left.mT @ f.right for w, f in rows), rtol=1e-9, atol=1e-9)
     found, kept = mean_product(products, like=rows[0][1])
     torch.testing.assert_close(found.left.mT @ found.right, dense(rows, 3)[0], rtol=1e-8, atol=1e-8)
@@ -174,3 +174,19 @@ def test_sites_agree_as_far_as_their_products_spread(sites):
         edge = float(share[head])
         assert not agreed(ProductSum(rows), plain, within=0.999 * edge)[head]
         assert agreed(ProductSum(rows), plain, within=1.001 * edge)[head]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("condition", [10, 1e3, 1e5])
+def test_the_same_numbers_agree_however_bad_their_basis(condition, dtype):
+    """The norms of such products drown in rounding; that the factors are equal does not."""
+    left, right = draw(2, 8, 32), draw(2, 8, 40, seed=1)
+    spectrum = torch.logspace(0, float(torch.log10(torch.tensor(condition))), 8, dtype=torch.float64)[:, None]
+    factors = Factors((spectrum * left).to(dtype), (right / spectrum).to(dtype))
+    rows = [(0.2, factors), (0.3, factors), (0.5, factors)]
+    plain = Factors(sum(w * f.left for w, f in rows), sum(w * f.right for w, f in rows))
+
+    assert agreed(ProductSum(rows), plain, within=0.5).all()
+    other = Factors(factors.left.clone(), factors.right)
+    other.left[1] *= -3
+    assert agreed(ProductSum([*rows, (1.0, other)]), plain, within=0.5).tolist() == [True, False]
