@@ -40,7 +40,6 @@ RIVALS = ("git_rebasin", "ot_fusion", "fedma", "scipy", "POT")
 CASES = (
     (SMALL, "drift", 10, ("average", "circuit", "opm", *RIVALS)),
     (SMALL, "unrelated", 2, ("opm", *RIVALS)),
-    (SMALL, "unrelated", 10, ("opm",)),
     (SMALL, "drift in files", 10, ("opm",)),
     (SMALL, "drift in files", 40, ("opm",)),
     (SMALL, "unrelated in files", 10, ("opm",)),

@@ -17,7 +17,7 @@ to training on all images in one place, and to the best of five models trained a
 sites' validation images). *Gap closed*: of the distance between plain averaging (4 rounds of 5 epochs) and pooled
 training.
 
-How much two seeds differ shows in the rows that have three; smaller differences between one-seed rows say nothing.
+How much two seeds differ shows in the rows that have more; smaller differences between one-seed rows say nothing.
 The runs were made at several commits of one day. `fedavg` and `opm-soup`, 5 x 4, are the same rule where sites share a
 start, but were run at different commits: so far apart (seed 0) can two such rows be."""
 
@@ -43,7 +43,8 @@ ATTEMPTS = """Why each was made:
   sites (Bayes' rule; Saerens et al. 2002, `personal.class_prior`). The model is the common one, its answers elsewhere
   do not change.
 - **Gate every round.** The best of plain average, circuit, OPM-Soup and RegMean on validation images, in every
-  round.
+  round. Candidates are judged as they are, before the server's momentum moves them on: with momentum the choice is of
+  another model than the one that goes out.
 - **Aligned RegMean with momentum.** RegMean was ahead in the first round and behind later; with momentum its first
   step might last.
 - **Learned maps, greedy OPM-Soup over rounds**: with the rules above. Maps learned between sites that share a start
