@@ -8,7 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from popmi_core.checkpoints import FileState, open_state, save_state
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from popmi_core.checkpoints import FileState, open_state
 from popmi_core.errors import RunError
 from popmi_core.fusion.update import Update
 
@@ -33,15 +38,22 @@ class Shelf:
         self._count += 1
         path = self.folder / f"{self._count}.safetensors"
         try:
-            save_state(path, update.state)
-        except RunError as error:
-            raise RunError(f"site {update.site}: {error} {_ELSEWHERE}") from error
+            # Straight into the file: a checkpoint's proof and fixed order would cost three models of memory.
+            save_file({name: _alone(tensor) for name, tensor in update.state.items()}, path)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"site {update.site}: cannot write {path}: {error}. {_ELSEWHERE}") from error
         return replace(update, state=open_state(path)[0])
 
     def drop(self, update: Update) -> None:
         """Remove a model that is not needed any more, if it is in the folder."""
         if isinstance(update.state, FileState) and update.state.path.parent == self.folder:
             update.state.path.unlink()
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return the tensor in memory of its own, as safetensors wants it."""
+    own = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if own else tensor.clone(memory_format=torch.contiguous_format)
 
 
 @contextmanager
