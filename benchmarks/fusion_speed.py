@@ -45,6 +45,8 @@ CASES = (
     (SMALL, "unrelated in files", 10, ("opm",)),
     (BASE, "drift", 10, ("average", "circuit", "opm", "opm_soup", *RIVALS)),
     (BASE, "unrelated", 1, ("match",)),
+    (BASE, "unrelated in files", 2, ("opm",)),
+    (BASE, "unrelated in files", 10, ("opm",)),
 )
 CELLS = [(model, kind, sites, rule) for model, kind, sites, rules in CASES for rule in rules]
 
