@@ -6,8 +6,8 @@ Printed by `python benchmarks/federated/study.py --out docs/results/federated`; 
 
 Five sites of very different size and class mix (306 to 2,768 training images, 7 classes, one site nearly all of one
 class), 32 px, `popmi_vit_nano` from random weights (0.46 M), AdamW 1e-3, batches of 64, everyone the same start and
-**20 local epochs in all**, however they are cut into rounds. One seed screens; more seeds where it says so: median
-(lowest to highest).
+**20 local epochs in all**, however they are cut into rounds. One seed screens; more seeds where it says so
+(`--deep NAMES --seeds N`): median (lowest to highest).
 
 Figures are those of the last model: *val AUROC*, all sites' validation images pooled, is what may be chosen by; the
 others are of test images: AUROC pooled, the *mean of the sites'* own AUROCs (what a site's class mix gives away
