@@ -196,7 +196,9 @@ parent has seen its own site's images only, whose classes are skewed differently
 core for all parents), so dermoscopy parents are weak.
 
 **Fusion.** One shot, no training; every parent counts the same. N = 2: matched to the first. N = 4: each to the mean of
-those before it. What a method may look at: *weights*; *unlabelled* training images of each site (256 for activation
+those before it. Pairs of *blood* are all pairs of four seeds; of the 24 pairs of one seed in *dermoscopy* eight are
+run, so that every two sites meet (`--every-pair` runs all). What a method may look at:
+*weights*; *unlabelled* training images of each site (256 for activation
 statistics, 1,024 for RegMean's Gram matrices and for maps learned without labels, which follow the two models'
 ensemble); *labelled* (up to 8,192 training images of the site for learned maps, the validation split for soups).
 *OPM* averages heads as products, those on whose products the models agree as weights (`adaptive_circuit`);
