@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ CELLS = [(model, kind, sites, rule) for model, kind, sites, rules in CASES for r
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="path without ending; .json and .md are written")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="processes a cell, at most")
+    parser.add_argument("--enough", type=float, default=120, help="a cell that took so many seconds is not repeated")
     parser.add_argument("--limit", type=float, default=1200, help="seconds a cell may take")
     parser.add_argument("--runs", type=Path, default=Path("runs/fusion_speed.jsonl"), help="rows measured already")
     parser.add_argument("--kept-only", action="store_true", help="measure nothing; tell what is there")
@@ -64,9 +66,10 @@ def main() -> None:
         model, kind, sites, rule = arguments.cell.split(",")
         print(json.dumps(measured(model, kind, int(sites), rule)))
         return
+    arguments.begun = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     rows = [row for row in (kept_row(cell, arguments) for cell in CELLS) if row is not None]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    described = {"drift": DRIFT, "threads": torch.get_num_threads(), "repeats": arguments.repeats, "rows": rows}
+    described = {"drift": DRIFT, "threads": torch.get_num_threads(), "rows": rows}
     arguments.out.with_suffix(".json").write_text(json.dumps(described, indent=1) + "\n")
     arguments.out.with_suffix(".md").write_text(table(rows))
 
@@ -89,7 +92,7 @@ def kept_row(cell: tuple[str, str, int, str], arguments: argparse.Namespace) -> 
 def row_of(cell: tuple[str, str, int, str], arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the medians of one cell over several processes; what ran out of time says so."""
     found: list[dict[str, Any]] = []
-    for _ in range(arguments.repeats):
+    while len(found) < arguments.repeats and sum(item["seconds"] for item in found) < arguments.enough:
         command = [sys.executable, __file__, "--cell", ",".join(map(str, cell))]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit, check=True)
@@ -97,7 +100,7 @@ def row_of(cell: tuple[str, str, int, str], arguments: argparse.Namespace) -> di
             break
         found.append(json.loads(done.stdout.splitlines()[-1]))
     model, kind, sites, rule = cell
-    row = {"model": model, "kind": kind, "sites": sites, "rule": rule}
+    row = {"model": model, "kind": kind, "sites": sites, "rule": rule, "run": arguments.begun}
     if not found:
         row |= {"seconds": None, "models": None, "certified": None}
     else:
@@ -193,12 +196,13 @@ def _straight(rule: str, reference: State, candidate: State) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the markdown table."""
     missing = [cell for cell in CELLS if cell not in {(r["model"], r["kind"], r["sites"], r["rule"]) for r in rows}]
+    runs = sorted({row["run"] for row in rows})
+    told = "All rows are of one run, begun" if len(runs) == 1 else "Rows are of several runs, begun"
     lines = [
         "Printed by `python benchmarks/fusion_speed.py --out docs/results/fusion_speed`: median over so many processes",
-        "(the JSON has every one's seconds), two cores, nothing else running. Rows are kept between runs: these were",
-        "measured on one machine within one day, at several commits. Memory: peak beyond sites' and global model,",
-        "in models; for sites *in files* all there is. *Left as they were*: sites (for `match`: spaces) found in place",
-        "already.",
+        f"(the JSON has every one's seconds), two cores, nothing else running. {told} {', '.join(runs)}.",
+        "Memory: peak beyond sites' and global model, in models; for sites *in files* all there is. *Left as they were*:",
+        "sites (for `match`: spaces) found in place already.",
         "",
         "| model | sites | rule | seconds | peak memory (models) | left as they were | processes |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",

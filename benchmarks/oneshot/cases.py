@@ -30,8 +30,6 @@ State = Mapping[str, Tensor]
 UNLABELLED, MORE_UNLABELLED = 256, 1024
 # Images of one barrier: drawn once, the same for every method.
 ON_PATH = {"test": 512, "train": 256}
-# Three ways to pair four sites.
-_MEETINGS = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
 
 
 class Case:
@@ -134,23 +132,19 @@ def all_cases(
     sites: Mapping[str, SiteData],
     runs: Path,
     *,
-    every_pair: bool,
     wanted: list[Recipe],
 ) -> Iterator[Case]:
     """Yield pairs, then fours, of the ``wanted`` parents, which have different starts.
 
-    One site: the pairs of its first four seeds and all fours. Several sites: one parent a site and all of one seed;
-    pairs are chosen so that every site is in one pair of every seed and every two sites meet. ``every_pair`` leaves
-    none out.
+    One site: all pairs of its first four seeds and all fours. Several sites: all pairs and the four of each seed.
     """
     found = [get_parent(recipe, sites[recipe.site], runs) for recipe in wanted]
     if len(sites) == 1:
         fours: list[tuple[Parent, ...]] = list(combinations(found, 4))
-        pairs = list(combinations(found if every_pair else found[:4], 2))
+        pairs = list(combinations(found[:4], 2))
     else:
         fours = [tuple(found[start : start + 4]) for start in range(0, len(found), 4)]
-        chosen = [combinations(range(4), 2) if every_pair else _MEETINGS[turn % 3] for turn in range(len(fours))]
-        pairs = [(four[i], four[j]) for four, meets in zip(fours, chosen, strict=True) for i, j in meets]
+        pairs = [pair for four in fours for pair in combinations(four, 2)]
     for group in (*pairs, *fours):
         yield Case(dataset, architecture, list(group), [sites[parent.recipe.site] for parent in group])
 

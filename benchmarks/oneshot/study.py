@@ -49,8 +49,7 @@ def main() -> None:
             if arguments.kept_only:
                 wanted = [recipe for recipe in wanted if parent_path(recipe, arguments.runs).exists()]
                 wanted = wanted[: len(wanted) // len(sites) * len(sites)]
-            every = arguments.every_pair
-            cases = list(all_cases(dataset, architecture, sites, arguments.runs, every_pair=every, wanted=wanted))
+            cases = list(all_cases(dataset, architecture, sites, arguments.runs, wanted=wanted))
             for size in (2, 4):
                 for case in [case for case in cases if len(case.parents) == size][: arguments.cases]:
                     rows.extend(results(case, arguments))
@@ -65,7 +64,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--datasets", default="blood,dermoscopy")
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
     parser.add_argument("--methods", default="", help="compute only these (split by ;), tell all kept results")
-    parser.add_argument("--every-pair", action="store_true", help="leave no pair out (see cases.all_cases)")
     parser.add_argument("--seeds", type=int, help="default: as parents.py says")
     parser.add_argument("--cases", type=int, default=None, help="at most so many pairs and so many fours each")
     parser.add_argument("--kept-only", action="store_true", help="compute nothing; tell what is there")

@@ -196,11 +196,11 @@ parent has seen its own site's images only, whose classes are skewed differently
 core for all parents), so dermoscopy parents are weak.
 
 **Fusion.** One shot, no training; every parent counts the same. N = 2: matched to the first. N = 4: each to the mean of
-those before it. Pairs of *blood* are all pairs of four seeds; of the 24 pairs of one seed in *dermoscopy* eight are
-run, so that every two sites meet (`--every-pair` runs all). What a method may look at:
-*weights*; *unlabelled* training images of each site (256 for activation
-statistics, 1,024 for RegMean's Gram matrices and for maps learned without labels, which follow the two models'
-ensemble); *labelled* (up to 8,192 training images of the site for learned maps, the validation split for soups).
+those before it. *blood*: all six pairs of four seeds and all five fours of five. *dermoscopy*: all 24 pairs of sites
+of one seed, and the four of each of four seeds. What a method may look at: *weights*; *unlabelled* training images of
+each site (256 for activation statistics, 1,024 for RegMean's Gram matrices and for maps learned without labels, which
+follow the two models' ensemble); *labelled* (up to 8,192 training images of the site for learned maps, the validation
+split for soups).
 *OPM* averages heads as products, those on whose products the models agree as weights (`adaptive_circuit`);
 *OPM-Soup* and learned maps average weights. *probes* are smooth noise, no data.
 FedMA is its one-shot part, at fixed width. Nets without a rotated stream (MLP, ResNets) are matched by OPM from three
