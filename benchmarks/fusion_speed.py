@@ -201,8 +201,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "Printed by `python benchmarks/fusion_speed.py --out docs/results/fusion_speed`: median over so many processes",
         f"(the JSON has every one's seconds), two cores, nothing else running. {told} {', '.join(runs)}.",
-        "Memory: peak beyond sites' and global model, in models; for sites *in files* all there is. *Left as they were*:",
-        "sites (for `match`: spaces) found in place already.",
+        "Memory: peak beyond sites' and global model, in models; for sites *in files* all there is.",
+        "*Left as they were*: sites (for `match`: spaces) found in place already.",
         "",
         "| model | sites | rule | seconds | peak memory (models) | left as they were | processes |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
