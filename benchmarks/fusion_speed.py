@@ -40,9 +40,10 @@ SMALL, BASE = "vit_small_patch16_224", "vit_base_patch16_224"
 RIVALS = ("git_rebasin", "ot_fusion", "fedma", "scipy", "POT")
 CASES = (
     (SMALL, "drift", 10, ("average", "circuit", "opm", *RIVALS)),
-    (SMALL, "unrelated", 2, ("opm", *RIVALS)),
     (SMALL, "drift in files", 10, ("opm",)),
     (SMALL, "drift in files", 40, ("opm",)),
+    (SMALL, "unrelated", 10, RIVALS),
+    (SMALL, "unrelated in files", 2, ("opm",)),
     (SMALL, "unrelated in files", 10, ("opm",)),
     (BASE, "drift", 10, ("average", "circuit", "opm", "opm_soup", *RIVALS)),
     (BASE, "unrelated", 1, ("match",)),
@@ -56,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="path without ending; .json and .md are written")
     parser.add_argument("--repeats", type=int, default=3, help="processes a cell, at most")
-    parser.add_argument("--enough", type=float, default=120, help="a cell that took so many seconds is not repeated")
+    parser.add_argument("--enough", type=float, default=60, help="a cell that took so many seconds is not repeated")
     parser.add_argument("--limit", type=float, default=1200, help="seconds a cell may take")
     parser.add_argument("--runs", type=Path, default=Path("runs/fusion_speed.jsonl"), help="rows measured already")
     parser.add_argument("--kept-only", action="store_true", help="measure nothing; tell what is there")
