@@ -22,6 +22,7 @@ REASONS = {
     "the sites' inputs, gains more).",
     "popmi_resnet20_gn": "Groups of two channels leave few exact moves; soft transport mixes channels of different "
     "groups, which keeps neither parent's function but averages the noise away. No rule is useful here.",
+    "popmi_mlp": "Without a stream to turn, both look for the same permutations, and the ranges over cases overlap.",
 }
 COLUMNS = {
     "accuracy": "accuracy",
