@@ -103,7 +103,7 @@ def row_of(cell: tuple[str, str, int, str], arguments: argparse.Namespace) -> di
     model, kind, sites, rule = cell
     row = {"model": model, "kind": kind, "sites": sites, "rule": rule, "run": arguments.begun}
     if not found:
-        row |= {"seconds": None, "models": None, "certified": None}
+        row |= {"seconds": None, "models": None, "certified": None, "limit": arguments.limit}
     else:
         row |= {name: statistics.median(item[name] for item in found) for name in ("seconds", "models")}
         row["certified"] = found[0]["certified"]
@@ -209,7 +209,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        seconds = "over the limit" if row["seconds"] is None else f"{row['seconds']:.2f}"
+        seconds = f"over {row['limit']:.0f}" if row["seconds"] is None else f"{row['seconds']:.2f}"
         models = "-" if row["models"] is None else f"{row['models']:.1f}"
         kept = "-" if row["certified"] is None else f"{row['certified']:.0%}"
         cells = (row["model"], f"{row['sites']}, {row['kind']}", row["rule"], seconds, models, kept)
