@@ -198,22 +198,22 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return the markdown table."""
     missing = [cell for cell in CELLS if cell not in {(r["model"], r["kind"], r["sites"], r["rule"]) for r in rows}]
     runs = sorted({row["run"] for row in rows})
-    told = "All rows are of one run, begun" if len(runs) == 1 else "Rows are of several runs, begun"
+    told = "All rows are of one run, begun" if len(runs) == 1 else "The last column says of which run a row is, begun"
     lines = [
         "Printed by `python benchmarks/fusion_speed.py --out docs/results/fusion_speed`: median over so many processes",
         f"(the JSON has every one's seconds), two cores, nothing else running. {told} {', '.join(runs)}.",
         "Memory: peak beyond sites' and global model, in models; for sites *in files* all there is.",
         "*Left as they were*: sites (for `match`: spaces) found in place already.",
         "",
-        "| model | sites | rule | seconds | peak memory (models) | left as they were | processes |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+        "| model | sites | rule | seconds | peak memory (models) | left as they were | processes | run |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         seconds = f"over {row['limit']:.0f}" if row["seconds"] is None else f"{row['seconds']:.2f}"
         models = "-" if row["models"] is None else f"{row['models']:.1f}"
         kept = "-" if row["certified"] is None else f"{row['certified']:.0%}"
         cells = (row["model"], f"{row['sites']}, {row['kind']}", row["rule"], seconds, models, kept)
-        lines.append(f"| {' | '.join(cells)} | {len(row.get('all_seconds', []))} |")
+        lines.append(f"| {' | '.join(cells)} | {len(row.get('all_seconds', []))} | {1 + runs.index(row['run'])} |")
     if missing:
         lines += [
             "",
