@@ -31,7 +31,7 @@ def barrier(
     ],
     model: Annotated[str | None, typer.Option(help="timm's name; POPMI's own files know theirs.")] = None,
     model_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for timm, such as img_size=64.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="PREA inside the files: C4 or D4.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="PREA inside: C4 or D4 (C4:2: merged after block 2).")] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Pixels per side, where the model takes any.")] = None,
     match: Annotated[str, typer.Option(help="weights, permutations, probes, activations or learned.")] = "weights",
     points: Annotated[int, typer.Option(min=3, help="Points of the line, both ends included.")] = 25,

@@ -25,7 +25,7 @@ def fuse(
     models: Annotated[list[Path], typer.Argument(help="Safetensors files of one architecture, two or more.")],
     model: Annotated[str | None, typer.Option(help="timm's name; POPMI's own files know theirs.")] = None,
     model_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for timm, such as img_size=64.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="PREA inside the files: C4 or D4.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="PREA inside: C4 or D4 (C4:2: merged after block 2).")] = None,
     rule: Annotated[
         str | None, typer.Option(help="Fusion rule: opm (default), opm-soup, average; docs/fuse.md lists all.")
     ] = None,
@@ -78,6 +78,7 @@ def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
         "model": architecture.name,
         "model_arguments": architecture.arguments,
         "adapter": architecture.adapter,
+        "merge_block": architecture.merge_block,
         "classes": architecture.classes,
         "image_size": architecture.image_size,
         "rule": outcome.rule,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from popmi_core.adapters import attach
+from popmi_core.adapters.trunk import choose_block
 from popmi_core.checkpoints import file_sha256, open_state, with_more
 from popmi_core.errors import ConfigError, ModelError
 from popmi_core.fusion import State
@@ -63,6 +64,7 @@ class Architecture:
     name: str
     arguments: dict[str, Any]
     adapter: str
+    merge_block: int | None
     classes: int
     image_size: int
     model: nn.Module
@@ -123,11 +125,13 @@ def architecture_of(
 ) -> Architecture:
     """Return the architecture all parents are of; the number of classes is read from the head.
 
-    What is not given (name, adapter, image size) is taken from the first card there is in a POPMI file.
+    What is not given (name, adapter, image size) is taken from the first card there is in a POPMI file. ``adapter`` is
+    a group, with a merge block behind a colon where it is not the default (``C4:2``).
 
     Raises:
         ConfigError: If no name is given and no file has a card.
-        ModelError: If timm does not know the name or the arguments, or a parent is another architecture.
+        ModelError: If timm does not know the name or the arguments, a parent is another architecture, or two parents
+            say that their copies are merged after different blocks.
     """
     card = next((card for parent in parents if (card := _card(parent))), {})
     name = name or card.get("backbone")
@@ -135,10 +139,9 @@ def architecture_of(
         raise ConfigError(f"{parents[0].file} does not say which model it is. Give timm's name with --model.")
     known_backbone(name)
     arguments = {**_card_arguments(card), **arguments}
-    if adapter not in (None, "none"):
-        point_group(str(adapter))
+    asked, merge_block = _asked(adapter)
     adapted = any(key.startswith(_ADAPTER) for key in parents[0].state)
-    group = adapter or card.get("adapter", {}).get("group") or "none"
+    group = asked or card.get("adapter", {}).get("group") or "none"
     if adapted != (group != "none"):
         wanted = "has PREA inside: say which with --adapter C4 or D4" if adapted else "has no PREA inside"
         raise ModelError(f"{parents[0].file} {wanted}; --adapter is {group}. Correct it.")
@@ -153,8 +156,33 @@ def architecture_of(
     if size != own_size:
         _check_size(model, name, int(size))
     if adapted:
-        model = _adapted(model, parents[0], group, card.get("adapter", {}).get("merge_block"))
-    return Architecture(name, arguments, group, count, int(size), model.eval())
+        merge_block = _merge_block(parents, model) if merge_block is None else merge_block
+        model = _adapted(model, parents[0], group, merge_block)
+    return Architecture(name, arguments, group, merge_block, count, int(size), model.eval())
+
+
+def _asked(adapter: str | None) -> tuple[str | None, int | None]:
+    """Return the group and the merge block that were asked for."""
+    if adapter in (None, "none"):
+        return adapter, None
+    group, colon, block = str(adapter).partition(":")
+    point_group(group)
+    if colon and not block.isdecimal():
+        raise ModelError(f"--adapter {adapter}: '{block}' is no merge block, expected a number such as in {group}:1.")
+    return group, int(block) if colon else None
+
+
+def _merge_block(parents: Sequence[Parent], backbone: nn.Module) -> int:
+    """Return after which block the parents' copies are merged: what their cards say, else the default."""
+    told = {
+        parent.file: choose_block(backbone, card.get("adapter", {}).get("merge_block"))
+        for parent in parents
+        if (card := _card(parent))
+    }
+    if len(set(told.values())) > 1:
+        listed = ", ".join(f"{file} {block}" for file, block in told.items())
+        raise ModelError(f"the models merge their copies after different blocks: {listed}. Take models of one adapter.")
+    return next(iter(told.values()), choose_block(backbone, None))
 
 
 def _check_size(model: nn.Module, name: str, size: int) -> None:
@@ -227,7 +255,8 @@ def _card(parent: Parent) -> dict[str, Any]:
     if not lineage:
         return {}
     known = {"backbone": lineage.get("model"), "image_size": lineage.get("image_size")}
-    return {**known, "arguments": lineage.get("model_arguments"), "adapter": {"group": lineage.get("adapter")}}
+    adapter = {"group": lineage.get("adapter"), "merge_block": lineage.get("merge_block")}
+    return {**known, "arguments": lineage.get("model_arguments"), "adapter": adapter}
 
 
 def _parsed(text: str) -> dict[str, Any]:
