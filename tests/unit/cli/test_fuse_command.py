@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from popmi_core.adapters import attach
 from popmi_core.checkpoints import file_sha256, load_state, save_state
 from popmi_core.cli import aligning
 from popmi_core.cli.main import commands
@@ -200,40 +199,6 @@ def test_an_architecture_nobody_described_is_averaged_and_says_so(model_file: Wr
     assert "GhostNet" in figures["notes"]["architecture"]
     with pytest.raises(ModelError):
         _say(*paths, "--model", name, *options, "--rule", "opm")
-
-
-def _prea(path: Path, seed: int, block: int = 1) -> Path:
-    torch.manual_seed(seed)
-    model = attach(timm.create_model("popmi_vit_micro", num_classes=8), group="C4", merge_block=block, rank=4)
-    save_file({n: t + 0.1 * torch.rand_like(t) for n, t in model.state_dict().items()}, path)
-    return path
-
-
-def test_models_under_prea_are_fused_with_their_adapter(tmp_path: Path) -> None:
-    paths = [_prea(tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1)]
-    out = tmp_path / "fused.safetensors"
-
-    assert "popmi_vit_micro under C4 with strict=True" in _say(*paths, *MICRO, "--adapter", "C4", "--out", out)
-    assert "prea.down.weight" in load_file(out)
-    with pytest.raises(ModelError, match="has PREA inside: say which with --adapter"):
-        _say(*paths, *MICRO)
-
-
-def test_the_merge_block_is_asked_for_and_goes_into_the_lineage(tmp_path: Path) -> None:
-    paths = [_prea(tmp_path / f"{seed}.safetensors", seed, block=2) for seed in (0, 1)]
-    fused = {name: tmp_path / f"{name}.safetensors" for name in ("one", "two", "more")}
-
-    for (name, out), block, rule in zip(fused.items(), (1, 2, 2), ("opm", "opm", "average"), strict=True):
-        options = (*MICRO, "--adapter", f"C4:{block}", "--rule", rule, "--out", out, "--json")
-        assert json.loads(_say(*paths, *options))["merge_block"] == block, name
-
-    # What a fused file says of itself counts, and models that differ in it are not of one architecture.
-    again = json.loads(_say(fused["two"], fused["more"], "--rule", "average", "--json"))
-    assert again["merge_block"] == 2
-    with pytest.raises(ModelError, match=r"after different blocks: one\.safetensors 1, two\.safetensors 2\. Take"):
-        _say(fused["one"], fused["two"], "--rule", "average")
-    with pytest.raises(ModelError, match=r"--adapter C4:x: 'x' is no merge block"):
-        _say(*paths, *MICRO, "--adapter", "C4:x")
 
 
 def test_batchnorm_is_measured_anew_and_counters_are_filled_in(model_file: Write, cells: Path, tmp_path: Path) -> None:
