@@ -130,8 +130,8 @@ def architecture_of(
 
     Raises:
         ConfigError: If no name is given and no file has a card.
-        ModelError: If timm does not know the name or the arguments, a parent is another architecture, or two parents
-            say that their copies are merged after different blocks.
+        ModelError: If timm does not know the name or the arguments, a parent is another architecture, or parents (and
+            ``adapter``) say that copies are merged after different blocks.
     """
     card = next((card for parent in parents if (card := _card(parent))), {})
     name = name or card.get("backbone")
@@ -156,7 +156,7 @@ def architecture_of(
     if size != own_size:
         _check_size(model, name, int(size))
     if adapted:
-        merge_block = _merge_block(parents, model) if merge_block is None else merge_block
+        merge_block = _merge_block(parents, model, merge_block)
         model = _adapted(model, parents[0], group, merge_block)
     return Architecture(name, arguments, group, merge_block, count, int(size), model.eval())
 
@@ -172,9 +172,10 @@ def _asked(adapter: str | None) -> tuple[str | None, int | None]:
     return group, int(block) if colon else None
 
 
-def _merge_block(parents: Sequence[Parent], backbone: nn.Module) -> int:
-    """Return after which block the parents' copies are merged: what their cards say, else the default."""
-    told = {
+def _merge_block(parents: Sequence[Parent], backbone: nn.Module, asked: int | None) -> int:
+    """Return after which block the parents' copies are merged: what was asked for and cards say, else the default."""
+    told = {} if asked is None else {"--adapter": choose_block(backbone, asked)}
+    told |= {
         parent.file: choose_block(backbone, card.get("adapter", {}).get("merge_block"))
         for parent in parents
         if (card := _card(parent))

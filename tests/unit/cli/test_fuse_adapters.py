@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from popmi_core.adapters import attach
 from popmi_core.cli.main import commands
+from popmi_core.cli.parents import architecture_of, read_parents
 from popmi_core.errors import ModelError
 
 MICRO = ("--model", "popmi_vit_micro")
@@ -49,10 +50,14 @@ def test_the_merge_block_is_asked_for_and_goes_into_the_lineage(tmp_path: Path) 
         options = (*MICRO, "--adapter", f"C4:{block}", "--rule", rule, "--out", out, "--json")
         assert json.loads(_say(*paths, *options))["merge_block"] == block, name
 
+    found = architecture_of(read_parents([fused["two"], fused["more"]]), name=None, arguments={})
+    assert found.model.merge_block == found.merge_block == 2
     # What a fused file says of itself counts, and models that differ in it are not of one architecture.
     again = json.loads(_say(fused["two"], fused["more"], "--rule", "average", "--json"))
     assert again["merge_block"] == 2
     with pytest.raises(ModelError, match=r"after different blocks: one\.safetensors 1, two\.safetensors 2\. Take"):
         _say(fused["one"], fused["two"], "--rule", "average")
+    with pytest.raises(ModelError, match=r"after different blocks: --adapter 1, two\.safetensors 2, more"):
+        _say(fused["two"], fused["more"], "--adapter", "C4:1", "--rule", "average")
     with pytest.raises(ModelError, match=r"--adapter C4:x: 'x' is no merge block"):
         _say(*paths, *MICRO, "--adapter", "C4:x")
