@@ -6,6 +6,7 @@ Maximises ``<A, g B>`` over moves g of the space, which for states in balanced b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -73,11 +74,17 @@ class OrderBlock:
         """Return whether it is certain, without an assignment, that no order is better than the candidate's own."""
         return bool((self._distances(candidate).sqrt() <= self.room).all())
 
-    def solve(self, candidate: State) -> Solved:
-        """Return the best order; the identity without an assignment where it is certain to be best."""
+    def begin(self, candidate: State) -> Callable[[], Solved]:
+        """Return what finds the best order; it keeps scores only, so that the candidate may change before it is called.
+
+        Where the identity is certain to be best, there is no assignment.
+        """
         if self.in_place(candidate):
-            return Solved(Move(), 0.0, True)
+            return lambda: Solved(Move(), 0.0, True)
         scores = cross(self.reference, candidate, self.symmetry, self.name)
+        return lambda: self._best(scores)
+
+    def _best(self, scores: Float[Tensor, "width width"]) -> Solved:
         order = solve_order(self.space, scores.double())
         if is_identity(order):
             return Solved(Move(), 0.0, True)

@@ -6,7 +6,8 @@ All states are in balanced bases. Every block is solved exactly with the others 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from popmi_core.matching.symmetry import State, Symmetry
 
 # A sweep that brings the models closer by less than this share of their size ends the descent.
 _SETTLED = 1e-10
+# So many assignments run beside the descent: each takes one core, and one table of scores in memory.
+_BESIDE = 2
 # Unrelated models have one unit or so in place by chance, drifted ones nearly all: so many units tell them apart.
 _TELLING = 32
 
@@ -113,35 +116,77 @@ def descend(
     half the distance: what training has turned is drift, and to turn every site back by itself makes their average
     worse (docs/opm.md).
     """
-    moves = dict(start.moves) if start else {}
-    here = dict(candidate)
     # A caller that keeps none either has but one model in memory: moved tensors take the place of these.
+    here = dict(candidate)
     del candidate
     if start:
         act_in_place(here, target.symmetry, start)
     distances: list[float] = []
-    # Orders that are the best and stay so: nothing beside them has moved since they were assigned.
-    done: set[str] = set()
     kin = False
-    for sweep in range(max(1, sweeps)):
-        before = dict(moves)
-        for name in _sequence(target, generator):
-            if name in held or name in done:
-                continue
-            if not sweep and name in target.streams and not start:
-                kin = _mostly_in_place(target, moves)
-            move = _worthwhile(target, name, here, moved=bool(start) or name in moves, kin=kin)
-            if isinstance(target.blocks[name], OrderBlock):
-                done.add(name)
-            if move is not None:
-                done -= target.near(name)
-                act_in_place(here, target.symmetry, Element({name: move}))
-                moves[name] = compose(moves[name], move) if name in moves else move
-        distances.append(target.distance(here))
-        stands = _orders(before) == _orders(moves) and not any(name in moves for name in target.streams)
-        if (sweep and distances[-2] - distances[-1] <= _SETTLED * target.energy) or (stands and not sweep):
-            break
-    return Position(moves, here, tuple(distances), kin)
+    with ThreadPoolExecutor(_BESIDE) as threads:
+        walk = _Walk(target, here, threads, dict(start.moves) if start else {})
+        for sweep in range(max(1, sweeps)):
+            before = dict(walk.moves)
+            for name in _sequence(target, generator):
+                walk.wait_beside(name)
+                if name in held or name in walk.done:
+                    continue
+                if not sweep and name in target.streams and not start:
+                    kin = _mostly_in_place(target, walk.moves)
+                walk.solve(name, moved=bool(start) or name in walk.moves, kin=kin)
+            walk.wait(list(walk.pending))
+            distances.append(target.distance(here))
+            stands = _orders(before) == _orders(walk.moves) and not any(name in walk.moves for name in target.streams)
+            if (sweep and distances[-2] - distances[-1] <= _SETTLED * target.energy) or (stands and not sweep):
+                break
+    return Position(walk.moves, here, tuple(distances), kin)
+
+
+@dataclass
+class _Walk:
+    """One descent under way: the candidate as it is moved, and the orders that threads are finding meanwhile.
+
+    An assignment is the one long step that leaves a core idle. The walk therefore goes on with spaces that share no
+    tensor with it; whatever shares one waits, so that the moves are those of one space after the other.
+    """
+
+    target: Target
+    state: dict[str, Tensor]
+    threads: ThreadPoolExecutor
+    moves: dict[str, Move]
+    # Orders that are the best and stay so: nothing beside them has moved since they were assigned.
+    done: set[str] = field(default_factory=set)
+    pending: dict[str, Future[Solved]] = field(default_factory=dict)
+
+    def solve(self, name: str, *, moved: bool, kin: bool) -> None:
+        """Move one space to its best, or have its order found; a first rotation has to pay clearly."""
+        block = self.target.blocks[name]
+        if isinstance(block, OrderBlock):
+            self.pending[name] = self.threads.submit(block.begin(self.state))
+            self.wait(list(self.pending)[:-_BESIDE])
+        elif isinstance(block, HeadBlock):
+            move = block.solve(self.state).move
+            self._make(name, move if move.perm is not None or move.maps else None)
+        else:
+            self._make(name, _worth_rotating(self.target, block, self.state, moved=moved, kin=kin))
+
+    def wait_beside(self, name: str) -> None:
+        """Make the moves that are still being found for spaces that share a tensor with this one; all for a stream."""
+        near = self.target.near(name)
+        self.wait([other for other in self.pending if other in near or name in self.target.streams])
+
+    def wait(self, names: Collection[str]) -> None:
+        """Make the moves of these pending spaces."""
+        for name in names:
+            move = self.pending.pop(name).result().move
+            self.done.add(name)
+            self._make(name, move if move.perm is not None else None)
+
+    def _make(self, name: str, move: Move | None) -> None:
+        if move is not None:
+            self.done -= self.target.near(name)
+            act_in_place(self.state, self.target.symmetry, Element({name: move}))
+            self.moves[name] = compose(self.moves[name], move) if name in self.moves else move
 
 
 def _mostly_in_place(target: Target, moves: Mapping[str, Move]) -> bool:
@@ -202,12 +247,9 @@ def _block(reference: State, symmetry: Symmetry, name: str) -> HeadBlock | Order
     return StreamBlock(reference, symmetry, name) if kind == "orthogonal" else OrderBlock(reference, symmetry, name)
 
 
-def _worthwhile(target: Target, name: str, here: State, *, moved: bool, kin: bool) -> Move | None:
-    """Return the block's best move, or None where staying is as good; a first rotation has to pay clearly."""
-    block = target.blocks[name]
-    solved: Solved = block.solve(here)
-    if not isinstance(block, StreamBlock):
-        return solved.move if solved.move.perm is not None or solved.move.maps else None
+def _worth_rotating(target: Target, block: StreamBlock, here: State, *, moved: bool, kin: bool) -> Move | None:
+    """Return the stream's best rotation, or None where staying is as good; a first one has to pay clearly."""
+    solved = block.solve(here)
     if solved.identity:
         return None
     if not moved:

@@ -33,7 +33,7 @@ def block_of(weight):
 def test_shuffled_units_are_put_back_in_order():
     reference, order = normal(12, 5), torch.randperm(12, generator=torch.Generator().manual_seed(1))
 
-    found = block_of(reference).solve(layer(reference[order]))
+    found = block_of(reference).begin(layer(reference[order]))()
 
     assert torch.equal(reference[order][found.move.perm], reference)
     assert found.gain > 0
@@ -58,7 +58,7 @@ def test_a_certified_layer_needs_no_assignment(monkeypatch):
     block = block_of(reference)
     monkeypatch.setattr(blocks, "best_order", lambda _: pytest.fail("an assignment was solved"))
 
-    found = block.solve(layer(reference + 1e-3))
+    found = block.begin(layer(reference + 1e-3))()
 
     assert found.identity
     assert found.move.perm is None
@@ -84,7 +84,7 @@ def test_groups_move_as_wholes_and_units_inside_them():
     order = torch.tensor([3, 2, 0, 1, 4, 5])
     block = OrderBlock(layer(reference), described(reference, "grouped", size=3, inner=2), "units")
 
-    found = block.solve(layer(reference[order]))
+    found = block.begin(layer(reference[order]))()
 
     assert torch.equal(reference[order][found.move.perm], reference)
 
@@ -94,7 +94,7 @@ def test_an_order_across_groups_is_not_among_the_moves():
     order = torch.tensor([0, 2, 1, 3])
     block = OrderBlock(layer(reference), described(reference, "grouped", size=2, inner=2), "units")
 
-    found = block.solve(layer(reference[order]))
+    found = block.begin(layer(reference[order]))()
 
     assert found.move.perm is None or not torch.equal(reference[order][found.move.perm], reference)
 

@@ -1,6 +1,7 @@
 """Units are put in order front to back: planted orders are found where the descent from the identity gets lost."""
 
 from itertools import pairwise
+from threading import Barrier
 
 import pytest
 import timm
@@ -12,7 +13,7 @@ from popmi_core.errors import UpdateError
 from popmi_core.matching import apply, describe_model, match, random_element
 from popmi_core.matching.blocks import OrderBlock
 from popmi_core.matching.check import perturbed
-from popmi_core.matching.descent import Target, descend
+from popmi_core.matching.descent import Target, descend, embedding_start
 from popmi_core.matching.elements import act, compose
 from popmi_core.matching.factors import gauge_of
 from popmi_core.matching.forward import forward_start
@@ -111,8 +112,8 @@ def test_what_nothing_has_touched_is_not_assigned_again(monkeypatch):
     first = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in model.state_dict().items()}
     second = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in first.items()}
     solved = []
-    solve = OrderBlock.solve
-    monkeypatch.setattr(OrderBlock, "solve", lambda block, state: solved.append(block.name) or solve(block, state))
+    begin = OrderBlock.begin
+    monkeypatch.setattr(OrderBlock, "begin", lambda block, state: solved.append(block.name) or begin(block, state))
 
     quick = descend(Target(first, symmetry), second, sweeps=9)
     few = len(solved)
@@ -122,3 +123,29 @@ def test_what_nothing_has_touched_is_not_assigned_again(monkeypatch):
     assert quick.distances == thorough.distances
     assert all(torch.equal(quick.state[name], tensor) for name, tensor in thorough.state.items())
     assert few < len(solved) - few
+
+
+def test_orders_found_beside_each_other_are_those_found_one_after_the_other(monkeypatch):
+    """Hidden units of two blocks share no tensor: their assignments run at once, and no bit of the end changes."""
+    model, generator = timm.create_model("popmi_vit_micro", num_classes=4), torch.Generator().manual_seed(0)
+    symmetry = describe_model(model)
+    first = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in model.state_dict().items()}
+    second = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in first.items()}
+    target, meet = Target(first, symmetry), Barrier(2, timeout=30)
+    begin = OrderBlock.begin
+
+    def begin_together(block, state):
+        find = begin(block, state)
+        return lambda: meet.wait() is not None and find()
+
+    # One sweep over two blocks: each waits for the other and would fail if that one were not begun.
+    monkeypatch.setattr(OrderBlock, "begin", begin_together)
+    once = descend(target, second, start=embedding_start(target, second), sweeps=1)
+    monkeypatch.setattr(OrderBlock, "begin", begin)
+    beside = descend(target, second, start=embedding_start(target, second), sweeps=4)
+    monkeypatch.setattr(Target, "near", lambda target, name: set(target.blocks))
+    alone = descend(target, second, start=embedding_start(target, second), sweeps=4)
+
+    assert once.distances == alone.distances[:1]
+    assert beside.distances == alone.distances
+    assert all(torch.equal(beside.state[name], tensor) for name, tensor in alone.state.items())
