@@ -35,8 +35,16 @@ def case(strategy: str, epochs: int, *changes: dict[str, Any]) -> dict[str, Any]
 
 
 RULES = (
-    "fedavg", "circuit", "uniform-soup", "greedy-soup", "opm", "opm-soup", "opm-greedy-soup", "regmean", "opm-regmean",
-    "opm-learned", "opm-gated", "git-rebasin", "ot-fusion", "ot-fusion-soft", "fedma", "best-single",
+    "fedavg", "circuit", "adaptive-circuit", "uniform-soup", "greedy-soup", "opm", "opm-soup", "opm-greedy-soup",
+    "regmean", "opm-regmean", "opm-learned", "opm-gated", "git-rebasin", "git-rebasin-activations", "ot-fusion",
+    "ot-fusion-soft", "fedma", "best-single",
+)  # fmt: skip
+# Rules that differ where sites share a start: there Git Re-Basin, hard OT-Fusion, OPM's soups and learned maps match
+# nothing and are plain averages, greedy OPM-Soup is the greedy soup, OPM its averaging and RegMean the aligned one (all
+# of them in the tables of 5 and 20 epochs; last table: bit for bit).
+CROSSING = (
+    "fedavg", "circuit", "opm", "opm-regmean", "uniform-soup", "greedy-soup", "ot-fusion-soft", "fedma", "opm-gated",
+    "best-single",
 )  # fmt: skip
 REFERENCES = {
     "pooled": case("pooled", 5),
@@ -45,13 +53,9 @@ REFERENCES = {
 }
 LENGTHS = {
     f"{rule} {epochs} x {TOTAL_EPOCHS // epochs}": case(rule, epochs)
-    for epochs in (1, 20)
-    for rule in ("fedavg", "opm", "opm-regmean")
+    for epochs, rules in ((1, CROSSING), (20, RULES))
+    for rule in rules
 }
-# Left out: where sites share a start Git Re-Basin, hard OT-Fusion and OPM's soups match nothing and are plain averages,
-# RegMean is aligned RegMean (last table: bit for bit), circuit is what OPM did and learned maps are what OPM-Soup does;
-# greedy soups and best-single keep one model.
-CROSSING = ("fedavg", "opm", "opm-regmean", "uniform-soup", "ot-fusion-soft", "fedma", "opm-gated")
 CROSSED = {
     f"{rule} + {name}": case(rule, 1, change)
     for rule in CROSSING
