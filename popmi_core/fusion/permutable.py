@@ -17,7 +17,6 @@ from torch import Tensor
 from popmi_core.errors import ModelError
 from popmi_core.fusion.update import State
 from popmi_core.matching.elements import Element, Move, act, read_axis
-from popmi_core.matching.steps import NormFold, ScaleFold
 from popmi_core.matching.symmetry import Axis, Space, Symmetry
 
 # A tensor of this name beside a space's weights holds where each of its units came from: it moves along.
@@ -70,7 +69,7 @@ def permutable(symmetry: Symmetry | None, names: Collection[str], *, rule: str) 
             f"rule {rule} needs the architecture's symmetries but got none. Describe the model by hand, or take rule "
             "'average'."
         )
-    axes = _own_spelling(symmetry, names)
+    axes = symmetry.in_own_spelling()
     kept = {name for name in symmetry.spaces if all(axis.tensor in names for axis in axes if axis.space == name)}
     notes = {
         name: "left as it is: not all of its tensors are exchanged" for name in symmetry.spaces if name not in kept
@@ -85,25 +84,6 @@ def permutable(symmetry: Symmetry | None, names: Collection[str], *, rule: str) 
     plain += [Axis(key + ORDER, 0, key, counts=False) for key in spaces]
     units = Symmetry(symmetry.family, spaces, tuple(plain))
     return Permutable({n: s for n, s in symmetry.spaces.items() if n in kept}, units, owners, notes)
-
-
-def _own_spelling(symmetry: Symmetry, names: Collection[str]) -> list[Axis]:
-    """Return all axes, with those of the norms and LayerScales that a rotation would have folded away."""
-    axes = list(symmetry.axes)
-    for step in symmetry.steps:
-        if isinstance(step, NormFold):
-            read = [
-                a for reader in step.readers for a in symmetry.axes if a.tensor == f"{reader}.weight" and a.axis == 1
-            ]
-            follow = [f"{step.norm}.{part}" for part in ("weight", "bias")]
-        elif isinstance(step, ScaleFold):
-            read = [axis for axis in symmetry.axes if axis.tensor == f"{step.layer}.weight" and axis.axis == 0]
-            follow = [step.scale]
-        else:
-            continue
-        axes += [replace(axis, tensor=name, axis=0, dual=False) for axis in read for name in follow if name in names]
-    # Several readers of one norm say the same of it.
-    return list({(axis.tensor, axis.axis, axis.space, axis.start, axis.part): axis for axis in axes}.values())
 
 
 def incoming(axis: Axis) -> bool:

@@ -19,6 +19,9 @@ from popmi_core.matching.symmetry import State, Symmetry
 
 # A sweep that brings the models closer by less than this share of their size ends the descent.
 _SETTLED = 1e-10
+# In float32, as large models are matched, a sweep that takes off less than this share of the distance ends the descent:
+# it takes seconds, and fused models are no better for it (docs/results/sweeps.md).
+SETTLED_LARGE = 1e-3
 # So many assignments run beside the descent: each takes one core, and one table of scores in memory.
 _BESIDE = 2
 # Unrelated models have one unit or so in place by chance, drifted ones nearly all: so many units tell them apart.
@@ -50,6 +53,7 @@ class Target:
     def __init__(self, reference: State, symmetry: Symmetry, gauge: Element | None = None) -> None:
         self.reference, self.symmetry, self.gauge = reference, symmetry, gauge or Element()
         self.names = sorted({axis.tensor for axis in symmetry.axes if axis.counts})
+        self.dtype = torch.float64 if any(reference[n].dtype is torch.float64 for n in self.names) else torch.float32
         self.energy = sum(float(reference[name].square().sum()) for name in self.names)
         self.blocks = {name: _block(reference, symmetry, name) for name in symmetry.spaces}
         self._tensors = {name: [axis.tensor for axis in symmetry.of(name)] for name in symmetry.spaces}
@@ -80,6 +84,12 @@ class Target:
         return sum(
             float((self.reference[name] - self.gauged(candidate, [name])[name]).square().sum()) for name in self.names
         )
+
+    def settled(self, before: float, after: float) -> bool:
+        """Return whether a sweep brought a candidate, by squared distances, so little closer that it is the last."""
+        if self.dtype is torch.float32:
+            return before - after <= SETTLED_LARGE * before
+        return before - after <= _SETTLED * self.energy
 
     def near(self, name: str) -> set[str]:
         """Return the spaces whose best move may be another once this one has moved: those that share a tensor."""
@@ -137,7 +147,7 @@ def descend(
             walk.wait(list(walk.pending))
             distances.append(target.distance(here))
             stands = _orders(before) == _orders(walk.moves) and not any(name in walk.moves for name in target.streams)
-            if (sweep and distances[-2] - distances[-1] <= _SETTLED * target.energy) or (stands and not sweep):
+            if target.settled(*distances[-2:]) if sweep else stands:
                 break
     return Position(walk.moves, here, tuple(distances), kin)
 
@@ -162,8 +172,8 @@ class _Walk:
         """Move one space to its best, or have its order found; a first rotation has to pay clearly."""
         block = self.target.blocks[name]
         if isinstance(block, OrderBlock):
+            self.wait(list(self.pending)[: 1 - _BESIDE])
             self.pending[name] = self.threads.submit(block.begin(self.state))
-            self.wait(list(self.pending)[:-_BESIDE])
         elif isinstance(block, HeadBlock):
             move = block.solve(self.state).move
             self._make(name, move if move.perm is not None or move.maps else None)
@@ -180,7 +190,23 @@ class _Walk:
         for name in names:
             move = self.pending.pop(name).result().move
             self.done.add(name)
-            self._make(name, move if move.perm is not None else None)
+            self._make(name, move if move.perm is not None and self._closer(name, move) else None)
+
+    def _closer(self, name: str, move: Move) -> bool:
+        """Return whether an order brings the candidate closer: it may not where a layer leads from a space into itself.
+
+        There the assignment sees one side of the layer at a time, and both change.
+        """
+        if name not in self.target.near(name):
+            return True
+        mine = replace(self.target.symmetry, axes=self.target.symmetry.of(name))
+        here = {axis.tensor: self.state[axis.tensor] for axis in mine.axes}
+        moved = act(here, mine, Element({name: move}))
+        counted = {axis.tensor for axis in mine.axes if axis.counts}
+        before, after = (
+            sum(float((self.target.reference[n] - state[n]).square().sum()) for n in counted) for state in (here, moved)
+        )
+        return after < before
 
     def _make(self, name: str, move: Move | None) -> None:
         if move is not None:

@@ -19,6 +19,10 @@ State = Mapping[str, Tensor]
 _SMALLEST = 0.1
 
 
+# Vectors of a stream; and weights with the axis along which the same stream lies in them.
+Vectors = tuple[tuple[str, ...], tuple[tuple[str, int], ...]]
+
+
 class Step(Protocol):
     """One change of spelling and its inverse, both in place on a float64 state, both the same function."""
 
@@ -31,18 +35,26 @@ class Step(Protocol):
     def unfold(self, state: dict[str, Tensor], like: State) -> None:
         """Give a folded state the spelling of ``like``."""
 
+    def vectors(self) -> Vectors:
+        """Return the vectors of a stream that are folded away, and what says where it lies in them."""
+
 
 @dataclass(frozen=True)
 class NormFold:
     """A LayerNorm's gamma goes into the columns of the layers that read it, beta into their bias.
 
-    Where ``readers`` have no bias, beta stays in the norm as ``beta / gamma`` (Swin's patch merging, ``repeat`` 4);
-    see ``divided`` for what is done where gamma is small.
+    Where ``readers`` have no bias (``keep_beta``), beta stays in the norm as ``beta / gamma`` (Swin's patch merging,
+    ``repeat`` 4); see ``divided`` for what is done where gamma is small.
     """
 
     norm: str
     readers: tuple[str, ...]
     keep_beta: bool = False
+    has_beta: bool = True
+
+    def vectors(self) -> Vectors:
+        beta = (f"{self.norm}.bias",) if self.has_beta else ()
+        return (f"{self.norm}.weight", *beta), tuple((f"{reader}.weight", 1) for reader in self.readers)
 
     def names(self) -> tuple[str, ...]:
         return (f"{self.norm}.weight", *(f"{reader}.weight" for reader in self.readers))
@@ -81,6 +93,9 @@ class ScaleFold:
     layer: str
     scale: str
 
+    def vectors(self) -> Vectors:
+        return (self.scale,), ((f"{self.layer}.weight", 0),)
+
     def names(self) -> tuple[str, ...]:
         return (f"{self.layer}.weight", self.scale)
 
@@ -109,6 +124,9 @@ class ValueBias:
     stop: int
     proj: str
 
+    def vectors(self) -> Vectors:
+        return (), ()
+
     def names(self) -> tuple[str, ...]:
         return (self.bias, f"{self.proj}.weight", f"{self.proj}.bias")
 
@@ -129,6 +147,9 @@ class ZeroBias:
     bias: str
     start: int
     stop: int
+
+    def vectors(self) -> Vectors:
+        return (), ()
 
     def names(self) -> tuple[str, ...]:
         return (self.bias,)

@@ -150,4 +150,20 @@ class Symmetry:
             name: replace(space, kind="permutation") if space.kind == "orthogonal" else space
             for name, space in spaces.items()
         }
-        return replace(self, spaces=spaces)
+        # Nothing has to be folded for an order, so gamma, beta and LayerScale move along; folded, they tell nothing.
+        known = set(self.axes)
+        axes = tuple(axis if axis in known else replace(axis, counts=False) for axis in self.in_own_spelling())
+        return replace(self, spaces=spaces, axes=axes)
+
+    def in_own_spelling(self) -> tuple[Axis, ...]:
+        """Return all axes, with those of the norms and LayerScales that a rotation would have folded away.
+
+        With them a permutation keeps the function of a state in any spelling.
+        """
+        axes = list(self.axes)
+        for step in self.steps:
+            vectors, sides = step.vectors()
+            beside = [axis for axis in self.axes if (axis.tensor, axis.axis) in sides]
+            axes += [replace(axis, tensor=name, axis=0, dual=False) for axis in beside for name in vectors]
+        # Several readers of one norm say the same of it.
+        return tuple({(axis.tensor, axis.axis, axis.space, axis.start, axis.part): axis for axis in axes}.values())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from popmi_core.adapters import Prea, trunk
 from popmi_core.adapters.lora import scalings
 from popmi_core.matching.builder import Builder
-from popmi_core.matching.steps import NormFold, ScaleFold, State, Step, ValueBias, divided, gauge
+from popmi_core.matching.steps import NormFold, ScaleFold, State, Step, ValueBias, Vectors, divided, gauge
 
 _A, _B = "lora_A", "lora_B"
 
@@ -55,7 +55,9 @@ def _prea(model: Prea, build: Builder) -> None:
     classifiers = set(_classifiers(model))
     for index, step in enumerate(build.steps):
         if isinstance(step, NormFold) and classifiers & set(step.readers):
-            build.steps[index] = FeatureFold(step.norm, (*step.readers, *readers), keep_beta=True, writers=("prea.up",))
+            touching = (*step.readers, *readers)
+            fold = FeatureFold(step.norm, touching, keep_beta=True, has_beta=step.has_beta, writers=("prea.up",))
+            build.steps[index] = fold
             if build.has(f"{step.norm}.bias") and not step.keep_beta:
                 build.axis(f"{step.norm}.bias", 0, features, counts=False)
 
@@ -145,6 +147,9 @@ class LowRankNormFold:
     def norm(self) -> str:
         return str(self.step.norm)
 
+    def vectors(self) -> Vectors:
+        return self.step.vectors()
+
     def names(self) -> tuple[str, ...]:
         return (*self.step.names(), f"{self.layer}.{_A}.weight", f"{self.layer}.{_B}.weight")
 
@@ -181,6 +186,9 @@ class LowRankValueBias:
 
     step: ValueBias
     scaling: float
+
+    def vectors(self) -> Vectors:
+        return self.step.vectors()
 
     def names(self) -> tuple[str, ...]:
         return (*self.step.names(), f"{self.step.proj}.{_A}.weight", f"{self.step.proj}.{_B}.weight")

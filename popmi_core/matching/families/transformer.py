@@ -145,7 +145,8 @@ def read_norm(
             build.axis(f"{norm}.bias", 0, stream, repeat=repeat)
         return
     keep = has_beta and (pads or not all(build.has(f"{reader}.bias") for reader in readers))
-    build.step(NormFold(build.prefix + norm, tuple(build.prefix + reader for reader in readers), keep_beta=keep))
+    prefixed = tuple(build.prefix + reader for reader in readers)
+    build.step(NormFold(build.prefix + norm, prefixed, keep_beta=keep, has_beta=has_beta))
     if keep:
         # It moves, but where gamma is small it is large and would drown what tells the channels apart.
         build.axis(f"{norm}.bias", 0, stream, repeat=repeat, counts=False)
