@@ -21,6 +21,8 @@ Anchor = Literal["reference", "medoid", "mean_of_others"]
 StartsOf = Callable[[str, State], Iterable[Element]]
 # Rounds over all models of the mean-of-others; planted copies settle in two.
 _CYCLES = 5
+# What a note says of a model that was left because one look certified it.
+CERTIFIED = "certified in place"
 # A cycle that brings the models closer by less than this share is the last.
 _SETTLED = 1e-3
 
@@ -222,5 +224,6 @@ def _half_way(reference: State, site: str, scorer: Scorer) -> Callable[[State], 
 
 
 def _said(found: Matched, moved: int) -> str:
-    said = f"moved {moved} of {len(found.identity)} bases" if moved else "nothing moved"
+    still = f"nothing moved, {CERTIFIED}" if found.certified else "nothing moved"
+    said = f"moved {moved} of {len(found.identity)} bases" if moved else still
     return f"{said}; {found.note}" if found.note else said

@@ -32,7 +32,8 @@ class Matched:
     moves in place), 0 to 1. ``identity``: which spaces were left as they are. ``distances``: the squared distance
     after every sweep; it never rises. ``element``: the move itself. A model that needed none is the very mapping that
     came in; so is one that is as good as in the reference's basis (``Target.certified``), as most sites of a round.
-    ``kin``: it shares its origin or its basis with the reference, so that no other start was looked at.
+    ``kin``: it shares its origin or its basis with the reference, so that no other start was looked at. ``certified``:
+    one look at its weights said so, without an assignment or a rotation.
     """
 
     state: State
@@ -42,6 +43,7 @@ class Matched:
     distances: tuple[float, ...] = ()
     element: Element = field(default_factory=Element)
     kin: bool = False
+    certified: bool = False
 
 
 class Matcher:
@@ -126,7 +128,8 @@ class Matcher:
         names, note = list(self.symmetry.spaces), "; ".join(self.symmetry.notes)
         distances = (target.gauged_distance(canonical),)
         stays = dict.fromkeys(names, True)
-        return Matched(candidate, dict.fromkeys(names, 0.0), stays, note, distances, kin=True)
+        gains = dict.fromkeys(names, 0.0)
+        return Matched(candidate, gains, stays, note, distances, kin=True, certified=True)
 
     def _ends(
         self, target: Target, canonical: State, bases: Bases, starts: Iterable[Element], judge: Judge | None
