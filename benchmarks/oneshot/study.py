@@ -3,8 +3,9 @@
     python benchmarks/oneshot/study.py --out docs/results/oneshot
 
 writes oneshot.json (every result) and oneshot.md (medians over all pairs or fours, lowest and highest). Parents and
-results are kept below --runs by a hash of what they depend on, so a study that was stopped goes on. Choices are made on
-validation images, methods look at training images, every figure is of test images.
+results are kept below --runs by a hash of what they depend on, so a study that was stopped goes on. With --from-json
+the page is written from the json file alone. Choices are made on validation images, methods look at training images,
+every figure is of test images.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from alignments import RESTARTS, SETTINGS, Aligned
 from cases import ON_PATH, UNLABELLED, Case, State, all_cases
 from methods import METHODS, Method, apply_method, available
 from parents import ARCHITECTURES, load_dataset, parent_path, recipes, train
-from tables import DECIDES, report
+from tables import report
+from verdicts import DECIDES
 
 from popmi_core.fusion.dispatch import fuse
 from popmi_core.fusion.ensemble import mean_probabilities
@@ -40,8 +42,18 @@ EPOCH_RATE = 1 / 3
 
 def main() -> None:
     arguments = parse_arguments()
+    if not arguments.from_json:
+        text = "[\n" + ",\n".join(json.dumps(row) for row in all_results(arguments)) + "\n]\n"
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.with_suffix(".json").write_text(text)
+    rows = json.loads(arguments.out.with_suffix(".json").read_text())
+    arguments.out.with_suffix(".md").write_text(report(rows))
+
+
+def all_results(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the rows of every case; what is not kept yet is computed now."""
     torch.set_num_threads(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for dataset in arguments.datasets.split(","):
         sites = load_dataset(dataset)
         for architecture in arguments.architectures.split(","):
@@ -53,10 +65,7 @@ def main() -> None:
             for size in (2, 4):
                 for case in [case for case in cases if len(case.parents) == size][: arguments.cases]:
                     rows.extend(results(case, arguments))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
-    arguments.out.with_suffix(".json").write_text(text)
-    arguments.out.with_suffix(".md").write_text(report(rows))
+    return rows
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,6 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="default: as parents.py says")
     parser.add_argument("--cases", type=int, default=None, help="at most so many pairs and so many fours each")
     parser.add_argument("--kept-only", action="store_true", help="compute nothing; tell what is there")
+    parser.add_argument("--from-json", action="store_true", help="compute nothing; print the page from OUT.json again")
     parser.add_argument("--runs", type=Path, default=Path("runs/oneshot"))
     parser.add_argument("--out", type=Path, required=True, help="path without ending; .json and .md are written")
     return parser.parse_args()
