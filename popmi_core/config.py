@@ -6,9 +6,9 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
-from popmi_core.errors import ConfigError, PrivacyError
+from popmi_core.errors import ConfigError
 
 Strategy = Literal[
     "opm", "opm-soup", "opm-greedy-soup", "opm-regmean", "opm-learned", "opm-gated", "fedavg", "fedprox", "fedadam",
@@ -55,6 +55,15 @@ class AdapterConfig(_Frozen):
     train: Literal["all", "adapter"] = "all"
 
 
+class LoraConfig(_Frozen):
+    """Low-rank adapters on linear layers whose names end in one of ``targets``, scaled by alpha / rank (None: 1)."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: Positive | None = None
+    targets: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=("attn.qkv", "attn.proj"), min_length=1)
+    train: Literal["all", "adapter"] = "all"
+
+
 class ModelConfig(_Frozen):
     """A timm backbone; ``weights`` is ``random``, ``pretrained`` or a safetensors file."""
 
@@ -63,6 +72,20 @@ class ModelConfig(_Frozen):
     patch_size: int | None = Field(default=None, ge=1)
     weights: str = "random"
     adapter: AdapterConfig = AdapterConfig()
+    lora: LoraConfig | None = None
+
+    @property
+    def train(self) -> Literal["all", "adapter"]:
+        """What trains and travels: all, or adapters and the head only, where either kind of adapter asks for that."""
+        asked = [self.adapter.train] if self.adapter.group != "none" else []
+        asked += [self.lora.train] if self.lora is not None else []
+        return "adapter" if "adapter" in asked else "all"
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, handler: Any) -> dict[str, Any]:
+        # Benchmarks keep runs under a hash of their description: one without these adapters reads as it always did.
+        told: dict[str, Any] = handler(self)
+        return {key: value for key, value in told.items() if key != "lora" or value is not None}
 
 
 class LocalConfig(_Frozen):
@@ -269,29 +292,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "local": {},
     "pooled": {},
 }
-
-
-def require_private(config: RunConfig) -> None:
-    """Refuse parts that look at a site's images outside DP-SGD in a run with a privacy budget.
-
-    Raises:
-        PrivacyError: If there is such a part; it is named.
-    """
-    if config.privacy is None:
-        return
-    named = {
-        f"match.method = '{config.match.method}'": config.match.uses_images,
-        f"fuse.rule or fuse.gate with {' or '.join(sorted(GRAM_RULES))}": config.fuse.needs_grams,
-        f"fuse.rule or fuse.gate with {' or '.join(sorted(STATISTIC_RULES))}": config.fuse.needs_statistics,
-        "fuse.repair": config.fuse.repair,
-        "personal.class_prior = 'own'": config.personal.class_prior == "own",
-    }
-    for part, looks in named.items():
-        if looks:
-            raise PrivacyError(
-                f"{part} sends what it saw in the sites' images without noise, so the privacy budget would be a void "
-                "promise. Drop this part or the budget."
-            )
 
 
 def parse_config(values: dict[str, Any], *, source: str = "the configuration") -> RunConfig:

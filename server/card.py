@@ -66,7 +66,8 @@ def write_card(path: Path, run: str, card: dict[str, Any], sha256: str) -> None:
     lines += [
         f"- Data: {card['data']}{' (phantom)' if card['phantom'] else ''}; classes: {', '.join(card['classes'])}",
         f"- Model: {card['model']['backbone']} at {card['model']['image_size']} px, adapter "
-        f"{card['model']['adapter']['group']}; strategy {card['strategy']}, seed {card['seed']}",
+        f"{card['model']['adapter']['group']}{_low_rank(card['model'].get('lora'))}; strategy {card['strategy']}, "
+        f"seed {card['seed']}",
         f"- sha256 of the file: {sha256}",
         "",
         "| site | training images |",
@@ -79,6 +80,10 @@ def write_card(path: Path, run: str, card: dict[str, Any], sha256: str) -> None:
             lines += ["", f"| {split} | value |", "| --- | --- |"]
             lines += [f"| {name} | {'undefined' if value is None else value} |" for name, value in figures.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _low_rank(lora: dict[str, Any] | None) -> str:
+    return "" if lora is None else f", low-rank adapters of rank {lora['rank']} on {', '.join(lora['targets'])}"
 
 
 def _own_limits(plan: RunPlan) -> list[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from popmi_core.config import RunConfig, require_private
+from popmi_core.config import GRAM_RULES, STATISTIC_RULES, RunConfig
 from popmi_core.errors import ConfigError, ModelError, PrivacyError
 from popmi_core.fusion import needs
+from popmi_core.fusion.lowrank import adapter_pairs
 from popmi_core.matching import Symmetry, describe_model
 from popmi_core.models import exchanged_state
 from popmi_core.protocol import RunPlan, stays_at_site
@@ -21,15 +23,17 @@ def prepare(plan: RunPlan, model: nn.Module) -> Symmetry | None:
     """Check that the parts of a run can work together on this model; return the model's symmetries if known.
 
     Raises:
-        ConfigError: If a rule needs more sites than there are, or a pattern of ``keep_local`` fits nothing or all.
+        ConfigError: If a rule needs more sites than there are or low-rank adapters that no site sends, or a pattern of
+            ``keep_local`` fits nothing or all.
         PrivacyError: If a part would break the privacy promise.
         ModelError: If matching or a rule needs the symmetries of an architecture that cannot be described.
     """
-    config = plan.config
+    config, exchanged = plan.config, exchanged_state(model)
     require_private(config)
     _check_norms(config, model)
     _check_sites(config, len(plan.lineup))
-    _check_kept(config, list(exchanged_state(model)))
+    _check_kept(config, list(exchanged))
+    _check_products(config, exchanged)
     try:
         return describe_model(model, image_size=config.model.image_size)
     except ModelError as error:
@@ -42,6 +46,29 @@ def prepare(plan: RunPlan, model: nn.Module) -> Symmetry | None:
 def common_rules(config: RunConfig) -> tuple[str, ...]:
     """Return the rules that make a common model; none where every site keeps its own or there is one stand-in."""
     return () if config.strategy in ("local", "ensemble") else config.fuse.rules
+
+
+def require_private(config: RunConfig) -> None:
+    """Refuse parts that look at a site's images outside DP-SGD in a run with a privacy budget.
+
+    Raises:
+        PrivacyError: If there is such a part; it is named.
+    """
+    if config.privacy is None:
+        return
+    named = {
+        f"match.method = '{config.match.method}'": config.match.uses_images,
+        f"fuse.rule or fuse.gate with {' or '.join(sorted(GRAM_RULES))}": config.fuse.needs_grams,
+        f"fuse.rule or fuse.gate with {' or '.join(sorted(STATISTIC_RULES))}": config.fuse.needs_statistics,
+        "fuse.repair": config.fuse.repair,
+        "personal.class_prior = 'own'": config.personal.class_prior == "own",
+    }
+    for part, looks in named.items():
+        if looks:
+            raise PrivacyError(
+                f"{part} sends what it saw in the sites' images without noise, so the privacy budget would be a void "
+                "promise. Drop this part or the budget."
+            )
 
 
 def _check_norms(config: RunConfig, model: nn.Module) -> None:
@@ -75,3 +102,16 @@ def _check_kept(config: RunConfig, names: list[str]) -> None:
             )
     if patterns and all(stays_at_site(name, patterns) for name in names):
         raise ConfigError("personal.keep_local fits every tensor: nothing is left to share. Name fewer, or use local.")
+
+
+def _check_products(config: RunConfig, exchanged: Mapping[str, Tensor]) -> None:
+    # Without an adapter the rule would be the plain average under another name.
+    if "lowrank" not in common_rules(config):
+        return
+    shared = {name: like for name, like in exchanged.items() if not stays_at_site(name, config.personal.keep_local)}
+    if not adapter_pairs(shared):
+        why = "they stay at the sites (personal.keep_local)" if adapter_pairs(exchanged) else "it has none"
+        raise ConfigError(
+            f"rule lowrank averages low-rank adapters as products, and of {config.model.backbone} no site sends any: "
+            f"{why}. Set model.lora (--lora-rank 8) and let them travel, or take fuse.rule = 'average'."
+        )

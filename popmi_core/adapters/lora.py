@@ -100,7 +100,9 @@ def add_lora(
             kept.requires_grad_(True)
     found = [name for name, _ in model.named_modules() if any(f".{name}".endswith(f".{end}") for end in targets)]
     if not found:
-        raise ModelError(f"{type(model).__name__} has no layer that ends in {', '.join(targets)}. Name others.")
+        raise ModelError(
+            f"{type(model).__name__} has no layer that ends in {', '.join(targets)}. Name others (lora.targets)."
+        )
     for name in found:
         parent, _, last = name.rpartition(".")
         owner: Any = model.get_submodule(parent)

@@ -35,6 +35,7 @@ def simulate(
     seed: Annotated[int | None, typer.Option(help="Same seed, same machine: the same model, bit for bit.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Any timm model by name.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PREA: none, C4 or D4.")] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Low-rank adapters of this rank on the attention.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels per side.")] = None,
     weights: Annotated[str | None, typer.Option(help="random, pretrained or a safetensors file.")] = None,
     data: Annotated[
@@ -59,6 +60,7 @@ def simulate(
             "image_size": image_size,
             "weights": weights,
             "adapter": {"group": adapter},
+            "lora": {"rank": lora_rank},
         },
         "local": {"epochs": local_epochs},
         "privacy": {"target_epsilon": dp_epsilon, "target_delta": dp_delta},

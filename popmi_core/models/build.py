@@ -1,20 +1,20 @@
-"""One model from its description: any timm backbone, its weights, and PREA where it is switched on."""
+"""One model from its description: any timm backbone, its weights, PREA and low-rank adapters where switched on."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import popmi_core.models.presets  # noqa: F401  (registers the presets with timm)
-from popmi_core.adapters import Prea, attach, require_exact
+from popmi_core.adapters import add_lora, attach, require_exact
 from popmi_core.checkpoints import load_state
 from popmi_core.config import ModelConfig
 from popmi_core.errors import ModelError
@@ -27,13 +27,14 @@ _PROVEN: set[ModelConfig] = set()
 def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
     """Return the model ``config`` describes, in evaluation mode: normalised images -> logits.
 
-    Without an adapter that is the plain timm model; with one it is ``Prea`` around it.
+    Without adapters that is the plain timm model; with PREA it is ``Prea`` around it; low-rank adapters lie beside the
+    layers they are on, and start at nothing.
 
     The same config and seed give bit-identical weights; the global generator is left as it was.
 
     Raises:
         ModelError: If the backbone is unknown, does not take the image or patch size, cannot run at
-            that size, the weights do not fit, or PREA cannot make it exact.
+            that size, the weights do not fit, PREA cannot make it exact, or it has no layer for low-rank adapters.
     """
     name = known_backbone(config.backbone)
     if num_classes < 1:
@@ -42,19 +43,24 @@ def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Modul
         model = _create(name, config, num_classes)
     path = _weights_file(name, config.weights)
     state = {} if path is None else load_state(path)[0]
-    # A file of a model that already has PREA is loaded after PREA is attached, any other before.
-    adapted = any(tensor.startswith("prea.") for tensor in state)
-    if path is not None and not adapted:
+    # A file is loaded when the model has the adapters that are in the file, and before it gets any other.
+    inside = _adapters_in(state)
+    if path is not None and inside == "none":
         load_local(model, state, source=path)
     _probe(model, name, config.image_size)
     if config.adapter.group != "none":
         model = _attach(model, name, config, seed)
-    if path is not None and adapted:
+    if path is not None and inside == "prea":
+        load_local(model, state, source=path)
+    if config.lora is not None:
+        wanted = config.lora
+        model = add_lora(model, wanted.targets, rank=wanted.rank, alpha=wanted.alpha, train=config.train, seed=seed)
+    if path is not None and inside == "lora":
         load_local(model, state, source=path)
     return model.eval()
 
 
-def _attach(model: nn.Module, name: str, config: ModelConfig, seed: int) -> Prea:
+def _attach(model: nn.Module, name: str, config: ModelConfig, seed: int) -> nn.Module:
     wanted = config.adapter
     adapted = attach(
         model,
@@ -62,13 +68,20 @@ def _attach(model: nn.Module, name: str, config: ModelConfig, seed: int) -> Prea
         merge_block=wanted.merge_block,
         weights=wanted.weights,
         rank=wanted.rank,
-        train=wanted.train,
+        train=config.train,
         seed=seed,
     )
     if config not in _PROVEN:
         require_exact(adapted.eval(), config.image_size, adapted.group, name=name)
         _PROVEN.add(config)
     return adapted
+
+
+def _adapters_in(state: Mapping[str, Tensor]) -> Literal["none", "prea", "lora"]:
+    """Return which adapter a file's model got last."""
+    if any(".lora_A." in name for name in state):
+        return "lora"
+    return "prea" if any(name.startswith("prea.") for name in state) else "none"
 
 
 def _weights_file(name: str, weights: str) -> Path | None:

@@ -77,7 +77,14 @@ def _check(path: Path, candidate: Mapping[str, Tensor], own: Mapping[str, Tensor
     ]
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise ModelError(f"{path} does not fit the model: {shown}. Check backbone, image_size and patch_size.")
+        raise ModelError(f"{path} does not fit the model: {shown}. {_remedy(candidate, needed)}")
+
+
+def _remedy(candidate: Mapping[str, Tensor], needed: set[str]) -> str:
+    adapters = any(name.startswith("prea.") or ".lora_A." in name for name in candidate)
+    if adapters and set(candidate) < needed:
+        return "It holds only what a run with a frozen backbone trained; name a file of a whole model."
+    return "Check backbone, image_size, patch_size, adapter and lora."
 
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ batch_size = 32
 {more}
 """
 # Candidates judged, maps learned at the site, Gram matrices, FedMA's rounds, answers of all models, matching at the
-# site with parts that stay there, state on both sides.
+# site with parts that stay there, state on both sides, low-rank adapters over a frozen backbone.
 KINDS = {
     "opm-gated": "",
     "opm-learned": "",
@@ -37,6 +37,7 @@ KINDS = {
     "ensemble": "",
     "opm": '[personal]\nkeep_local = ["head"]\n[match]\nwhere = "site"\n',
     "adaptive-circuit": 'objective = "control_variates"\n[server_optimizer]\nname = "momentum"\n',
+    "lowrank": '[model.lora]\nrank = 2\ntrain = "adapter"\n',
 }
 
 

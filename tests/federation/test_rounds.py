@@ -23,12 +23,13 @@ from popmi_core.simulation import InProcessGrid
 
 STRATEGIES = sorted(set(PRESETS) - {"krum"})
 TWO = ["phantom_polarised", "phantom_ruler"]
+LOW_RANK = {"backbone": "popmi_vit_micro", "image_size": 32, "lora": {"rank": 2}}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_finishes_with_a_finite_model(federation, strategy):
-    quick = {"match": {"learn_steps": 2}} if strategy == "opm-learned" else {}
-    plan = federation.plan(strategy=strategy, rounds=1, sites=TWO, **quick)
+    special = {"opm-learned": {"match": {"learn_steps": 2}}, "lowrank": {"model": LOW_RANK}}
+    plan = federation.plan(strategy=strategy, rounds=1, sites=TWO, **special.get(strategy, {}))
     federation.run(plan)
     state, _ = load_state(Path(plan.folder) / "models" / "round-001.safetensors")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())

@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from popmi_core.config import PRESETS, RunConfig, Strategy, overlay, parse_config, read_config, require_private
-from popmi_core.errors import ConfigError, PrivacyError
+from popmi_core.config import PRESETS, ModelConfig, RunConfig, Strategy, overlay, parse_config, read_config
+from popmi_core.errors import ConfigError
 
 
 def test_a_strategy_is_a_preset_of_four_parts():
@@ -37,6 +37,12 @@ def test_every_preset_describes_a_run_and_survives_a_round_trip(strategy):
         ({"local": {"learning_rate": -1}}, "local.learning_rate"),
         ({"modle": {}}, "modle"),
         ({"model": {"adapter": {"group": "C8"}}}, "model.adapter.group"),
+        ({"model": {"lora": {"rank": 0}}}, "model.lora.rank"),
+        ({"model": {"lora": {"alpha": 0}}}, "model.lora.alpha"),
+        ({"model": {"lora": {"targets": []}}}, "model.lora.targets"),
+        ({"model": {"lora": {"targets": [""]}}}, "model.lora.targets"),
+        ({"model": {"lora": {"train": "head"}}}, "model.lora.train"),
+        ({"model": {"lora": {"ranks": 4}}}, "model.lora.ranks"),
         ({"fuse": {"trim": 0.5}}, "fuse.trim"),
         ({"privacy": {}}, "privacy.target_epsilon"),
         ({"fuse": 3}, "fuse"),
@@ -115,22 +121,23 @@ def test_parts_that_do_not_fit_together_are_told_without_the_whole_table():
 
 
 @pytest.mark.parametrize(
-    ("parts", "named"),
+    ("parts", "train"),
     [
-        ({"strategy": "opm-learned"}, "match.method = 'learned'"),
-        ({"match": {"method": "activations", "where": "site"}}, "match.method = 'activations'"),
-        ({"strategy": "opm-gated"}, "fuse.gate with opm_regmean or regmean"),
-        ({"fuse": {"repair": True}}, "fuse.repair"),
+        ({"lora": {}}, "all"),
+        ({"lora": {"train": "adapter"}}, "adapter"),
+        ({"lora": {"train": "adapter"}, "adapter": {"group": "C4"}}, "adapter"),
+        ({"lora": {}, "adapter": {"group": "C4", "train": "adapter"}}, "adapter"),
+        # No PREA is there to ask for anything.
+        ({"lora": {}, "adapter": {"group": "none", "train": "adapter"}}, "all"),
+        ({}, "all"),
     ],
 )
-def test_parts_that_look_at_images_without_noise_are_refused_a_privacy_budget(parts, named):
-    require_private(parse_config(parts))
-    with pytest.raises(PrivacyError, match=named):
-        require_private(parse_config({**parts, "privacy": {"target_epsilon": 3.0}}))
+def test_the_backbone_is_frozen_where_either_kind_of_adapter_asks_for_it(parts, train):
+    assert ModelConfig(**parts).train == train
 
 
-def test_matching_weights_at_the_site_keeps_the_privacy_promise():
-    parts = {"strategy": "opm", "match": {"where": "site"}, "privacy": {"target_epsilon": 3.0}}
-    config = parse_config(parts)
-    require_private(config)
-    assert (config.match.where, config.match.uses_images) == ("site", False)
+def test_a_model_without_low_rank_adapters_is_told_as_before_there_were_any():
+    assert "lora" not in RunConfig().model_dump_json()
+    assert "lora" not in RunConfig().model_dump(mode="json")["model"]
+    config = parse_config({"model": {"lora": {"rank": 4, "targets": ["fc1"]}}})
+    assert parse_config(config.model_dump(mode="json")) == config

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from popmi_core.checkpoints import load_state
 from popmi_core.cli.apps import load
 from popmi_core.cli.lineup import choose_sites, plan_run
 from popmi_core.cli.progress import shown
@@ -50,6 +51,14 @@ def test_a_run_ends_with_a_table_or_with_json_only(tmp_path):
     assert as_json.stderr == ""
 
 
+def test_low_rank_adapters_are_asked_for_by_their_rank(tmp_path):
+    done = popmi(*TINY, "--strategy", "lowrank", "--lora-rank", "2", "--out", "a", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "finished"
+    (model,) = (tmp_path / "a" / "models").glob("*.safetensors")
+    assert load_state(model)[0]["blocks.0.attn.qkv.lora_A.weight"].shape == (2, 32)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -65,6 +74,9 @@ def test_a_run_ends_with_a_table_or_with_json_only(tmp_path):
         (["--resume", "absent", "--rounds", "3"], 2, "no other description"),
         (["--data", "/no/such/folder"], 3, "/no/such/folder"),
         ([*TINY, "--backbone", "no_such_net"], 4, "no_such_net"),
+        ([*TINY, "--strategy", "lowrank"], 2, "Set model.lora (--lora-rank 8)"),
+        ([*TINY, "--lora-rank", "0"], 2, "model.lora.rank"),
+        ([*TINY, "--lora-rank", "99"], 4, "takes no adapter of rank 99"),
     ],
 )
 def test_a_wrong_call_ends_with_its_own_exit_code_and_says_what_to_do(tmp_path, arguments, code, said):

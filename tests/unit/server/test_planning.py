@@ -9,7 +9,7 @@ from popmi_core.config import parse_config
 from popmi_core.errors import ConfigError, ModelError, PrivacyError
 from popmi_core.models import build_model
 from popmi_core.protocol import Assignment, RunPlan
-from server.planning import common_rules, prepare
+from server.planning import common_rules, prepare, require_private
 
 BUDGET = {"target_epsilon": 3.0}
 MICRO = {"backbone": "popmi_vit_micro", "image_size": 32}
@@ -95,3 +95,48 @@ def test_where_every_site_keeps_its_own_model_no_rule_is_used():
     assert common_rules(plan(strategy="ensemble").config) == ()
     assert common_rules(plan(strategy="local").config) == ()
     assert common_rules(plan(strategy="opm-gated").config)[0] == "average"
+
+
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ({"strategy": "opm-learned"}, "match.method = 'learned'"),
+        ({"match": {"method": "activations", "where": "site"}}, "match.method = 'activations'"),
+        ({"strategy": "opm-gated"}, "fuse.gate with opm_regmean or regmean"),
+        ({"fuse": {"repair": True}}, "fuse.repair"),
+    ],
+)
+def test_parts_that_look_at_images_without_noise_are_refused_a_privacy_budget(parts, named):
+    require_private(parse_config(parts))
+    with pytest.raises(PrivacyError, match=named):
+        require_private(parse_config({**parts, "privacy": {"target_epsilon": 3.0}}))
+
+
+def test_matching_weights_at_the_site_keeps_the_privacy_promise():
+    parts = {"strategy": "opm", "match": {"where": "site"}, "privacy": {"target_epsilon": 3.0}}
+    config = parse_config(parts)
+    require_private(config)
+    assert (config.match.where, config.match.uses_images) == ("site", False)
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ({"strategy": "lowrank"}, "it has none"),
+        ({"fuse": {"gate": ["lowrank"]}}, "it has none"),
+        ({"strategy": "lowrank", "model": {**MICRO, "adapter": {"group": "C4"}}}, "it has none"),
+        (
+            {"strategy": "lowrank", "model": {**MICRO, "lora": {}}, "personal": {"keep_local": ["lora_"]}},
+            "they stay at the sites",
+        ),
+    ],
+    ids=["none", "gate", "PREA is no product", "kept at home"],
+)
+def test_products_are_averaged_only_where_there_are_some(parts, why):
+    with pytest.raises(ConfigError, match=rf"popmi_vit_micro no site sends any: {why}.*Set model\.lora"):
+        prepared(plan(**parts))
+
+
+@pytest.mark.parametrize("train", ["all", "adapter"])
+def test_products_are_averaged_where_low_rank_adapters_travel(train):
+    assert prepared(plan(strategy="lowrank", model={**MICRO, "lora": {"rank": 2, "train": train}})).spaces
