@@ -32,6 +32,7 @@ def barrier(
     model: Annotated[str | None, typer.Option(help="timm's name; POPMI's own files know theirs.")] = None,
     model_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for timm, such as img_size=64.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PREA inside: C4 or D4 (C4:2: merged after block 2).")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Low-rank adapters are scaled by this / rank.")] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Pixels per side, where the model takes any.")] = None,
     match: Annotated[str, typer.Option(help="weights, permutations, probes, activations or learned.")] = "weights",
     points: Annotated[int, typer.Option(min=3, help="Points of the line, both ends included.")] = 25,
@@ -50,7 +51,7 @@ def barrier(
     with told(quiet=json_only) as tell:
         inputs = likeness.read(
             (first, second), model=model, model_arg=model_arg or [], adapter=adapter, image_size=image_size,
-            match=match, data=data, split=split, images=images, tell=tell,
+            lora_alpha=lora_alpha, match=match, data=data, split=split, images=images, tell=tell,
         )  # fmt: skip
         found = likeness.measure(inputs, points=points, tell=tell)
         figures = {**found.to_json(), "seconds": round(time.perf_counter() - started, 2)}

@@ -26,6 +26,7 @@ def fuse(
     model: Annotated[str | None, typer.Option(help="timm's name; POPMI's own files know theirs.")] = None,
     model_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for timm, such as img_size=64.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PREA inside: C4 or D4 (C4:2: merged after block 2).")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Low-rank adapters are scaled by this / rank.")] = None,
     rule: Annotated[
         str | None, typer.Option(help="Fusion rule: opm (default), opm-soup, average; docs/fuse.md lists all.")
     ] = None,
@@ -55,8 +56,8 @@ def fuse(
     with told(quiet=json_only) as tell:
         job = _read(
             models, model=model, model_arg=model_arg or [], adapter=adapter, rule=rule, gate=gate,
-            match=match, reference=reference, weights=counts, data=data or [], image_size=image_size,
-            repair=repair,
+            lora_alpha=lora_alpha, match=match, reference=reference, weights=counts, data=data or [],
+            image_size=image_size, repair=repair,
         )  # fmt: skip
         outcome = perform(job, tell)
         check_loads(outcome.fused.state, job.architecture)
@@ -79,6 +80,7 @@ def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
         "model_arguments": architecture.arguments,
         "adapter": architecture.adapter,
         "merge_block": architecture.merge_block,
+        "lora": None if architecture.low_rank is None else architecture.low_rank.to_json(),
         "classes": architecture.classes,
         "image_size": architecture.image_size,
         "rule": outcome.rule,
@@ -125,7 +127,7 @@ def show(job: Job, outcome: Outcome, out: Path | None) -> None:
 
 def _read(
     models: list[Path], *, model: str | None, model_arg: list[str], adapter: str | None, rule: str | None,
-    gate: str | None,
+    gate: str | None, lora_alpha: float | None,
     match: str, reference: str, weights: tuple[int, ...], data: list[str], image_size: int | None, repair: bool,
 ) -> Job:  # fmt: skip
     from popmi_core.cli.fusing import Job
@@ -139,7 +141,13 @@ def _read(
     if reference not in REFERENCES and not _is_file(reference):
         raise ConfigError(f"--reference {reference}: expected {', '.join(REFERENCES)} or a safetensors file.")
     arguments, parents = parse_arguments(model_arg), read_parents(models)
-    architecture = architecture_of(parents, name=model, arguments=arguments, adapter=adapter, image_size=image_size)
+    architecture = architecture_of(
+        parents, name=model, arguments=arguments, adapter=adapter, image_size=image_size, lora_alpha=lora_alpha
+    )
+    if "lowrank" in rules and architecture.low_rank is None:
+        raise ConfigError(
+            "rule lowrank averages low-rank adapters as products, and the models have none. Take average."
+        )
     sites = read_sites(data, image_size=architecture.image_size, classes=architecture.classes)
     whole = fitted(parents, architecture)
     return Job(whole, architecture, rules, gate is not None, match, reference, weights, sites, repair)

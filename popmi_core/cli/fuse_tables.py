@@ -56,9 +56,11 @@ def plain_words(job: Job, outcome: Outcome, out: Path | None) -> list[str]:
     fused, architecture = outcome.fused, job.architecture
     name = architecture.name if architecture.adapter == "none" else f"{architecture.name} under {architecture.adapter}"
     lines = [f"{key}: {note}" for key, note in fused.notes.items()]
+    lines += [] if architecture.low_rank is None else [architecture.low_rank.in_words()]
     if fused.regret is not None:
         lines.append(f"regret of the worst site: {fused.regret:.4f} nats")
     rule = outcome.rule.replace("_", "-")
+    name += "" if architecture.low_rank is None else " with low-rank adapters"
     lines.append(f"{len(job.parents)} models fused by {rule}; the result loads into timm's {name} with strict=True.")
     lines.append(f"{'nothing was written: give --out' if out is None else out}")
     return lines

@@ -94,6 +94,7 @@ def read(
     model_arg: Sequence[str],
     adapter: str | None,
     image_size: int | None,
+    lora_alpha: float | None,
     match: str,
     data: Sequence[str],
     split: str,
@@ -108,7 +109,9 @@ def read(
     check_method(match, has_images=bool(data))
     arguments = parse_arguments(model_arg)
     parents = read_parents(paths)
-    architecture = architecture_of(parents, name=model, arguments=arguments, adapter=adapter, image_size=image_size)
+    architecture = architecture_of(
+        parents, name=model, arguments=arguments, adapter=adapter, image_size=image_size, lora_alpha=lora_alpha
+    )
     first, second = (
         replace(p.held(), label=label) for p, label in zip(fitted(parents, architecture), NAMES, strict=True)
     )

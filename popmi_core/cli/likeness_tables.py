@@ -77,6 +77,8 @@ def bound_tables(found: Likeness, *, shown: int) -> list[Table]:
 def plain_words(found: Likeness) -> list[str]:
     """Return which file is which, what matching had to say, and what the bound is worth here."""
     lines = [f"{parent.label}: {parent.file}" for parent in found.inputs.parents]
+    low_rank = found.inputs.architecture.low_rank
+    lines += [] if low_rank is None else [low_rank.in_words()]
     lines += [f"matching: {found.note}"] if found.note else []
     if found.bounds is None:
         return [*lines, "The two models are the same: there is no line, no barrier and nothing to bound."]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from popmi_core.adapters import attach
 from popmi_core.adapters.trunk import choose_block
 from popmi_core.checkpoints import file_sha256, open_state, with_more
+from popmi_core.cli.lowranks import LowRank, low_rank_of
 from popmi_core.errors import ConfigError, ModelError
 from popmi_core.fusion import State
 from popmi_core.groups import point_group
@@ -59,7 +60,7 @@ class Parent:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What all parents are: a timm model by name and arguments, perhaps under PREA, with its classes and image size."""
+    """What all parents are: a timm model by name and arguments, perhaps with adapters, its classes and image size."""
 
     name: str
     arguments: dict[str, Any]
@@ -68,6 +69,7 @@ class Architecture:
     classes: int
     image_size: int
     model: nn.Module
+    low_rank: LowRank | None = None
 
 
 def read_parents(paths: Sequence[Path]) -> list[Parent]:
@@ -122,16 +124,18 @@ def architecture_of(
     arguments: Mapping[str, Any],
     adapter: str | None = None,
     image_size: int | None = None,
+    lora_alpha: float | None = None,
 ) -> Architecture:
     """Return the architecture all parents are of; the number of classes is read from the head.
 
     What is not given (name, adapter, image size) is taken from the first card there is in a POPMI file. ``adapter`` is
-    a group, with a merge block behind a colon where it is not the default (``C4:2``).
+    a group, with a merge block behind a colon where it is not the default (``C4:2``). Low-rank adapters are read from
+    the files; ``lora_alpha`` says their scale where no card does.
 
     Raises:
-        ConfigError: If no name is given and no file has a card.
+        ConfigError: If no name is given and no file has a card, or an alpha is given and no file has an adapter.
         ModelError: If timm does not know the name or the arguments, a parent is another architecture, or parents (and
-            ``adapter``) say that copies are merged after different blocks.
+            what is given) differ in the block after which copies are merged, or in low-rank adapters.
     """
     card = next((card for parent in parents if (card := _card(parent))), {})
     name = name or card.get("backbone")
@@ -158,7 +162,10 @@ def architecture_of(
     if adapted:
         merge_block = _merge_block(parents, model, merge_block)
         model = _adapted(model, parents[0], group, merge_block)
-    return Architecture(name, arguments, group, merge_block, count, int(size), model.eval())
+    low_rank = low_rank_of(parents, [_card(parent) for parent in parents], lora_alpha)
+    if low_rank is not None:
+        model = low_rank.on(model, file=parents[0].file)
+    return Architecture(name, arguments, group, merge_block, count, int(size), model.eval(), low_rank)
 
 
 def _asked(adapter: str | None) -> tuple[str | None, int | None]:
@@ -257,7 +264,7 @@ def _card(parent: Parent) -> dict[str, Any]:
         return {}
     known = {"backbone": lineage.get("model"), "image_size": lineage.get("image_size")}
     adapter = {"group": lineage.get("adapter"), "merge_block": lineage.get("merge_block")}
-    return {**known, "arguments": lineage.get("model_arguments"), "adapter": adapter}
+    return {**known, "arguments": lineage.get("model_arguments"), "adapter": adapter, "lora": lineage.get("lora")}
 
 
 def _parsed(text: str) -> dict[str, Any]:
