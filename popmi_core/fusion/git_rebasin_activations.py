@@ -33,11 +33,13 @@ def fuse(
     config: FuseConfig,
     scorer: Scorer | None = None,
     statistics: Mapping[str, CrossStatistics] | None = None,
+    correlated: bool = True,
 ) -> Fused:
     """Permute every model to the reference by how its units correlate on the sites' images; average by num_examples.
 
-    Each space that shows in activations is one linear assignment on correlations (Li et al. 2016, arXiv:1511.07543).
-    What does not show (the query and key channels inside a head) is matched by weights with all else held.
+    Each space that shows in activations is one linear assignment: on correlations (Li et al. 2016, arXiv:1511.07543),
+    or on the inner products of section 3.1, which is least squares on the activations as they are. What does not show
+    (the query and key channels inside a head) is matched by weights with all else held.
 
     Args:
         updates: One per site, each in a basis of its own.
@@ -46,6 +48,7 @@ def fuse(
         config: Not used: the method has no setting.
         scorer: Not used.
         statistics: By site, sums over both models' activations on the same images (see ``cross_statistics``).
+        correlated: Compare units by correlation; else by inner product, where loud units count more.
 
     Raises:
         ModelError: If the architecture is not described.
@@ -61,20 +64,22 @@ def fuse(
                 f"site {update.site}: no activation statistics came, which rule git_rebasin_activations matches by. "
                 "Have the site compute them (cross_statistics), or take rule 'git_rebasin'."
             )
-        aligned.append(match_activations(reference, traced(update.state, group), group, statistics[update.site]))
+        own, state = statistics[update.site], traced(update.state, group)
+        aligned.append(match_activations(reference, state, group, own, correlated=correlated))
     moved = [replace(update, state=untraced(state)) for update, state in zip(ordered, aligned, strict=True)]
     return Fused(weighted_mean(moved, weights, reference=reference), weights, tell(list(weights), aligned, group))
 
 
 def match_activations(
-    reference: State, state: State, group: Permutable, statistics: CrossStatistics
+    reference: State, state: State, group: Permutable, statistics: CrossStatistics, *, correlated: bool = True
 ) -> dict[str, Tensor]:
-    """Return the state with every unit where the reference has the one it correlates with most."""
+    """Return the state with every unit where the reference has the one it goes with most."""
     moves: dict[str, Move] = {}
     shown: set[str] = set()
     for name, space in group.spaces.items():
         keys = group.keys(name)
-        costs = {p: -correlation(statistics.moments[key]) for p, key in keys.items() if key in statistics.moments}
+        seen = {part: statistics.moments[key] for part, key in keys.items() if key in statistics.moments}
+        costs = {part: -(correlation(sums) if correlated else sums.cross) for part, sums in seen.items()}
         if costs:
             shown.add(name)
             plans = solve(space, costs, assign, keys)
