@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from client.receive import symmetry_of
 from client.statistics import some_images
 from popmi_core.data import ImageSet
-from popmi_core.fusion.path import midpoint_judge
+from popmi_core.fusion.path import line_judge
 from popmi_core.matching import Matched, Matcher
 from popmi_core.matching.elements import Element
 from popmi_core.matching.learn import learn_match
@@ -67,7 +67,7 @@ def align(
     def starts() -> Iterator[Element]:
         yield start_from(cross_statistics(model, start, state, symmetry, images), symmetry)
 
-    judge = midpoint_judge(model, start, state, images)
+    judge = line_judge(model, start, state, images)
     matched = matcher.match(state, site=site, starts=starts(), judge=judge)
     if config.method == "learned":
         seed = derive_seed("learn", instruction.seed, site, instruction.server_round)

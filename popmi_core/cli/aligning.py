@@ -12,11 +12,11 @@ from popmi_core.cli.sites import some_of
 from popmi_core.data import ImageSet
 from popmi_core.errors import ConfigError
 from popmi_core.fusion import State
-from popmi_core.fusion.path import midpoint_judge
+from popmi_core.fusion.path import line_judge
 from popmi_core.matching import Matched, Matcher
 from popmi_core.matching.check import input_shape
 from popmi_core.matching.elements import Element
-from popmi_core.matching.learn import learn_match
+from popmi_core.matching.learn import SPAN, learn_match
 from popmi_core.matching.probes import probe_images
 from popmi_core.matching.starts import start_from
 from popmi_core.matching.statistics import cross_statistics
@@ -58,6 +58,9 @@ class Aligner:
             smooth noise agree best, so that no image is needed; ``activations``: also from where activations on the
             images agree best, the end being taken that half way says what both models say; ``learned``: from there the
             map is learned on the images. Neither looks at classes.
+        share: What a matched model will count in the average with the reference: there on the line ``activations`` are
+            judged, and from four fifths of it to one half a map is learned (of two alike: around the middle).
+        starts: Descents by weights; those above 1 visit the layers in random order.
     """
 
     def __init__(
@@ -68,11 +71,13 @@ class Aligner:
         *,
         method: str = "weights",
         image_size: int | None = None,
+        share: float = 0.5,
+        starts: int = 1,
     ) -> None:
-        self.image_size = image_size
+        self.image_size, self.share = image_size, share
         self.symmetry = symmetry.permutations_only() if method == "permutations" else symmetry
         self.reference, self.model, self.method = reference, model, method
-        self.matcher = Matcher(reference, self.symmetry)
+        self.matcher = Matcher(reference, self.symmetry, restarts=starts - 1)
 
     def match(self, state: State, *, label: str, seen: ImageSet | None = None) -> Matched:
         """Return the model in the reference's basis.
@@ -106,7 +111,7 @@ class Aligner:
             statistics = cross_statistics(self.model, self.reference, state, self.symmetry, pixels)
             yield start_from(statistics, self.symmetry)
 
-        judge = midpoint_judge(self.model, self.reference, state, pixels)
+        judge = line_judge(self.model, self.reference, state, pixels, share=self.share)
         return self.matcher.match(state, site=label, starts=starts(), judge=judge)
 
     def _learned(self, state: State, label: str, seen: ImageSet) -> Matched:
@@ -119,4 +124,5 @@ class Aligner:
             self._by_activations(state, label, some_of(seen, _SEEN["activations"])),
             steps=LEARNING_STEPS,
             generator=torch.Generator().manual_seed(_SEED),
+            span=SPAN if self.share == 0.5 else (min(0.8 * self.share, 0.5), max(0.8 * self.share, 0.5)),
         )

@@ -17,7 +17,7 @@ from popmi_core.errors import ConfigError
 if TYPE_CHECKING:
     from popmi_core.cli.fusing import Job, Outcome
 
-REFERENCES = ("first", "medoid", "mean")
+REFERENCES = ("first", "in-turn", "medoid", "mean")
 LINEAGE = "lineage"
 
 
@@ -34,7 +34,11 @@ def fuse(
     match: Annotated[
         str, typer.Option(help="OPM rules match by weights, permutations, probes, activations or learned.")
     ] = "weights",
-    reference: Annotated[str, typer.Option(help="Whose basis: first, medoid, mean, or a file.")] = "first",
+    reference: Annotated[str, typer.Option(help="Whose basis: first, in-turn, medoid, mean, or a file.")] = "first",
+    starts: Annotated[
+        int,
+        typer.Option(min=1, max=32, help="Descents by weights, of which the closest counts: 4 for nets without heads."),
+    ] = 1,
     weights: Annotated[str | None, typer.Option(help="Numbers of examples, with commas; default: all equal.")] = None,
     data: Annotated[
         list[str] | None,
@@ -57,7 +61,7 @@ def fuse(
         job = _read(
             models, model=model, model_arg=model_arg or [], adapter=adapter, rule=rule, gate=gate,
             lora_alpha=lora_alpha, match=match, reference=reference, weights=counts, data=data or [],
-            image_size=image_size, repair=repair,
+            image_size=image_size, repair=repair, starts=starts,
         )  # fmt: skip
         outcome = perform(job, tell)
         check_loads(outcome.fused.state, job.architecture)
@@ -86,6 +90,7 @@ def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
         "rule": outcome.rule,
         "gate": list(job.rules) if job.gate else None,
         "match": job.match if outcome.moves else None,
+        "starts": job.starts if outcome.moves else None,
         "repaired": job.repair,
         "images": {site: {split: len(getattr(data, split)) for split in SPLITS} for site, data in job.sites.items()},
         "reference": outcome.basis.told,
@@ -129,10 +134,11 @@ def _read(
     models: list[Path], *, model: str | None, model_arg: list[str], adapter: str | None, rule: str | None,
     gate: str | None, lora_alpha: float | None,
     match: str, reference: str, weights: tuple[int, ...], data: list[str], image_size: int | None, repair: bool,
+    starts: int,
 ) -> Job:  # fmt: skip
     from popmi_core.cli.fusing import Job
     from popmi_core.cli.parents import architecture_of, fitted, parse_arguments, read_parents
-    from popmi_core.cli.ruleinputs import rules_of
+    from popmi_core.cli.ruleinputs import require_matching, rules_of
     from popmi_core.cli.sites import read_sites
 
     rules = rules_of(rule, gate, match=match, has_data=bool(data), models=len(models))
@@ -140,6 +146,9 @@ def _read(
         raise ConfigError("--repair measures BatchNorm statistics on images: give them with --data.")
     if reference not in REFERENCES and not _is_file(reference):
         raise ConfigError(f"--reference {reference}: expected {', '.join(REFERENCES)} or a safetensors file.")
+    for option, asked in (("--reference in-turn", reference == "in-turn"), (f"--starts {starts}", starts > 1)):
+        if asked:
+            require_matching(option, rules, gate=gate is not None)
     arguments, parents = parse_arguments(model_arg), read_parents(models)
     architecture = architecture_of(
         parents, name=model, arguments=arguments, adapter=adapter, image_size=image_size, lora_alpha=lora_alpha
@@ -150,7 +159,7 @@ def _read(
         )
     sites = read_sites(data, image_size=architecture.image_size, classes=architecture.classes)
     whole = fitted(parents, architecture)
-    return Job(whole, architecture, rules, gate is not None, match, reference, weights, sites, repair)
+    return Job(whole, architecture, rules, gate is not None, match, reference, weights, sites, repair, starts)
 
 
 def _check_out(out: Path | None, models: list[Path], *, force: bool) -> None:

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from popmi_core.cli.aligning import WITH_IMAGES, Aligner
 from popmi_core.cli.moves import LayerMove, layer_moves
 from popmi_core.cli.parents import FUSED, Architecture, Parent, fitted, read_parent
+from popmi_core.cli.placing import in_turn, to_one
 from popmi_core.cli.ruleinputs import AFTER_MATCHING, RuleInputs
 from popmi_core.cli.sites import part_of, together
 from popmi_core.config import FuseConfig
-from popmi_core.data import SiteData
+from popmi_core.data import ImageSet, SiteData
 from popmi_core.errors import ModelError
 from popmi_core.fusion import Fused, State, Update, fuse, needs
 from popmi_core.fusion.gate import never_worse
 from popmi_core.fusion.opm import Basis, medoid
-from popmi_core.fusion.path import distance, evaluate
+from popmi_core.fusion.path import evaluate
 from popmi_core.fusion.shelf import shelf_for
 from popmi_core.matching import Matcher, describe_model
 from popmi_core.matching.symmetry import Symmetry
 
 _JUDGED_ON = ("test", "val", "train")
-_MEDOID, _MEAN = "medoid", "mean"
+_MEDOID, _MEAN, _IN_TURN = "medoid", "mean", "in-turn"
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """Everything a fusion needs.
 
-    ``rules``: one, or the gate's candidates. ``match``: how OPM rules match (see ``Aligner``). ``reference``: first,
-    medoid, mean or a file. ``sites``: perhaps none.
+    ``rules``: one, or the gate's candidates. ``match`` and ``starts``: how OPM rules match (see ``Aligner``).
+    ``reference``: first, in-turn, medoid, mean or a file. ``sites``: perhaps none.
     """
 
     parents: list[Parent]
@@ -43,6 +45,7 @@ class Job:
     weights: tuple[int, ...]
     sites: dict[str, SiteData]
     repair: bool
+    starts: int = 1
 
     @property
     def inputs(self) -> RuleInputs:
@@ -132,25 +135,27 @@ def _single(job: Job, rule: str, symmetry: Symmetry | None) -> Outcome:
 
 def _matched(job: Job, rule: str, symmetry: Symmetry, chosen: Reference) -> Outcome:
     """Match here, where every layer's move can be told, and leave the second half of the rule to the library."""
-    inputs, reference = job.inputs, chosen.state
-    model, size = job.architecture.model, job.architecture.image_size
-    aligner = Aligner(reference, symmetry, model, method=job.match, image_size=size)
-    updates, moves, distances, notes = [], {}, {}, {}
+    inputs, model, size = job.inputs, job.architecture.model, job.architecture.image_size
+    aligner_for = partial(Aligner, symmetry=symmetry, model=model, method=job.match, image_size=size, starts=job.starts)
+
+    def seen(label: str) -> ImageSet | None:
+        return inputs.seen(label) if job.match in WITH_IMAGES else None
+
     with shelf_for(job.updates) as shelf:
-        for update in job.updates:
-            seen = inputs.seen(update.site) if job.match in WITH_IMAGES else None
-            found = aligner.match(update.state, label=update.site, seen=seen)
-            moves[update.site] = layer_moves(found, aligner.symmetry)
-            moved, before = not all(found.identity.values()), distance(reference, update.state)
-            distances[update.site] = (before, distance(reference, found.state) if moved else before)
-            if found.note:
-                notes[f"match.{update.site}"] = found.note
-            updates.append(shelf.take(replace(update, state=found.state)) if moved else update)
+        if job.reference == _IN_TURN:
+            # A second turn of learned maps moved nothing for the better when the one-shot study tried it.
+            placed = in_turn(job.updates, aligner_for, seen, shelf, again=job.match != "learned")
+        else:
+            placed = to_one(job.updates, chosen.state, aligner_for, seen, shelf)
+        updates = [one.update for one in placed]
         then = AFTER_MATCHING[rule]
         fused = fuse(
-            then, inputs.with_grams([then], updates), reference=reference, symmetry=symmetry, config=FuseConfig(),
+            then, inputs.with_grams([then], updates), reference=chosen.state, symmetry=symmetry, config=FuseConfig(),
             scorer=inputs.scorer(),
         )  # fmt: skip
+    notes = {f"match.{one.update.site}": one.note for one in placed if one.note}
+    moves = {one.update.site: one.moves for one in placed}
+    distances = {one.update.site: one.distances for one in placed}
     return Outcome(replace(fused, notes={**fused.notes, **notes}), rule, chosen, moves, distances)
 
 
@@ -177,6 +182,9 @@ def _gated(job: Job, symmetry: Symmetry | None) -> Outcome:
 def _reference(job: Job, symmetry: Symmetry | None) -> Reference:
     """Return the reference, held in memory: every model is compared with it."""
     updates, files = job.updates, {parent.label: parent.sha256 for parent in job.parents}
+    if job.reference == _IN_TURN:
+        told = f"{updates[0].site}, each in turn matched to the mean of those before it"
+        return Reference(dict(updates[0].state), told, files[updates[0].site])
     if job.reference == "first":
         return Reference(dict(updates[0].state), updates[0].site, files[updates[0].site])
     if job.reference == _MEDOID and symmetry is not None:

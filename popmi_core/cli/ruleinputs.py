@@ -62,12 +62,22 @@ def rules_of(rule: str | None, gate: str | None, *, match: str, has_data: bool, 
         if wanted.sites > models:
             raise ConfigError(f"rule {name.replace('_', '-')} needs {wanted.sites} models, got {models}. Name more.")
     check_method(match, has_images=has_data)
-    if match != "weights" and (gate is not None or rules[0] not in AFTER_MATCHING):
-        names = ", ".join(name.replace("_", "-") for name in AFTER_MATCHING)
-        raise ConfigError(f"--match {match} goes with one rule of {names}. Take one of these with --rule.")
+    if match != "weights":
+        require_matching(f"--match {match}", rules, gate=gate is not None)
     if gate is not None and not has_data:
         raise ConfigError("--gate compares rules on validation images: give them with --data.")
     return rules
+
+
+def require_matching(option: str, rules: Sequence[str], *, gate: bool) -> None:
+    """Refuse an option that says how models are matched where no OPM rule, or several rules, would match them.
+
+    Raises:
+        ConfigError: In both cases; it names the option.
+    """
+    if gate or rules[0] not in AFTER_MATCHING:
+        names = ", ".join(name.replace("_", "-") for name in AFTER_MATCHING)
+        raise ConfigError(f"{option} goes with one rule of {names}. Take one of these with --rule.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -237,22 +237,29 @@ def _batches(model: nn.Module, data: ImageSet) -> Iterator[tuple[Tensor, Tensor]
         yield normalise(torch.from_numpy(data.images[part]), model), torch.from_numpy(data.targets[part])
 
 
-def midpoint_judge(
-    model: nn.Module, first: State, second: State, images: Float[Tensor, "n channels height width"]
+def line_judge(
+    model: nn.Module,
+    first: State,
+    second: State,
+    images: Float[Tensor, "n channels height width"],
+    *,
+    share: float = 0.5,
 ) -> Callable[[State], float]:
-    """Return a judge of moved copies of ``second``: how far half way to ``first`` is from what both ends say (nats).
+    """Return a judge of moved copies of ``second``: how far the line to ``first`` is from what both ends say (nats).
 
-    That is the cross-entropy of the midpoint to the mean of the two ends' probabilities; it needs no classes.
+    That is the cross-entropy of the model at ``share`` of the second to the ends' probabilities, averaged by the same
+    shares; it needs no classes.
     """
 
     @cache
     def wanted() -> Tensor:
         # Asked for when there is something to judge: between kin there is not.
-        return torch.stack([torch.softmax(run(model, end, images), 1) for end in (first, second)]).mean(dim=0)
+        ends = [torch.softmax(run(model, end, images), 1) for end in (first, second)]
+        return torch.lerp(ends[0], ends[1], share)
 
     def judge(moved: State) -> float:
         with torch.inference_mode():
-            said = torch.log_softmax(run(model, on_line(first, moved, 0.5), images), 1)
+            said = torch.log_softmax(run(model, on_line(first, moved, share), images), 1)
             return -float((wanted() * said).sum(1).mean())
 
     return judge

@@ -31,7 +31,7 @@ Loss = Literal["supervised", "unsupervised"]
 # Images kept out of the training, by which the start and what was learned are compared: a tenth, at most so many.
 _HELD_OUT = 512
 # Where on the line the loss is taken: near the middle, but not only there, so that the whole line comes down.
-_SPAN = (0.3, 0.7)
+SPAN = (0.3, 0.7)
 # What was learned must be below this share of the start's loss: rounding moves nobody.
 _CLEARLY = 0.9999
 # So often during the training the map is tried on the images held out: orders jump, and the last are not the best.
@@ -68,6 +68,7 @@ def learn_match(
     steps: int,
     learning_rate: float = 0.003,
     generator: torch.Generator,
+    span: tuple[float, float] = SPAN,
 ) -> Matched:
     """Go on from where a match ended: its move is learned on images without classes (see ``learn_element``).
 
@@ -91,6 +92,7 @@ def learn_match(
         steps=steps,
         learning_rate=learning_rate,
         generator=generator,
+        span=span,
     )
     identity = {name: name not in found.element.moves for name in symmetry.spaces}
     still = all(identity.values())
@@ -115,7 +117,7 @@ def learn_element(
     generator: torch.Generator,
     loss: Loss = "unsupervised",
     orders: Orders | None = None,
-    span: tuple[float, float] = _SPAN,
+    span: tuple[float, float] = SPAN,
 ) -> Learned:
     """Return the move of the candidate under which the models between it and the reference lose least.
 
