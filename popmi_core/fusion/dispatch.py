@@ -160,8 +160,8 @@ def _refuse_unfit(
         )
     if wanted.symmetry and symmetry is None:
         raise ModelError(
-            f"rule {rule} needs the architecture's symmetries but got none. Describe the model by hand, or take rule "
-            "'average'."
+            f"rule {rule} needs the architecture's symmetries but got none. Pass what describe_model says, or take "
+            "rule 'average'."
         )
     if wanted.statistics and not options.get("statistics"):
         raise UpdateError(

@@ -66,8 +66,8 @@ def permutable(symmetry: Symmetry | None, names: Collection[str], *, rule: str) 
     """
     if symmetry is None:
         raise ModelError(
-            f"rule {rule} needs the architecture's symmetries but got none. Describe the model by hand, or take rule "
-            "'average'."
+            f"rule {rule} needs the architecture's symmetries but got none. Pass what describe_model says, or take "
+            "rule 'average'."
         )
     axes = symmetry.in_own_spelling()
     kept = {name for name in symmetry.spaces if all(axis.tensor in names for axis in axes if axis.space == name)}

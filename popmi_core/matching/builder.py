@@ -6,7 +6,8 @@
     build.linear("fc2", reads="hidden")
     symmetry = build.done()
 
-Whatever is not named stays as it is. ``verify_symmetry`` tells whether the description is right.
+Whatever is not named stays as it is. ``verify_symmetry`` tells whether the description is right. A module of your own
+that has a method ``describe_symmetry(self, build)`` is described by it, and tested, wherever POPMI needs it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from popmi_core.errors import ModelError
 from popmi_core.matching.steps import NormFold, ScaleFold, Step
 from popmi_core.matching.symmetry import Axis, Kind, MapKind, Space, Symmetry, Tap
 
+METHOD = "describe_symmetry"
+# The next step in every error about a module that no family knows.
+BY_HAND = f"Describe it by hand: give the model's class a method {METHOD}(self, build), see docs/symmetries.md"
 _STATISTICS = ("running_mean", "running_var")
+
+
+def next_step(family: str) -> str:
+    """Return what to do about a description that does not fit: correct one's own, or write one."""
+    return f"Correct {family}, see docs/symmetries.md" if family.endswith(METHOD) else BY_HAND
 
 
 class Builder:
@@ -49,7 +58,7 @@ class Builder:
         if not self.has(tensor):
             raise ModelError(
                 f"{self.family}: the state has no '{self.prefix}{tensor}', which the description expects. "
-                "Describe this variant by hand with popmi_core.matching.Builder."
+                f"{next_step(self.family)}."
             )
         return self.shapes[self.prefix + tensor]
 
@@ -105,7 +114,7 @@ class Builder:
         if length != repeat * width * spread:
             raise ModelError(
                 f"{self.family}: axis {axis} of '{self.prefix}{tensor}' {shape} has {length} entries there, expected "
-                f"{repeat} x {width} x {spread} of space '{space}'. Describe this variant by hand."
+                f"{repeat} x {width} x {spread} of space '{space}'. {next_step(self.family)}."
             )
         named = (self.prefix + tensor, axis % len(shape), self.prefix + space)
         self.axes.append(Axis(*named, part, dual, start, stop, repeat, spread, counts, scales))
@@ -188,7 +197,7 @@ class Builder:
             module = unknown[0].rpartition(".")[0] or unknown[0]
             raise ModelError(
                 f"{self.family}: module '{module}' is not described (its tensor '{unknown[0]}', {len(unknown)} such in "
-                "all). Describe it by hand with popmi_core.matching.Builder, or take a rule that needs no description."
+                f"all). {next_step(self.family)}; or take a rule that needs no description."
             )
         # Beta makes biases, and those are settled with the projection's rows unscaled: norms first, scales last.
         steps = sorted(self.steps, key=lambda step: (not isinstance(step, NormFold), isinstance(step, ScaleFold)))

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from popmi_core.errors import ModelError
+from popmi_core.matching.builder import next_step
 from popmi_core.matching.canonical import canonicalise
 from popmi_core.matching.elements import apply, random_element
 from popmi_core.matching.families import describe
@@ -21,6 +22,9 @@ _TOLERANCE = 1e-10
 
 def describe_model(model: nn.Module, *, image_size: int | None = None) -> Symmetry:
     """Read the symmetry group of a timm model (with PREA or low-rank adapters, if any) and test it.
+
+    A model with a method ``describe_symmetry(self, build)`` (build: a ``Builder``) is described by that instead, and
+    tested in the same way.
 
     Args:
         model: A classifier of images; it is not changed.
@@ -38,8 +42,7 @@ def describe_model(model: nn.Module, *, image_size: int | None = None) -> Symmet
         ]
         raise ModelError(
             f"{type(model).__name__}: a random move of {', '.join(wrong) or 'all spaces together'} changed the "
-            f"outputs, so the description '{symmetry.family}' does not fit this variant. Describe it by hand with "
-            "popmi_core.matching.Builder."
+            f"outputs, so the description '{symmetry.family}' does not fit it. {next_step(symmetry.family)}."
         )
     return symmetry
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from popmi_core.adapters.lora import LoraLinear
 from popmi_core.errors import ModelError
-from popmi_core.matching.builder import Builder
+from popmi_core.matching.builder import BY_HAND, Builder
 
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNormAct2d)
 _LAYER = (nn.LayerNorm, RmsNorm, RmsNorm2d, SimpleNorm, SimpleNorm2d)
@@ -185,7 +185,7 @@ class Layers:
         """
         raise ModelError(
             f"{self.build.family}: module '{self.build.prefix}{name}' is {_short(module)}, expected {expected}. "
-            "Describe it by hand with popmi_core.matching.Builder, or take a rule that needs no description."
+            f"{BY_HAND}; or take a rule that needs no description."
         )
 
     def _squeeze(self, name: str, parts: tuple[str, str, str], layer: Any, act: nn.Module, channels: Channels) -> None:

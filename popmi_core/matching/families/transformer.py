@@ -9,7 +9,7 @@ from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from torch import nn
 
 from popmi_core.errors import ModelError
-from popmi_core.matching.builder import Builder
+from popmi_core.matching.builder import BY_HAND, Builder
 from popmi_core.matching.steps import NormFold, ScaleFold, ValueBias, ZeroBias
 from popmi_core.matching.symmetry import MapKind
 
@@ -18,7 +18,7 @@ def refuse(build: Builder, module: str, found: object, expected: str) -> ModelEr
     """Return the error for a module that a family does not know (named without the prefix)."""
     return ModelError(
         f"{build.family}: module '{build.prefix}{module}' is a {type(found).__name__}, expected {expected}. "
-        "Describe it by hand with popmi_core.matching.Builder, or take a rule that needs no description."
+        f"{BY_HAND}; or take a rule that needs no description."
     )
 
 

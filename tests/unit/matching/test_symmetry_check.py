@@ -71,8 +71,81 @@ def describe_pair(model):
 
 
 def test_an_unknown_model_says_how_to_describe_it_by_hand():
-    with pytest.raises(ModelError, match=r"Pair is of no described family .*by hand with popmi_core.matching.Builder"):
+    with pytest.raises(
+        ModelError, match=r"Pair is of no described family .*class a method describe_symmetry\(self, build\), see docs"
+    ):
         describe_model(Pair())
+
+
+class Told(Pair):
+    """The same, by its own word: ``describe_symmetry`` is what ``word`` says."""
+
+    def __init__(self, word):
+        super().__init__()
+        self.word = word
+
+    def describe_symmetry(self, build):
+        self.word(build)
+
+
+def right(build):
+    build.space("hidden", "permutation", 6, rescalable=True)
+    build.linear("first", writes="hidden")
+    build.linear("second", reads="hidden")
+
+
+def pixels_in_any_order(build):
+    build.space("hidden", "permutation", 6, rescalable=True)
+    build.space("pixels", "permutation", 12)
+    build.linear("first", reads="pixels", writes="hidden")
+    build.linear("second", reads="hidden")
+
+
+def without_a_layer(build):
+    build.space("hidden", "permutation", 6)
+    build.linear("first", writes="hidden")
+
+
+def too_wide(build):
+    build.space("hidden", "permutation", 7)
+    build.linear("first", writes="hidden")
+
+
+def of_another_net(build):
+    build.shape("third.weight")
+
+
+def test_a_model_may_describe_itself():
+    found = describe_model(Told(right), image_size=2)
+
+    assert found.family == "Told.describe_symmetry"
+    assert set(found.spaces) == {"hidden"}
+
+
+def test_a_model_that_describes_itself_wrongly_is_refused_by_name():
+    message = r"Told: a random move of pixels changed .*'Told.describe_symmetry' does not fit.* Correct Told.describe_s"
+    with pytest.raises(ModelError, match=message):
+        describe_model(Told(pixels_in_any_order), image_size=2)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (without_a_layer, r"Told.describe_symmetry: module 'second' is not described .*Correct Told.describe_symmetry"),
+        (too_wide, r"Told.describe_symmetry: axis 0 of 'first.weight' .* Correct Told.describe_symmetry"),
+        (of_another_net, r"Told.describe_symmetry: the state has no 'third.weight'.* Correct Told.describe_symmetry"),
+    ],
+)
+def test_what_a_model_says_of_itself_is_corrected_where_it_says_so(word, message):
+    with pytest.raises(ModelError, match=message):
+        describe_model(Told(word), image_size=2)
+
+
+def test_its_own_word_comes_before_the_familys(small_vit):
+    model = small_vit()
+    model.describe_symmetry = lambda build: build.still(*model.state_dict())
+
+    assert dict(describe_model(model).spaces) == {}
 
 
 def test_a_description_by_hand_stands_the_test():
