@@ -72,7 +72,7 @@ class OrderBlock:
 
     def in_place(self, candidate: State) -> bool:
         """Return whether it is certain, without an assignment, that no order is better than the candidate's own."""
-        return bool((self._distances(candidate).sqrt() <= self.room).all())
+        return bool((self.distances(candidate).sqrt() <= self.room).all())
 
     def begin(self, candidate: State) -> Callable[[], Solved]:
         """Return what finds the best order; it keeps scores only, so that the candidate may change before it is called.
@@ -91,7 +91,8 @@ class OrderBlock:
         gain = float(scores.gather(1, order[:, None]).sum() - scores.trace())
         return Solved(Move(order), gain, gain <= 0)
 
-    def _distances(self, candidate: State) -> Float[Tensor, " width"]:
+    def distances(self, candidate: State) -> Float[Tensor, " width"]:
+        """Return every unit's squared distance to the candidate's unit in the same place."""
         total = torch.zeros(self.space.width(), dtype=torch.float64)
         for axis in self.symmetry.of(self.name):
             if axis.counts:

@@ -145,6 +145,8 @@ def descend(
                     kin = _mostly_in_place(target, walk.moves)
                 walk.solve(name, moved=bool(start) or name in walk.moves, kin=kin)
             walk.wait(list(walk.pending))
+            if not sweep and not target.streams and not start:
+                kin = _mostly_in_place(target, walk.moves)
             distances.append(target.distance(here))
             stands = _orders(before) == _orders(walk.moves) and not any(name in walk.moves for name in target.streams)
             if target.settled(*distances[-2:]) if sweep else stands:

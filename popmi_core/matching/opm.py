@@ -14,7 +14,7 @@ from popmi_core.matching.descent import Target, descend, embedding_start
 from popmi_core.matching.elements import Element, act, apply
 from popmi_core.matching.factors import gauge_of
 from popmi_core.matching.forward import forward_start
-from popmi_core.matching.settle import Bases, settle
+from popmi_core.matching.settle import Bases, drifted_orders, settle
 from popmi_core.matching.symmetry import State, Symmetry
 
 # Another start must beat the identity by this share of the squared distance: ties stay where they are.
@@ -153,9 +153,13 @@ class Matcher:
                 held=set(held),
             )
             kin = found.same_basis or found.kin
-            return _End(found.distances, *settle(found, target, bases, canonical), kin)
+            drifted = drifted_orders(found, target) if kin and start is None else set()
+            return _End(found.distances, *settle(found, target, bases, canonical), kin, drifted)
 
-        first = end()
+        first, left = end(), set[str]()
+        while first.drifted:
+            left |= first.drifted
+            first = end(held=left)
         yield first
         if first.kin:
             return
@@ -183,12 +187,16 @@ class Matcher:
 
 @dataclass(frozen=True)
 class _End:
-    """Where one descent ended: its distances, the settled move, every space's gain, and ``kin`` as in ``Matched``."""
+    """Where one descent ended: its distances, the settled move, every space's gain, and ``kin`` as in ``Matched``.
+
+    ``drifted``: between kin, the spaces whose order only follows drift: they are to be held.
+    """
 
     distances: tuple[float, ...]
     element: Element
     gains: dict[str, float]
     kin: bool
+    drifted: set[str]
 
 
 def match(candidate: State, reference: State, symmetry: Symmetry | None, *, sweeps: int = 10) -> Matched:

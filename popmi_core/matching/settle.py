@@ -8,14 +8,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from popmi_core.matching.blocks import HeadBlock, head_rows, is_identity
+from popmi_core.matching.blocks import HeadBlock, OrderBlock, head_rows, is_identity
 from popmi_core.matching.descent import Position, Target, worth_turning
-from popmi_core.matching.elements import Element, Move, act, act_in_place
+from popmi_core.matching.elements import Element, Move, act, act_in_place, read_axis
 from popmi_core.matching.symmetry import State, Symmetry
 
 # Units in their places get the reference's scales only where that takes off half the distance: less is drift.
 _CLEARLY_SCALED = 0.5
 _ROUNDING = 1e-10
+# Units that changed places lie as far apart as any two; those that drifted by a third of their size, a tenth of that.
+_DRIFT = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,35 @@ def settle(position: Position, target: Target, bases: Bases, candidate: State) -
             elif scale is not None and (gain := _gain_of_scales(target, position, name, still(name))) > _CLEARLY_SCALED:
                 moves[name], gains[name] = Move(scale=scale), gain
     return Element(moves), gains
+
+
+def drifted_orders(position: Position, target: Target) -> set[str]:
+    """Return the spaces in which kin's units seem to change places only because they have drifted.
+
+    Where units lie close together (Swin V2's position networks: 512 units of five numbers) the nearest after a little
+    training is often another one. What tells is how far the units that moved lay from their old places: squared, less
+    than half of what two units of the reference lie apart on average is drift, and they are the units they were.
+    """
+    return {
+        name
+        for name, block in target.blocks.items()
+        if isinstance(block, OrderBlock) and name in position.moves and _drifted(block, position, target)
+    }
+
+
+def _drifted(block: OrderBlock, position: Position, target: Target) -> bool:
+    move, axes = position.moves[block.name], target.symmetry.of(block.name)
+    if move.perm is None or is_identity(move.perm):
+        return False
+    tensors = {axis.tensor: position.state[axis.tensor] for axis in axes}
+    placed = act(tensors, replace(target.symmetry, axes=axes), Element({block.name: inverse(move)}))
+    moved = move.perm != torch.arange(len(move.perm))
+    apart = torch.zeros(len(move.perm), dtype=torch.float64)
+    for axis in (axis for axis in axes if axis.counts):
+        rows = read_axis(target.reference[axis.tensor], axis, block.space).double()
+        spread = (rows - rows.mean(dim=0)).square().sum(dim=1)
+        apart += spread + spread.mean()
+    return bool(block.distances(placed)[moved].sum() < _DRIFT * apart[moved].sum())
 
 
 def gain_of(before: float, after: float) -> float:
