@@ -29,7 +29,12 @@ _STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
     "svg.hashsalt": "popmi",
+    # Letters stay letters: smaller files, and a search finds them.
+    "svg.fonttype": "none",
+    "font.sans-serif": ["DejaVu Sans"],
 }
+# Figures are written into the cells of so few heads; of more they would not be readable.
+_WRITTEN = 6
 _PRODUCT_NAMES = dict(zip(PRODUCTS, ("query-key", "value-output"), strict=True))
 Points = npt.NDArray[np.float64]
 
@@ -44,20 +49,22 @@ class Cloud:
 
 
 def draw_line(before: Line, after: Line, folder: Path) -> list[Path]:
-    """Draw loss and accuracy along the line between the models; the thin lines join the ends: no barrier."""
-    with _figure((8.2, 3.4)) as figure:
+    """Draw loss and accuracy along the line between the models; the dotted lines join the ends: no barrier."""
+    with _figure((8.2, 3.9)) as figure:
         panels = figure.subplots(1, 2)
         lines = ((before, GREY, "before"), (after, COLOURS[0], "after"))
         for line, colour, when in lines:
             alphas, path = line.path.alphas, line.path
             _curve(panels[0], alphas, path.losses, colour, f"{when} matching: barrier {path.barrier:.3f}")
             _curve(panels[1], alphas, path.accuracies, colour, f"{when} matching: barrier {path.accuracy_barrier:.3f}")
+        for panel in panels:
+            panel.plot([], [], color="black", linewidth=1, linestyle=":", label="no barrier")
         for panel, title, unit in zip(panels, ("Loss", "Accuracy"), ("nats", "share of images"), strict=True):
             panel.set(title=title, ylabel=unit, xlabel="share of B", xlim=(0, 1))
-            panel.legend(loc="upper left" if title == "Loss" else "lower left", fontsize=8)
-        # Room for the legend away from the hill of the curve.
+            # Below: inside, some pair's hill or valley would run through it.
+            panel.legend(loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=8)
         panels[1].set_ylim(0, 1.02)
-        panels[0].set_ylim(0, 1.35 * max(*before.path.losses, *after.path.losses))
+        panels[0].set_ylim(0, 1.05 * max(*before.path.losses, *after.path.losses))
         return _save(figure, folder, "line")
 
 
@@ -73,6 +80,7 @@ def draw_heads(
         for (product, when, table), line in zip(rows, panels, strict=True):
             for layer, panel in zip(layers, line, strict=True):
                 picture = panel.imshow(table[layer][product], cmap="RdBu_r", vmin=-1, vmax=1)
+                _write_cells(panel, table[layer][product])
                 panel.set(xticks=[], yticks=[])
                 panel.spines[:].set_visible(False)
             line[0].set_ylabel(f"{_PRODUCT_NAMES[product]}\n{when}")
@@ -85,14 +93,21 @@ def draw_heads(
 
 
 def draw_layers(table: Mapping[str, Mapping[str, float]], folder: Path) -> list[Path]:
-    """Draw linear CKA block by block, a curve a pair of models."""
-    layers, pairs = list(table), list(next(iter(table.values())))
+    """Draw linear CKA block by block: shape is the model (A or B), colour what it is compared with.
+
+    The axis begins below the lowest figure, for blocks of trained models are seldom unlike.
+    """
+    layers, pairs = list(table), [tuple(pair.split(", ")) for pair in next(iter(table.values()))]
+    models, others = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
     with _figure((max(5.6, 0.5 * len(layers) + 3.6), 3.4)) as figure:
         panel = figure.subplots()
-        for index, pair in enumerate(pairs):
-            values = [table[layer][pair] for layer in layers]
-            panel.plot(values, marker=MARKERS[index % 6], color=COLOURS[index % 7], label=pair, markersize=4)
-        panel.set(title="Likeness of features (linear CKA)", ylabel="CKA", ylim=(0, 1.03))
+        for one, two in pairs:
+            marker, colour = MARKERS[models.index(one)], ("black", GREY, *COLOURS)[others.index(two)]
+            values = [table[layer][f"{one}, {two}"] for layer in layers]
+            panel.plot(values, marker=marker, color=colour, label=f"{one} and {two}", markersize=5)
+        lowest = min(value for row in table.values() for value in row.values())
+        bottom = max(0.0, np.floor(10 * lowest - 0.5) / 10)
+        panel.set(title="Likeness of features (linear CKA)", ylabel="CKA", ylim=(bottom, 1 + 0.03 * (1 - bottom)))
         panel.set_xticks(
             range(len(layers)),
             layers,
@@ -106,20 +121,26 @@ def draw_layers(table: Mapping[str, Mapping[str, float]], folder: Path) -> list[
 def draw_bounds(line: Line, bounds: Bounds, folder: Path) -> list[Path]:
     """Draw the measured loss under the bounds of proposition 2, for both estimates of the constant."""
     with _figure((8.6, 3.6)) as figure:
-        panels = figure.subplots(1, 2, sharey=True)
+        # Apart: the last number under one panel must not touch the first under the next.
+        panels = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.08})
         kinds = (
             (f"K from the steepest step: {bounds.slope_constant:.3g}", bounds.slope),
             (f"K from the largest gradient: {bounds.gradient_constant:.3g}", bounds.gradient),
         )
         for panel, (title, bound) in zip(panels, kinds, strict=True):
-            forms = ((bound.provable, "max + 2 K D a(1-a)", COLOURS[2]), (bound.tight, "from both ends", COLOURS[0]))
-            for values, label, colour in (*forms, (bound.stated, "as stated: max + K D a(1-a)", COLOURS[1])):
+            forms = (
+                (bound.provable, "provable: max + 2 K D a(1-a)", COLOURS[2]),
+                (bound.tight, "tight: from both ends", COLOURS[0]),
+                (bound.stated, "stated: max + K D a(1-a)", COLOURS[1]),
+            )
+            for values, label, colour in forms:
                 panel.plot(line.path.alphas, values, color=colour, label=label)
             panel.plot(line.path.alphas, bound.losses, color="black", linewidth=2, label="measured loss")
             panel.axhline(bound.trivial, color=GREY, linestyle=":", label="answer without looking")
             panel.set(title=title, xlabel="share of B", xlim=(0, 1), yscale="log")
         panels[0].set_ylabel("nats (logarithmic)")
         panels[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+        figure.suptitle("Proposition 2 on the line after matching", x=0.01, ha="left", fontsize=10)
         return _save(figure, folder, "bound")
 
 
@@ -136,7 +157,7 @@ def draw_features(panels: Sequence[tuple[str, Sequence[Cloud]]], folder: Path) -
                 marker = MARKERS[models.index(cloud.model) % len(MARKERS)]
                 axis.scatter(*cloud.points.T, s=11, alpha=0.7, linewidths=0, marker=marker, color=COLOURS[shade % 7])
             axis.set(title=title, xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+            axis.spines[:].set(visible=True, color=GREY, linewidth=0.5)
         handles = [_key(MARKERS[i % 6], GREY if by_site else COLOURS[i % 7], name) for i, name in enumerate(models)]
         handles += [_key("o", COLOURS[i % 7], name) for i, name in enumerate(sites)] if by_site else []
         axes[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
@@ -145,7 +166,17 @@ def draw_features(panels: Sequence[tuple[str, Sequence[Cloud]]], folder: Path) -
 
 def _curve(panel: Any, alphas: Points, values: Sequence[float], colour: str, label: str) -> None:
     panel.plot(alphas, values, color=colour, marker="o", markersize=3, label=label)
-    panel.plot([0, 1], [values[0], values[-1]], color=colour, linewidth=0.7, linestyle=":")
+    panel.plot([0, 1], [values[0], values[-1]], color=colour, linewidth=1, linestyle=":")
+
+
+def _write_cells(panel: Any, matrix: Matrix) -> None:
+    if len(matrix) > _WRITTEN:
+        return
+    for row, column in np.ndindex(*matrix.shape):
+        value = round(float(matrix[row, column]), 2) + 0.0  # never -0.00
+        # White on the dark ends of the colours.
+        ink = "white" if abs(value) > 0.6 else "black"
+        panel.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=ink)
 
 
 def _key(marker: str, colour: str, name: str) -> Any:
