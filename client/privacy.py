@@ -206,8 +206,8 @@ def check_private(model: nn.Module, local: LocalConfig) -> None:
         if mixes and module.training:
             raise PrivacyError(
                 f"'{name}' is a {type(module).__name__}, whose statistics mix the images of a batch and leave the site "
-                "without noise. Use a backbone with LayerNorm or GroupNorm such as popmi_vit_nano, or train the "
-                "adapter only (model.adapter.train = 'adapter'), which freezes the norms."
+                "without noise. Use a backbone with LayerNorm or GroupNorm such as popmi_vit_nano, or train "
+                "adapters only (model.adapter.train or model.lora.train = 'adapter'), which freezes the norms."
             )
     if local.objective == "calibrated":
         raise PrivacyError(

@@ -135,7 +135,9 @@ def trained_parameters(model: nn.Module) -> dict[str, Parameter]:
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
-        raise ModelError("every parameter of the model is frozen, expected some to train. Check model.adapter.train.")
+        raise ModelError(
+            "every parameter of the model is frozen, expected some to train. Check adapter.train and lora.train."
+        )
     return named
 
 

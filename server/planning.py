@@ -79,7 +79,7 @@ def _check_norms(config: RunConfig, model: nn.Module) -> None:
             raise PrivacyError(
                 f"'{name}' of {config.model.backbone} is a {type(module).__name__}, whose statistics mix the images of "
                 "a batch and leave the sites without noise. Use a backbone with LayerNorm or GroupNorm such as "
-                "popmi_vit_nano, or train the adapter only (model.adapter.train = 'adapter')."
+                "popmi_vit_nano, or train adapters only (model.adapter.train or model.lora.train = 'adapter')."
             )
 
 

@@ -76,6 +76,8 @@ def test_a_batchnorm_that_trains_is_refused_a_budget_and_a_frozen_one_is_not():
     norms = plan(model={"backbone": "popmi_resnet20", "image_size": 32}, privacy=BUDGET)
     with pytest.raises(PrivacyError, match=r"'bn1' of popmi_resnet20 is a BatchNorm"):
         prepared(norms)
+    lora = {"targets": ["fc"], "rank": 2, "train": "adapter"}
+    prepared(plan(model={"backbone": "popmi_resnet20", "image_size": 32, "lora": lora}, privacy=BUDGET))
     model = build_model(norms.config.model, 2, seed=0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
