@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from popmi_core.cli.aligning import WITH_IMAGES, Aligner
+from popmi_core.cli.cards import check_reference
 from popmi_core.cli.moves import LayerMove, layer_moves
 from popmi_core.cli.parents import FUSED, Architecture, Parent, fitted, read_parent
 from popmi_core.cli.placing import in_turn, to_one
@@ -196,7 +197,9 @@ def _reference(job: Job, symmetry: Symmetry | None) -> Reference:
                 updates, reference=updates[0].state, symmetry=symmetry, anchor="mean_of_others", shelf=shelf
             )
         return Reference(dict(found.reference), "the mean of all, each matched to the mean of the others", None)
-    parent = fitted([read_parent(Path(job.reference))], job.architecture)[0]
+    parent = read_parent(Path(job.reference))
+    check_reference(parent, job.architecture)
+    parent = fitted([parent], job.architecture)[0]
     return Reference(dict(parent.state), parent.file, parent.sha256)
 
 

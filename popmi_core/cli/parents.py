@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import ast
 import itertools
-import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from popmi_core.adapters import attach
-from popmi_core.adapters.trunk import choose_block
 from popmi_core.checkpoints import file_sha256, open_state, with_more
+from popmi_core.cli.cards import arguments_of, card_of, check_cards, group_of, merge_block, named, sizes_of
+from popmi_core.cli.heads import ADAPTER, BACKBONE, classes_of
 from popmi_core.cli.lowranks import LowRank, low_rank_of
 from popmi_core.errors import ConfigError, ModelError
 from popmi_core.fusion import State
 from popmi_core.groups import point_group
 from popmi_core.matching.check import input_shape
-from popmi_core.models.build import known_backbone
+from popmi_core.models.build import create_sized, known_backbone
 
 # These would load weights, some by unpickling a file; the weights are the ones in the files.
 _NOT_ARGUMENTS = {
@@ -36,8 +34,6 @@ _NOT_ARGUMENTS = {
 }
 FUSED = "fused"
 """What the result is called beside its parents."""
-_ADAPTER = "prea."
-_BACKBONE = "backbone."
 
 
 @dataclass(frozen=True)
@@ -134,38 +130,39 @@ def architecture_of(
 
     Raises:
         ConfigError: If no name is given and no file has a card, or an alpha is given and no file has an adapter.
-        ModelError: If timm does not know the name or the arguments, a parent is another architecture, or parents (and
-            what is given) differ in the block after which copies are merged, or in low-rank adapters.
+        ModelError: If timm does not know the name or the arguments, a parent is another architecture, parents differ in
+            low-rank adapters, or cards contradict one another or what is given (see ``check_cards``).
     """
-    card = next((card for parent in parents if (card := _card(parent))), {})
+    card = next((card for parent in parents if (card := card_of(parent))), {})
+    group, block = _asked(adapter)
+    check_cards(parents, name=name, group=group, arguments=arguments, image_size=image_size)
     name = name or card.get("backbone")
     if not name:
         raise ConfigError(f"{parents[0].file} does not say which model it is. Give timm's name with --model.")
     known_backbone(name)
-    arguments = {**_card_arguments(card), **arguments}
-    asked, merge_block = _asked(adapter)
-    adapted = any(key.startswith(_ADAPTER) for key in parents[0].state)
-    group = asked or card.get("adapter", {}).get("group") or "none"
+    adapted = any(key.startswith(ADAPTER) for key in parents[0].state)
+    group = group or group_of(card)
     if adapted != (group != "none"):
         wanted = "has PREA inside: say which with --adapter C4 or D4" if adapted else "has no PREA inside"
         raise ModelError(f"{parents[0].file} {wanted}; --adapter is {group}. Correct it.")
-    classes = {parent.file: _classes(parent, name, prefix=_BACKBONE if adapted else "") for parent in parents}
+    prefix = BACKBONE if adapted else ""
+    classes = {who: classes_of(parent, name, prefix=prefix) for who, parent in named(parents).items()}
     if len(set(classes.values())) > 1:
         listed = ", ".join(f"{file} {count}" for file, count in classes.items())
         raise ModelError(f"the models have different numbers of classes: {listed}. Fuse models of one list of classes.")
     count = next(iter(classes.values()))
-    model = _create(name, arguments, count)
-    own_size = card.get("image_size") or _image_size(model, arguments)
+    model, made = _create(name, count, given=arguments, card=card)
+    own_size = card.get("image_size") or _image_size(model, made)
     size = image_size or own_size
     if size != own_size:
         _check_size(model, name, int(size))
     if adapted:
-        merge_block = _merge_block(parents, model, merge_block)
-        model = _adapted(model, parents[0], group, merge_block)
-    low_rank = low_rank_of(parents, [_card(parent) for parent in parents], lora_alpha)
+        block = merge_block(parents, model, block)
+        model = _adapted(model, parents[0], group, block)
+    low_rank = low_rank_of(parents, [card_of(parent) for parent in parents], lora_alpha)
     if low_rank is not None:
         model = low_rank.on(model, file=parents[0].file)
-    return Architecture(name, arguments, group, merge_block, count, int(size), model.eval(), low_rank)
+    return Architecture(name, made, group, block, count, int(size), model.eval(), low_rank)
 
 
 def _asked(adapter: str | None) -> tuple[str | None, int | None]:
@@ -177,20 +174,6 @@ def _asked(adapter: str | None) -> tuple[str | None, int | None]:
     if colon and not block.isdecimal():
         raise ModelError(f"--adapter {adapter}: '{block}' is no merge block, expected a number such as in {group}:1.")
     return group, int(block) if colon else None
-
-
-def _merge_block(parents: Sequence[Parent], backbone: nn.Module, asked: int | None) -> int:
-    """Return after which block the parents' copies are merged: what was asked for and cards say, else the default."""
-    told = {} if asked is None else {"--adapter": choose_block(backbone, asked)}
-    told |= {
-        parent.file: choose_block(backbone, card.get("adapter", {}).get("merge_block"))
-        for parent in parents
-        if (card := _card(parent))
-    }
-    if len(set(told.values())) > 1:
-        listed = ", ".join(f"{file} {block}" for file, block in told.items())
-        raise ModelError(f"the models merge their copies after different blocks: {listed}. Take models of one adapter.")
-    return next(iter(told.values()), choose_block(backbone, None))
 
 
 def _check_size(model: nn.Module, name: str, size: int) -> None:
@@ -255,58 +238,21 @@ def _labelled(parents: list[Parent]) -> list[Parent]:
     return labelled
 
 
-def _card(parent: Parent) -> dict[str, Any]:
-    """Return what a file of a POPMI run or fusion says of its model; nothing for files from elsewhere."""
-    card, lineage = (_parsed(parent.notes.get(key, "")) for key in ("card", "lineage"))
-    if isinstance(model := card.get("model"), dict):
-        return model
-    if not lineage:
-        return {}
-    known = {"backbone": lineage.get("model"), "image_size": lineage.get("image_size")}
-    adapter = {"group": lineage.get("adapter"), "merge_block": lineage.get("merge_block")}
-    return {**known, "arguments": lineage.get("model_arguments"), "adapter": adapter, "lora": lineage.get("lora")}
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _card_arguments(card: Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(arguments := card.get("arguments"), dict):
-        return arguments
-    # Convolutional backbones take any image size without being told.
-    wanted = {"img_size": card.get("image_size"), "patch_size": card.get("patch_size")}
-    return {key: value for key, value in wanted.items() if value is not None and "vit" in str(card.get("backbone"))}
-
-
-def _classes(parent: Parent, name: str, *, prefix: str) -> int:
-    config = timm.get_pretrained_cfg(name)
-    named = (config.classifier if config else None) or "head"
-    classifiers = (named,) if isinstance(named, str) else tuple(named)
-    for classifier in classifiers:
-        weight = parent.state.get(f"{prefix}{classifier}.weight")
-        if weight is not None:
-            return int(weight.shape[0])
-    raise ModelError(
-        f"{parent.file} has no '{prefix}{classifiers[0]}.weight', the head of {name}, so its number of classes is "
-        "unknown: another architecture, or not the whole model. Check --model and the file."
-    )
-
-
-def _create(name: str, arguments: Mapping[str, Any], classes: int) -> nn.Module:
+def _create(
+    name: str, classes: int, *, given: Mapping[str, Any], card: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return timm's model and its arguments: those that were given, of the card, and sizes as a run tries them."""
+    told = {**arguments_of(card), **given}
+    sizes = {key: value for key, value in sizes_of(card).items() if key not in told}
     try:
         # The global generator is left as it was: initial weights are thrown away.
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
+        with torch.random.fork_rng(devices=[]):
+            model, taken = create_sized(name, classes, sizes, **told)
     except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError, RuntimeError) as error:
-        said = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "no arguments"
-        raise ModelError(f"timm cannot make {name} with {said}: {error}. Correct --model-arg.") from error
-    return model
+        said = ", ".join(f"{key}={value}" for key, value in (sizes | told).items()) or "no arguments"
+        remedy = "Correct --model-arg." if given else "The files say so; give other arguments with --model-arg."
+        raise ModelError(f"timm cannot make {name} with {said}: {error}. {remedy}") from error
+    return model, {**taken, **told}
 
 
 def _image_size(model: nn.Module, arguments: Mapping[str, Any]) -> int:
@@ -317,12 +263,19 @@ def _image_size(model: nn.Module, arguments: Mapping[str, Any]) -> int:
 
 
 def _adapted(model: nn.Module, parent: Parent, group: str, merge_block: int | None) -> nn.Module:
+    down = parent.state.get(f"{ADAPTER}down.weight")
+    if down is None or down.ndim != 2:
+        got = "is missing" if down is None else f"has shape {tuple(down.shape)}"
+        raise ModelError(
+            f"{parent.file} has PREA inside, but its '{ADAPTER}down.weight' {got}, expected a matrix. Take a file of "
+            "the whole model."
+        )
     return attach(
         model,
         group=group,
         merge_block=merge_block,
-        weights="lambda" if f"{_ADAPTER}score.weight" in parent.state else "mean",
-        rank=int(parent.state[f"{_ADAPTER}down.weight"].shape[0]),
+        weights="lambda" if f"{ADAPTER}score.weight" in parent.state else "mean",
+        rank=int(down.shape[0]),
     )
 
 
@@ -333,6 +286,11 @@ def _check(file: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor], na
         f"{key!r} has shape {tuple(tensor.shape)}, expected {tuple(own[key].shape)}"
         for key, tensor in state.items()
         if key in own and tensor.shape != own[key].shape
+    ]
+    problems += [
+        f"{key!r} is of {str(tensor.dtype).removeprefix('torch.')}, expected a floating-point format"
+        for key, tensor in state.items()
+        if key in own and own[key].is_floating_point() and not tensor.is_floating_point()
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

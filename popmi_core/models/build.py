@@ -91,16 +91,30 @@ def _weights_file(name: str, weights: str) -> Path | None:
 
 
 def known_backbone(backbone: str) -> str:
-    """Return the name if timm knows it.
+    """Return the name if timm knows it, with its pretrained tag where there is one.
 
     Raises:
-        ModelError: If it does not; near names are suggested.
+        ModelError: If it does not; near names, or the tags there are, are listed.
     """
     if timm.is_model(backbone):
+        _check_tag(backbone)
         return backbone
     near = get_close_matches(backbone, timm.list_models(), n=3)
     hint = f"Did you mean {', '.join(near)}?" if near else "timm.list_models() lists the names."
     raise ModelError(f"backbone {backbone!r} is not known to timm {timm.__version__}. {hint}")
+
+
+def _check_tag(backbone: str) -> None:
+    try:
+        timm.get_pretrained_cfg(backbone)
+    except RuntimeError as error:
+        name, _, tag = backbone.partition(".")
+        tags = [known.partition(".")[2] for known in timm.list_models(f"{name}.*", include_tags=True)]
+        expected = f"one of {', '.join(tags)}, or none" if tags else "none"
+        raise ModelError(
+            f"backbone {name!r} has no weights called {tag!r} in timm {timm.__version__}, expected {expected}. "
+            "Correct what stands behind the dot."
+        ) from error
 
 
 @contextmanager
@@ -115,22 +129,33 @@ def _create(name: str, config: ModelConfig, num_classes: int) -> nn.Module:
     sizes: dict[str, Any] = {"img_size": config.image_size}
     if config.patch_size is not None:
         sizes["patch_size"] = config.patch_size
-    while True:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)
-                model: nn.Module = timm.create_model(name, num_classes=num_classes, **sizes)
-            return model
-        except TypeError as error:
-            # Convolutional backbones take any image size without being told; a patch size they cannot take.
-            if "unexpected keyword argument 'img_size'" in str(error) and "img_size" in sizes:
-                del sizes["img_size"]
-                continue
-            if "unexpected keyword argument 'patch_size'" in str(error):
-                raise ModelError(f"{name} does not accept patch_size ({config.patch_size}). Leave it out.") from error
+    try:
+        return create_sized(name, num_classes, sizes)[0]
+    except TypeError as error:
+        if "unexpected keyword argument 'patch_size'" in str(error):
+            raise ModelError(f"{name} does not accept patch_size ({config.patch_size}). Leave it out.") from error
+        raise
+    except (AssertionError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(_misfit(name, config, error)) from error
+
+
+def create_sized(
+    name: str, num_classes: int, sizes: Mapping[str, Any], **arguments: Any
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return timm's model without pretrained weights, and those of the sizes (img_size, patch_size) that it took.
+
+    Convolutional backbones take any image size without being told; a patch size they cannot take, nor what timm
+    refuses otherwise: its errors pass.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model: nn.Module = timm.create_model(name, num_classes=num_classes, **sizes, **arguments)
+        return model, dict(sizes)
+    except TypeError as error:
+        if "unexpected keyword argument 'img_size'" not in str(error) or "img_size" not in sizes:
             raise
-        except (AssertionError, ValueError, ZeroDivisionError) as error:
-            raise ModelError(_misfit(name, config, error)) from error
+    return create_sized(name, num_classes, {k: v for k, v in sizes.items() if k != "img_size"}, **arguments)
 
 
 def _misfit(name: str, config: ModelConfig, error: Exception) -> str:
