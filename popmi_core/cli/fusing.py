@@ -25,7 +25,8 @@ from popmi_core.fusion.shelf import shelf_for
 from popmi_core.matching import Matcher, describe_model
 from popmi_core.matching.symmetry import Symmetry
 
-_JUDGED_ON = ("test", "val", "train")
+# What no rule has chosen by comes first.
+_JUDGED_ON = ("test", "external", "val", "train")
 _MEDOID, _MEAN, _IN_TURN = "medoid", "mean", "in-turn"
 
 
@@ -127,16 +128,16 @@ def _single(job: Job, rule: str, symmetry: Symmetry | None) -> Outcome:
     reference = chosen.state
     if rule in AFTER_MATCHING and symmetry is not None:
         return _matched(job, rule, symmetry, chosen)
+    scorer = inputs.scorer() if needs(rule).scorer else None
     updates, options = inputs.with_grams([rule], job.updates), inputs.options(rule, reference, symmetry)
-    fused = fuse(
-        rule, updates, reference=reference, symmetry=symmetry, config=FuseConfig(), scorer=inputs.scorer(), **options
-    )
+    fused = fuse(rule, updates, reference=reference, symmetry=symmetry, config=FuseConfig(), scorer=scorer, **options)
     return Outcome(fused, rule, chosen)
 
 
 def _matched(job: Job, rule: str, symmetry: Symmetry, chosen: Reference) -> Outcome:
     """Match here, where every layer's move can be told, and leave the second half of the rule to the library."""
     inputs, model, size = job.inputs, job.architecture.model, job.architecture.image_size
+    scorer = inputs.scorer() if needs(rule).scorer else None
     aligner_for = partial(Aligner, symmetry=symmetry, model=model, method=job.match, image_size=size, starts=job.starts)
 
     def seen(label: str) -> ImageSet | None:
@@ -152,7 +153,7 @@ def _matched(job: Job, rule: str, symmetry: Symmetry, chosen: Reference) -> Outc
         then = AFTER_MATCHING[rule]
         fused = fuse(
             then, inputs.with_grams([then], updates), reference=chosen.state, symmetry=symmetry, config=FuseConfig(),
-            scorer=inputs.scorer(),
+            scorer=scorer,
         )  # fmt: skip
     notes = {f"match.{one.update.site}": one.note for one in placed if one.note}
     moves = {one.update.site: one.moves for one in placed}
@@ -205,7 +206,8 @@ def _reference(job: Job, symmetry: Symmetry | None) -> Reference:
 
 def _judged(job: Job, outcome: Outcome) -> Outcome:
     split = next((s for s in _JUDGED_ON if any(len(getattr(data, s)) for data in job.sites.values())), _JUDGED_ON[0])
-    whole, model = together(part_of(job.sites, split)), job.architecture.model
+    whole = together(part_of(job.sites, split, remedy="Give images with --data."))
+    model = job.architecture.model
     states = {parent.label: parent.state for parent in job.parents} | {FUSED: outcome.fused.state}
     scores = {name: evaluate(model, state, whole) for name, state in states.items()}
     return replace(outcome, split=split, images=len(whole), scores=scores)

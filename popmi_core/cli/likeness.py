@@ -118,8 +118,10 @@ def read(
     tell("reading the images")
     sites = read_sites(data, image_size=architecture.image_size, classes=architecture.classes)
     # Never the images that are judged on, unless somebody judges on the training split.
-    seen = together(part_of(sites, "train")) if match in WITH_IMAGES else None
-    return Inputs((first, second), architecture, match, seen, part_of(sites, split, limit=images), split)
+    learner = f"--match {match} looks at training images: give some with --data, or take --match weights."
+    seen = together(part_of(sites, "train", remedy=learner)) if match in WITH_IMAGES else None
+    parts = part_of(sites, split, remedy="Choose another with --split.", limit=images)
+    return Inputs((first, second), architecture, match, seen, parts, split)
 
 
 def measure(inputs: Inputs, *, points: int, tell: Tell) -> Likeness:

@@ -24,6 +24,12 @@ from popmi_core.matching.statistics import cross_statistics
 from popmi_core.matching.symmetry import Symmetry
 from popmi_core.models import normalise
 
+_NO_VALIDATION = (
+    "Rules that choose and --gate score on validation images: give some with --data, or take another --rule."
+)
+_NO_TRAINING = (
+    "RegMean, activations, learned maps and --repair look at training images: give some with --data, or do without."
+)
 # Activations and Gram matrices are settled by a few hundred images.
 LOOKED_AT = 512
 
@@ -100,14 +106,16 @@ class RuleInputs:
         """
         if not self.sites:
             return None
-        score = scorer_on(self.model, part_of(self.sites, "val"))
+        score = scorer_on(self.model, part_of(self.sites, "val", remedy=_NO_VALIDATION))
         return (lambda name, state: score(name, self.repaired(state))) if self.repair else score
 
     def options(self, rule: str, reference: State, symmetry: Symmetry | None) -> dict[str, Any]:
         """Return what this rule takes beyond the common arguments."""
         taken = inspect.signature(RULES[rule]).parameters
         options: dict[str, Any] = {}
-        if "statistics" in taken and symmetry is not None:
+        # A rule that can do without looks at weights where there is nothing to look at, and says so in its notes.
+        looks = needs(rule).statistics or any(len(data.train) for data in self.sites.values())
+        if "statistics" in taken and symmetry is not None and looks:
             options["statistics"] = {
                 parent.label: cross_statistics(
                     self.model, reference, parent.state, symmetry, self._pixels(parent.label)
@@ -146,7 +154,7 @@ class RuleInputs:
         if label is not None and len(sites) == len(self.parents):
             place = [parent.label for parent in self.parents].index(label)
             sites = dict([list(sites.items())[place]])
-        return together(part_of(sites, "train"))
+        return together(part_of(sites, "train", remedy=_NO_TRAINING))
 
     def _loaded(self, state: State) -> nn.Module:
         model = copy.deepcopy(self.model)
@@ -160,4 +168,4 @@ def _why_images(rule: str) -> str:
         return "chooses by validation loss"
     if wanted.grams:
         return "needs what every layer sees on images (Gram matrices)"
-    return "matches by activations on images" if "statistics" in inspect.signature(RULES[rule]).parameters else ""
+    return "matches by activations on images" if wanted.statistics else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def read_sites(specs: Sequence[str], *, image_size: int, classes: int) -> dict[s
     named: dict[str, str] = {}
     for spec in specs:
         for site, one in _sites_of(spec, image_size).items():
-            label = site if site not in named else f"{site}-{len(named) + 1}"
-            named[label] = one
+            numbered = (f"{site}-{number}" for number in itertools.count(len(named) + 1))
+            named[next(label for label in itertools.chain([site], numbered) if label not in named)] = one
     sites = {
         site: load_site(site, spec, image_size=image_size, phantom_images=_PHANTOM_IMAGES, seed=_SEED)
         for site, spec in named.items()
@@ -50,8 +51,10 @@ def read_sites(specs: Sequence[str], *, image_size: int, classes: int) -> dict[s
     return sites
 
 
-def part_of(sites: Mapping[str, SiteData], split: str, *, limit: int | None = None) -> dict[str, ImageSet]:
+def part_of(sites: Mapping[str, SiteData], split: str, *, remedy: str, limit: int | None = None) -> dict[str, ImageSet]:
     """Return the sites' images of one split; at most ``limit`` in all, drawn at random (seed 0), in even shares.
+
+    ``remedy``: what a caller without such images should do.
 
     Raises:
         ConfigError: If there is no such split.
@@ -62,7 +65,7 @@ def part_of(sites: Mapping[str, SiteData], split: str, *, limit: int | None = No
     parts: dict[str, ImageSet] = {site: getattr(data, split) for site, data in sites.items()}
     parts = {site: part for site, part in parts.items() if len(part)}
     if not parts:
-        raise DataError(f"no site has an image in the split {split}. Choose another with --split.")
+        raise DataError(f"no site has an image in the split {split}. {remedy}")
     if limit is None:
         return parts
     share = max(1, limit // len(parts))

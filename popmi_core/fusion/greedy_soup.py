@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -30,9 +31,9 @@ def fuse(
     The soup is the uniform average of the kept models. A tie in the order goes to the first site by name; a model
     that leaves the soup as good as it was is kept, as in the paper. Quality is the loss over all sites' validation
     images; the paper's accuracy (``measure="accuracy"``) ties often on few images. With either measure, ``scores``
-    holds losses, of single models under the site's name and of trials as ``a+b``, in the order in which they were
-    scored. Known failure: models in different basins make every soup worse, so that one model is kept; the notes say
-    when that happens. A lone model is returned as it is and not scored.
+    holds losses, of single models under the site's name and of trials as ``a+b`` (``a+b (2)`` where a site is called
+    so), in the order in which they were scored. Known failure: models in different basins make every soup worse, so
+    that one model is kept; the notes say when that happens. A lone model is returned as it is and not scored.
 
     Cost: 2n - 1 scorings; memory: one model beyond the updates.
 
@@ -49,8 +50,7 @@ def fuse(
         board.add(update.site, update.state)
     costs = _costs(board, [update.site for update in ordered], measure)
     ranked = [ordered[index] for index in sorted(range(len(ordered)), key=lambda index: costs[index])]
-    kept, state, left_out = _pour(ranked, board, measure, reference)
-    chosen = _name(kept)
+    kept, state, chosen, left_out = _pour(ranked, board, measure, reference)
     return Fused(
         state,
         {update.site: float(update in kept) / len(kept) for update in ordered},
@@ -63,20 +63,21 @@ def fuse(
 
 def _pour(
     ranked: Sequence[Update], board: Scoreboard, measure: Measure, reference: State
-) -> tuple[list[Update], dict[str, Tensor], dict[str, float]]:
-    """Return the kept models, their average, and by how much each model left out would have made it worse."""
-    kept, left_out = [ranked[0]], {}
+) -> tuple[list[Update], dict[str, Tensor], str, dict[str, float]]:
+    """Return the kept models, their average and its name, and by how much each left out would have made it worse."""
+    kept, name, left_out = [ranked[0]], ranked[0].site, {}
     state = weighted_mean(kept, {ranked[0].site: 1.0}, reference=reference)
     for update in ranked[1:]:
         trial = [*kept, update]
         mixed = weighted_mean(trial, {u.site: 1 / len(trial) for u in trial}, reference=reference)
-        board.add(_name(trial), mixed)
-        before, after = _costs(board, [_name(kept), _name(trial)], measure)
+        tried = _name(trial, board)
+        board.add(tried, mixed)
+        before, after = _costs(board, [name, tried], measure)
         if after <= before:
-            kept, state = trial, mixed
+            kept, state, name = trial, mixed, tried
         else:
             left_out[update.site] = after - before
-    return kept, state, left_out
+    return kept, state, name, left_out
 
 
 def _costs(board: Scoreboard, candidates: Sequence[str], measure: Measure) -> list[float]:
@@ -91,8 +92,11 @@ def _costs(board: Scoreboard, candidates: Sequence[str], measure: Measure) -> li
     return [-value for value in accuracies]
 
 
-def _name(updates: Sequence[Update]) -> str:
-    return "+".join(update.site for update in updates)
+def _name(updates: Sequence[Update], board: Scoreboard) -> str:
+    """Return a name that no candidate has: a site itself may be called ``a+b``."""
+    joined, taken = "+".join(update.site for update in updates), board.table()
+    numbered = (f"{joined} ({number})" for number in itertools.count(2))
+    return next(name for name in itertools.chain([joined], numbered) if name not in taken)
 
 
 def _notes(kept: Sequence[Update], left_out: dict[str, float], count: int) -> dict[str, str]:

@@ -85,7 +85,9 @@ def transported(
             told[space].append(f"{update.site} {_kept(maps, group, space):.0%}")
         aligned.append(replace(update, state=move(update.state, group, maps)) if maps else update)
     notes = {space: f"stayed in place: {', '.join(sites)}" for space, sites in told.items()}
-    return Fused(weighted_mean(aligned, weights, reference=reference), weights, {**group.notes, **notes})
+    compared = "weights" if statistics is None else "activations (by weights where these show nothing)"
+    notes = {"all": f"units compared by {compared}", **group.notes, **notes}
+    return Fused(weighted_mean(aligned, weights, reference=reference), weights, notes)
 
 
 def transport_maps(

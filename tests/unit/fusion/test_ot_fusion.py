@@ -70,6 +70,7 @@ def test_a_shuffled_vit_is_put_back_by_its_one_stream_map(small_vit, shuffle):
 
     assert same(fused.state, state)
     assert fused.notes["stream"].startswith("stayed in place: s0 100%, s1 ")
+    assert fused.notes["all"] == "units compared by weights"
 
 
 @pytest.mark.parametrize("block", [timm.models.resnet.BasicBlock, timm.models.resnet.Bottleneck])

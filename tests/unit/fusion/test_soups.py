@@ -44,6 +44,17 @@ def test_the_greedy_soup_keeps_what_helps_in_the_order_of_quality():
     assert fused.notes["bad"].startswith("left out: the soup would be worse by ")
 
 
+def test_a_site_that_is_called_like_a_trial_keeps_its_own_scores():
+    updates = [site("a", 1.5, 1), site("b", 0.4, 1), site("a+b", -5, -5)]
+
+    fused = fuse("greedy_soup", updates, reference=REFERENCE, scorer=bowl)
+
+    assert fused.chosen == "a+b (2)"
+    assert list(fused.scores) == ["a", "a+b", "b", "a+b (2)", "a+b+a+b"]
+    assert fused.scores["a+b"] == {"clinic": 72}
+    assert fused.scores["a+b (2)"] == {"clinic": pytest.approx(0.0025)}
+
+
 def test_the_greedy_soup_is_the_papers_recipe_step_by_step():
     source = np.random.default_rng(0)
     values = {f"s{k}": source.normal(1, 0.8, 2) for k in range(6)}
