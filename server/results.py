@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -51,6 +51,12 @@ class Validated:
 
     updates: list[TrainedUpdate] = field(default_factory=list)
     outcomes: list[SiteOutcome] = field(default_factory=list)
+
+    def quarantine(self, site: str, reason: str) -> None:
+        """Note that a site's update turned out to be unusable after all."""
+        self.outcomes = [
+            replace(item, outcome="quarantined", reason=reason) if item.site == site else item for item in self.outcomes
+        ]
 
 
 @dataclass(frozen=True)

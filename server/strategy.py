@@ -46,6 +46,7 @@ from server.wire import ask, tensor_record
 
 log = logging.getLogger("popmi.round")
 EMPTY_ROUNDS_TO_FAIL = 3
+TOO_FEW = "void: {} usable update(s), at least {} needed"
 
 
 class OpmStrategy(Strategy):
@@ -132,8 +133,8 @@ class OpmStrategy(Strategy):
         begun = time.perf_counter()
         self.recorder.begin_round(server_round)
         updates = validate(self.desk.exchange(self.training(server_round, arrays)), self.expected(server_round))
-        trained = self.desk.with_bytes(updates.outcomes)
-        self.roster.retire(trained)
+        updates.outcomes = self.desk.with_bytes(updates.outcomes)
+        self.roster.retire(updates.outcomes)
         combining = time.perf_counter()
         scorer = self.scorer(server_round)
         matched, fused, note = self.combine(updates, scorer)
@@ -147,7 +148,7 @@ class OpmStrategy(Strategy):
             server_round=server_round,
             seconds=time.perf_counter() - begun,
             seconds_combine=combined,
-            train=self.roster.with_stopped(trained),
+            train=self.roster.with_stopped(updates.outcomes),
             evaluate=self.desk.with_bytes(outcomes, aside=True),
             matched=matched,
             fused=fused,
@@ -166,11 +167,11 @@ class OpmStrategy(Strategy):
         """
         needed = 1 if self.config.strategy == "pooled" else self.config.min_sites
         if (count := len(updates.updates)) < needed:
-            return [], None, f"void: {count} usable update(s), at least {needed} needed"
+            return [], None, TOO_FEW.format(count, needed)
         if not common_rules(self.config):
             self.site_models |= {update.site: update.state for update in updates.updates}
             return [], Fused(self.global_model, {}, {"rule": "every site keeps its own model"}), ""
-        changes = [update.control_change or {} for update in updates.updates]
+        changes = {update.site: update.control_change or {} for update in updates.updates}
         matched: list[MatchedUpdate] = []
         try:
             for update in match_updates(
@@ -178,8 +179,11 @@ class OpmStrategy(Strategy):
                 reference=self.global_model,
                 symmetry=self.symmetry,
                 config=self.config.match,
+                quarantine=updates.quarantine,
             ):
                 matched.append(update)
+            if len(matched) < needed:
+                return _told(matched), None, TOO_FEW.format(len(matched), needed)
             fused = fuse_updates(
                 [Update(update.site, update.state, update.num_examples, update.grams) for update in matched],
                 reference=self.global_model,
@@ -192,7 +196,8 @@ class OpmStrategy(Strategy):
         except UpdateError as error:
             return _told(matched), None, f"void: {error}"
         if self.uses_control:
-            self.control = move_control(self.control, changes, num_sites=len(self.trainers) or 1)
+            taken = [changes[update.site] for update in matched]
+            self.control = move_control(self.control, taken, num_sites=len(self.trainers) or 1)
         return _told(matched), replace(fused, state=self.global_model), ""
 
     def step(self, fused: Fused, scorer: SiteScorer) -> dict[str, Tensor]:

@@ -5,13 +5,15 @@ All states are in balanced bases. Every block is solved exactly with the others 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from popmi_core.errors import UpdateError
 from popmi_core.matching.blocks import HeadBlock, OrderBlock, Solved, StreamBlock
 from popmi_core.matching.elements import Element, Move, act, act_in_place, compose, read_axis
 from popmi_core.matching.procrustes import stream_rotation
@@ -22,6 +24,7 @@ _SETTLED = 1e-10
 # In float32, as large models are matched, a sweep that takes off less than this share of the distance ends the descent:
 # it takes seconds, and fused models are no better for it (docs/results/sweeps.md).
 SETTLED_LARGE = 1e-3
+TOO_LARGE = "Lower the learning rate where it was trained, or leave the model out."
 # So many assignments run beside the descent: each takes one core, and one table of scores in memory.
 _BESIDE = 2
 # Unrelated models have one unit or so in place by chance, drifted ones nearly all: so many units tell them apart.
@@ -176,11 +179,15 @@ class _Walk:
         if isinstance(block, OrderBlock):
             self.wait(list(self.pending)[: 1 - _BESIDE])
             self.pending[name] = self.threads.submit(block.begin(self.state))
-        elif isinstance(block, HeadBlock):
-            move = block.solve(self.state).move
-            self._make(name, move if move.perm is not None or move.maps else None)
-        else:
-            self._make(name, _worth_rotating(self.target, block, self.state, moved=moved, kin=kin))
+            return
+        with _naming(name):
+            move: Move | None
+            if isinstance(block, HeadBlock):
+                move = block.solve(self.state).move
+                move = move if move.perm is not None or move.maps else None
+            else:
+                move = _worth_rotating(self.target, block, self.state, moved=moved, kin=kin)
+        self._make(name, move)
 
     def wait_beside(self, name: str) -> None:
         """Make the moves that are still being found for spaces that share a tensor with this one; all for a stream."""
@@ -190,7 +197,8 @@ class _Walk:
     def wait(self, names: Collection[str]) -> None:
         """Make the moves of these pending spaces."""
         for name in names:
-            move = self.pending.pop(name).result().move
+            with _naming(name):
+                move = self.pending.pop(name).result().move
             self.done.add(name)
             self._make(name, move if move.perm is not None and self._closer(name, move) else None)
 
@@ -215,6 +223,18 @@ class _Walk:
             self.done -= self.target.near(name)
             act_in_place(self.state, self.target.symmetry, Element({name: move}))
             self.moves[name] = compose(self.moves[name], move) if name in self.moves else move
+
+
+@contextmanager
+def _naming(space: str) -> Iterator[None]:
+    """Have what fails inside say in which space: weights that are finite, but so large that scores are not."""
+    try:
+        yield
+    except (UpdateError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        raise UpdateError(
+            f"its weights around '{space}' are finite but overflow when they are compared, expected weights of the "
+            f"reference's size. {TOO_LARGE}"
+        ) from error
 
 
 def _mostly_in_place(target: Target, moves: Mapping[str, Move]) -> bool:

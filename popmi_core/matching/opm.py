@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from popmi_core.errors import UpdateError
 from popmi_core.matching.canonical import canonicalise
-from popmi_core.matching.descent import Target, descend, embedding_start
+from popmi_core.matching.descent import TOO_LARGE, Target, descend, embedding_start
 from popmi_core.matching.elements import Element, act, apply
 from popmi_core.matching.factors import gauge_of
 from popmi_core.matching.forward import forward_start
@@ -75,9 +76,10 @@ class Matcher:
         self.dtype = torch.float64 if sum(t.numel() for t in reference.values()) <= _LARGE else torch.float32
         if self.symmetry is not None and (self.symmetry.spaces or self.symmetry is symmetry):
             _check_finite(reference, "the reference")
-            canonical = canonicalise(reference, self.symmetry, self.dtype)
-            own = gauge_of(canonical, self.symmetry)
-            self._prepared = own, Target(act(canonical, self.symmetry, own), self.symmetry, own)
+            with _naming("the reference"):
+                canonical = _canonical(reference, self.symmetry, self.dtype)
+                own = gauge_of(canonical, self.symmetry)
+                self._prepared = own, Target(act(canonical, self.symmetry, own), self.symmetry, own)
 
     def match(
         self,
@@ -98,16 +100,23 @@ class Matcher:
                 better (a loss on validation images; distance in weights is a poor selector).
 
         Raises:
-            UpdateError: If names or shapes differ from the reference, or a weight is NaN or infinite.
+            UpdateError: If names or shapes differ from the reference, a weight is NaN or infinite, or weights are so
+                large that their scores overflow.
         """
         _check_like(candidate, self.reference, site)
         if self.symmetry is None:
             return Matched(candidate, {}, {}, "no description of this architecture: plain averaging")
         if self._prepared is None:
             return Matched(candidate, {}, {}, "the matched layers are frozen and not exchanged: nothing to match")
-        own, target = self._prepared
         _check_finite(candidate, f"site {site}")
-        canonical = canonicalise(candidate, self.symmetry, self.dtype)
+        with _naming(f"site {site}"):
+            return self._placed(candidate, starts, judge)
+
+    def _placed(self, candidate: State, starts: Iterable[Element], judge: Judge | None) -> Matched:
+        assert self.symmetry is not None
+        assert self._prepared is not None
+        own, target = self._prepared
+        canonical = _canonical(candidate, self.symmetry, self.dtype)
         offered = not isinstance(starts, Sized) or len(starts) > 0
         if (left := self._certified(candidate, canonical)) is not None:
             return replace(left, note=_noted(left.note, offered))
@@ -206,6 +215,24 @@ def match(candidate: State, reference: State, symmetry: Symmetry | None, *, swee
         UpdateError: If names or shapes differ, or a weight is NaN or infinite.
     """
     return Matcher(reference, symmetry, sweeps=sweeps).match(candidate)
+
+
+def _canonical(state: State, symmetry: Symmetry, dtype: torch.dtype) -> State:
+    canonical = canonicalise(state, symmetry, dtype)
+    # Products of finite weights may overflow.
+    _check_finite(canonical, "with norms folded in")
+    return canonical
+
+
+@contextmanager
+def _naming(who: str) -> Iterator[None]:
+    """Have what fails inside say whose model it is."""
+    try:
+        yield
+    except UpdateError as error:
+        raise UpdateError(f"{who}: {error}") from error
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise UpdateError(f"{who}: its weights are finite but overflow ({error}). {TOO_LARGE}") from error
 
 
 def _outer(start: Element, symmetry: Symmetry) -> Element:

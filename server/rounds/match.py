@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import Tensor
 
 from popmi_core.config import MatchConfig
+from popmi_core.errors import UpdateError
 from popmi_core.matching import Matcher, Symmetry
 from server.results import MatchedUpdate, TrainedUpdate
 
@@ -18,10 +19,15 @@ def match_updates(
     reference: Mapping[str, Tensor],
     symmetry: Symmetry | None,
     config: MatchConfig,
+    quarantine: Callable[[str, str], None],
 ) -> Iterator[MatchedUpdate]:
     """Yield the updates one by one in the reference's basis; where nothing is to be matched, as they are, saying so.
 
     An update is asked for when the one before has been handed on: raw and matched models are not all held at once.
+    One that cannot be matched is put aside: ``quarantine`` hears the site and why.
+
+    Raises:
+        UpdateError: If the reference itself cannot be prepared.
     """
     if config.method == "none" or config.where == "site":
         yield from (_as_it_came(item, config) for item in updates)
@@ -30,7 +36,11 @@ def match_updates(
         symmetry = symmetry.permutations_only()
     matcher = Matcher(reference, symmetry, sweeps=config.sweeps, restarts=config.starts - 1)
     for item in updates:
-        found = matcher.match(item.state, site=item.site)
+        try:
+            found = matcher.match(item.state, site=item.site)
+        except UpdateError as error:
+            quarantine(item.site, str(error))
+            continue
         yield MatchedUpdate(
             item.site, found.state, item.num_examples, found.gains, found.identity, found.note, item.grams
         )

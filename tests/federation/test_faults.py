@@ -86,6 +86,13 @@ def raises(reply):
     raise ValueError("patient 123")
 
 
+def huge(reply):
+    record = reply.content.array_records[MODEL]
+    for name in ("blocks.0.norm1.weight", "blocks.0.attn.qkv.weight"):
+        record[name] = Array(np.full_like(record[name].numpy(), 1e25))
+    return reply
+
+
 CASES = {
     "NaN": (with_tensor(poisoned), "quarantined", "NaN or infinite"),
     "wrong shape": (with_tensor(lambda array: array[:1]), "quarantined", "expected"),
@@ -115,6 +122,31 @@ def test_a_bad_update_is_put_aside_and_the_round_goes_on(federation, case):
     assert rows[BAD].outcome == outcome
     assert reason in rows[BAD].reason
     assert "patient" not in rows[BAD].reason
+
+
+def test_a_site_whose_weights_overflow_in_matching_is_put_aside_and_the_round_goes_on(federation, monkeypatch):
+    # As of models above 20 million numbers, which are compared in float32.
+    monkeypatch.setattr("popmi_core.matching.opm._LARGE", 0)
+
+    plan = federation.plan(rounds=1, local={"batch_size": 32, "objective": "control_variates"})
+    federation.run(plan, faulty(huge))
+    with federation.read(plan) as reader:
+        rows = {row.site: row for row in reader.sites(1) if row.phase == "train"}
+        rounds = reader.rounds(1)
+    assert rounds[-1].outcome == "ok"
+    assert set(rounds[-1].notes["weights"]) == {"phantom_polarised", "phantom_slide"}
+    assert {site: row.outcome for site, row in rows.items() if row.outcome != "ok"} == {BAD: "quarantined"}
+    assert f"site {BAD}: with norms folded in: 'blocks.0.attn.qkv.weight' holds NaN or infinity" in rows[BAD].reason
+
+
+def test_a_round_left_with_too_few_sites_by_matching_is_void_and_says_why(federation, monkeypatch):
+    monkeypatch.setattr("popmi_core.matching.opm._LARGE", 0)
+    plan = federation.plan(rounds=1, min_sites=3)
+
+    with pytest.raises(
+        RunError, match=rf"void: 2 usable update\(s\), at least 3 needed; {BAD}: site {BAD}: with norms"
+    ):
+        federation.run(plan, faulty(huge))
 
 
 @pytest.mark.parametrize("change", [without_report, raises, with_report(metrics={})], ids=["silent", "raises", "empty"])

@@ -8,12 +8,14 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from popmi_core.config import FuseConfig, MatchConfig
+from popmi_core.config import FuseConfig, MatchConfig, ModelConfig
 from popmi_core.fusion import Update
+from popmi_core.matching import describe_model
 from popmi_core.metrics import summarise_scores
+from popmi_core.models import build_model
 from popmi_core.protocol import JSON_KEY, REPORT, SCORES_PREFIX, Report
 from server.replies import Expected
-from server.results import TrainedUpdate
+from server.results import SiteOutcome, TrainedUpdate, Validated
 from server.rounds.evaluate import collect
 from server.rounds.fuse import fuse_updates, move_control
 from server.rounds.match import match_updates
@@ -28,6 +30,10 @@ def _identity():
 
 def state(value: float) -> dict[str, torch.Tensor]:
     return {"w": torch.full((2,), float(value))}
+
+
+def nobody(site: str, reason: str) -> None:
+    raise AssertionError(f"{site} was put aside: {reason}")
 
 
 def judged(site: str, count: int = 60, *, split: str = "val", **report) -> tuple[Message, np.ndarray, np.ndarray]:
@@ -55,14 +61,16 @@ def judged(site: str, count: int = 60, *, split: str = "val", **report) -> tuple
 
 def test_with_matching_off_the_updates_pass_as_they_are_and_say_so():
     updates = [TrainedUpdate("a", state(1), 5)]
-    (matched,) = match_updates(updates, reference=state(0), symmetry=None, config=MatchConfig())
+    (matched,) = match_updates(updates, reference=state(0), symmetry=None, config=MatchConfig(), quarantine=nobody)
     assert matched.state is updates[0].state
     assert (matched.note, matched.gains) == ("matching is off", {})
 
 
 def test_an_architecture_without_known_symmetry_is_left_as_it_is_and_says_so():
     updates = [TrainedUpdate("a", state(1), 5)]
-    (matched,) = match_updates(updates, reference=state(0), symmetry=None, config=MatchConfig(method="opm"))
+    (matched,) = match_updates(
+        updates, reference=state(0), symmetry=None, config=MatchConfig(method="opm"), quarantine=nobody
+    )
     assert torch.equal(matched.state["w"], state(1)["w"])
     assert matched.note
     fused = fuse_updates(
@@ -149,7 +157,7 @@ def test_updates_matched_at_their_site_pass_as_they_are_with_what_the_site_told(
     )
     update = TrainedUpdate("a", state(1), 5, report=report)
     config = MatchConfig(method="opm", where="site")
-    (matched,) = match_updates([update], reference=state(0), symmetry=None, config=config)
+    (matched,) = match_updates([update], reference=state(0), symmetry=None, config=config, quarantine=nobody)
     assert matched.state is update.state
     assert matched.gains["mlp"] == 0.5
     assert np.isnan(matched.gains["heads"])
@@ -164,6 +172,30 @@ def test_an_update_is_asked_for_only_when_the_one_before_is_matched():
             asked.append(site)
             yield TrainedUpdate(site, state(1), 5)
 
-    matching = match_updates(arriving(), reference=state(0), symmetry=None, config=MatchConfig())
+    matching = match_updates(arriving(), reference=state(0), symmetry=None, config=MatchConfig(), quarantine=nobody)
     next(matching)
     assert asked == ["a"]
+
+
+def test_a_site_whose_scores_overflow_is_put_aside_and_the_others_are_matched(monkeypatch):
+    # As of models above 20 million numbers, which are compared in float32.
+    monkeypatch.setattr("popmi_core.matching.opm._LARGE", 0)
+    models = {
+        site: build_model(ModelConfig(backbone="popmi_vit_micro"), 3, seed=seed) for seed, site in enumerate("abc")
+    }
+    states = {site: dict(model.state_dict()) for site, model in models.items()}
+    states["b"]["blocks.0.norm1.weight"] = torch.full_like(states["b"]["blocks.0.norm1.weight"], 3e38)
+    states["b"]["blocks.0.attn.qkv.weight"] = torch.ones_like(states["b"]["blocks.0.attn.qkv.weight"]) * 2
+    found = Validated(outcomes=[SiteOutcome(site, "ok", bytes_up=7) for site in "abc"])
+
+    matched = match_updates(
+        [TrainedUpdate(site, state, 5) for site, state in states.items()],
+        reference=states["a"],
+        symmetry=describe_model(models["a"]),
+        config=MatchConfig(method="opm"),
+        quarantine=found.quarantine,
+    )
+
+    assert [update.site for update in matched] == ["a", "c"]
+    assert [(item.outcome, item.bytes_up) for item in found.outcomes] == [("ok", 7), ("quarantined", 7), ("ok", 7)]
+    assert found.outcomes[1].reason.startswith("site b: with norms folded in: 'blocks.0.attn.qkv.weight' holds NaN or")
