@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from popmi_core.adapters import add_lora
+from popmi_core.cli.cards import named
 from popmi_core.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def low_rank_of(parents: Sequence[Parent], cards: Sequence[Mapping[str, Any]], a
     if not ranks:
         return None
     told = {} if asked is None else {"--lora-alpha": asked}
-    told |= {parent.file: card["lora"]["alpha"] for parent, card in zip(parents, cards, strict=True) if _tells(card)}
+    told |= {who: card["lora"]["alpha"] for who, card in zip(named(parents), cards, strict=True) if _tells(card)}
     # The rank itself is what None stands for.
     alphas = [None if {value} == set(ranks.values()) else value for value in told.values()]
     if len(set(alphas)) > 1:

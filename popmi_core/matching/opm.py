@@ -76,8 +76,8 @@ class Matcher:
         self.dtype = torch.float64 if sum(t.numel() for t in reference.values()) <= _LARGE else torch.float32
         if self.symmetry is not None and (self.symmetry.spaces or self.symmetry is symmetry):
             _check_finite(reference, "the reference")
-            with _naming("the reference"):
-                canonical = _canonical(reference, self.symmetry, self.dtype)
+            with _naming("the reference", reference, self.symmetry, self.dtype):
+                canonical = canonicalise(reference, self.symmetry, self.dtype)
                 own = gauge_of(canonical, self.symmetry)
                 self._prepared = own, Target(act(canonical, self.symmetry, own), self.symmetry, own)
 
@@ -109,14 +109,14 @@ class Matcher:
         if self._prepared is None:
             return Matched(candidate, {}, {}, "the matched layers are frozen and not exchanged: nothing to match")
         _check_finite(candidate, f"site {site}")
-        with _naming(f"site {site}"):
+        with _naming(f"site {site}", candidate, self.symmetry, self.dtype):
             return self._placed(candidate, starts, judge)
 
     def _placed(self, candidate: State, starts: Iterable[Element], judge: Judge | None) -> Matched:
         assert self.symmetry is not None
         assert self._prepared is not None
         own, target = self._prepared
-        canonical = _canonical(candidate, self.symmetry, self.dtype)
+        canonical = canonicalise(candidate, self.symmetry, self.dtype)
         offered = not isinstance(starts, Sized) or len(starts) > 0
         if (left := self._certified(candidate, canonical)) is not None:
             return replace(left, note=_noted(left.note, offered))
@@ -217,21 +217,15 @@ def match(candidate: State, reference: State, symmetry: Symmetry | None, *, swee
     return Matcher(reference, symmetry, sweeps=sweeps).match(candidate)
 
 
-def _canonical(state: State, symmetry: Symmetry, dtype: torch.dtype) -> State:
-    canonical = canonicalise(state, symmetry, dtype)
-    # Products of finite weights may overflow.
-    _check_finite(canonical, "with norms folded in")
-    return canonical
-
-
 @contextmanager
-def _naming(who: str) -> Iterator[None]:
-    """Have what fails inside say whose model it is."""
+def _naming(who: str, state: State, symmetry: Symmetry, dtype: torch.dtype) -> Iterator[None]:
+    """Have what fails inside say whose model it is, and which tensor overflows where folding norms in is enough."""
     try:
         yield
     except UpdateError as error:
         raise UpdateError(f"{who}: {error}") from error
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        _check_finite(canonicalise(state, symmetry, dtype), f"{who}, with norms folded in")
         raise UpdateError(f"{who}: its weights are finite but overflow ({error}). {TOO_LARGE}") from error
 
 

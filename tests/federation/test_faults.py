@@ -136,7 +136,7 @@ def test_a_site_whose_weights_overflow_in_matching_is_put_aside_and_the_round_go
     assert rounds[-1].outcome == "ok"
     assert set(rounds[-1].notes["weights"]) == {"phantom_polarised", "phantom_slide"}
     assert {site: row.outcome for site, row in rows.items() if row.outcome != "ok"} == {BAD: "quarantined"}
-    assert f"site {BAD}: with norms folded in: 'blocks.0.attn.qkv.weight' holds NaN or infinity" in rows[BAD].reason
+    assert f"site {BAD}, with norms folded in: 'blocks.0.attn.qkv.weight' holds NaN or infinity" in rows[BAD].reason
 
 
 def test_a_round_left_with_too_few_sites_by_matching_is_void_and_says_why(federation, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_round_left_with_too_few_sites_by_matching_is_void_and_says_why(federa
     plan = federation.plan(rounds=1, min_sites=3)
 
     with pytest.raises(
-        RunError, match=rf"void: 2 usable update\(s\), at least 3 needed; {BAD}: site {BAD}: with norms"
+        RunError, match=rf"void: 2 usable update\(s\), at least 3 needed; {BAD}: site {BAD}, with norms"
     ):
         federation.run(plan, faulty(huge))
 

@@ -164,6 +164,17 @@ def test_alpha_is_told_by_the_files_of_runs_and_must_agree(tmp_path: Path) -> No
             alpha_of("plain", "plain", asked=wrong)
 
 
+def test_files_that_are_called_alike_are_told_apart_by_alpha(tmp_path: Path) -> None:
+    paths = []
+    for alpha in (8, 5):
+        (tmp_path / str(alpha)).mkdir()
+        card = {"backbone": "popmi_vit_micro", "image_size": 32, "lora": {"rank": 2, "alpha": alpha}}
+        paths.append(_file(tmp_path / str(alpha) / "model.safetensors", 1, card=card))
+
+    with pytest.raises(ModelError, match=r"by different alpha: model-1 8, model-2 5\. Merge"):
+        architecture_of(read_parents(paths), name=None, arguments={})
+
+
 def test_the_line_between_two_models_runs_through_their_adapters(tmp_path: Path, cells: Path) -> None:
     paths = [_file(tmp_path / f"{seed}.safetensors", seed) for seed in (1, 2)]
     options = ("--data", cells, "--points", "3", "--images", "16")

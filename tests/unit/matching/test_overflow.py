@@ -32,9 +32,9 @@ def test_weights_that_overflow_with_their_norm_name_the_tensor(single):
     first, second, symmetry = single
     huge = second | {QKV: second[QKV] * 1e20, "blocks.0.norm1.weight": second["blocks.0.norm1.weight"] * 1e20}
 
-    with pytest.raises(UpdateError, match=f"site north: with norms folded in: '{QKV}' holds NaN or infinity"):
+    with pytest.raises(UpdateError, match=f"site north, with norms folded in: '{QKV}' holds NaN or infinity"):
         Matcher(first, symmetry).match(huge, site="north")
-    with pytest.raises(UpdateError, match=f"the reference: with norms folded in: '{QKV}' holds NaN or infinity"):
+    with pytest.raises(UpdateError, match=f"the reference, with norms folded in: '{QKV}' holds NaN or infinity"):
         Matcher(huge, symmetry)
 
 

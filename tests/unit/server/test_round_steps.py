@@ -198,4 +198,4 @@ def test_a_site_whose_scores_overflow_is_put_aside_and_the_others_are_matched(mo
 
     assert [update.site for update in matched] == ["a", "c"]
     assert [(item.outcome, item.bytes_up) for item in found.outcomes] == [("ok", 7), ("quarantined", 7), ("ok", 7)]
-    assert found.outcomes[1].reason.startswith("site b: with norms folded in: 'blocks.0.attn.qkv.weight' holds NaN or")
+    assert found.outcomes[1].reason.startswith("site b, with norms folded in: 'blocks.0.attn.qkv.weight' holds NaN or")
