@@ -17,7 +17,7 @@ from popmi_core.cli.sites import part_of, together
 from popmi_core.config import FuseConfig
 from popmi_core.data import ImageSet, SiteData
 from popmi_core.errors import ModelError
-from popmi_core.fusion import Fused, State, Update, fuse, needs
+from popmi_core.fusion import Fused, Scorer, State, Update, fuse, needs
 from popmi_core.fusion.gate import never_worse
 from popmi_core.fusion.opm import Basis, medoid
 from popmi_core.fusion.path import evaluate
@@ -124,20 +124,21 @@ def _described(job: Job) -> tuple[Symmetry | None, str]:
 
 
 def _single(job: Job, rule: str, symmetry: Symmetry | None) -> Outcome:
-    chosen, inputs = _reference(job, symmetry), job.inputs
+    inputs = job.inputs
+    # Before any matching: it fails where there are no validation images.
+    scorer = inputs.scorer() if needs(rule).scorer else None
+    chosen = _reference(job, symmetry)
     reference = chosen.state
     if rule in AFTER_MATCHING and symmetry is not None:
-        return _matched(job, rule, symmetry, chosen)
-    scorer = inputs.scorer() if needs(rule).scorer else None
+        return _matched(job, rule, symmetry, chosen, scorer)
     updates, options = inputs.with_grams([rule], job.updates), inputs.options(rule, reference, symmetry)
     fused = fuse(rule, updates, reference=reference, symmetry=symmetry, config=FuseConfig(), scorer=scorer, **options)
     return Outcome(fused, rule, chosen)
 
 
-def _matched(job: Job, rule: str, symmetry: Symmetry, chosen: Reference) -> Outcome:
+def _matched(job: Job, rule: str, symmetry: Symmetry, chosen: Reference, scorer: Scorer | None) -> Outcome:
     """Match here, where every layer's move can be told, and leave the second half of the rule to the library."""
     inputs, model, size = job.inputs, job.architecture.model, job.architecture.image_size
-    scorer = inputs.scorer() if needs(rule).scorer else None
     aligner_for = partial(Aligner, symmetry=symmetry, model=model, method=job.match, image_size=size, starts=job.starts)
 
     def seen(label: str) -> ImageSet | None:
@@ -162,7 +163,8 @@ def _matched(job: Job, rule: str, symmetry: Symmetry, chosen: Reference) -> Outc
 
 
 def _gated(job: Job, symmetry: Symmetry | None) -> Outcome:
-    chosen, inputs = _reference(job, symmetry), job.inputs
+    inputs, scorer = job.inputs, job.inputs.scorer()
+    chosen = _reference(job, symmetry)
     reference = chosen.state
     fused = never_worse(
         job.rules,
@@ -170,7 +172,7 @@ def _gated(job: Job, symmetry: Symmetry | None) -> Outcome:
         reference=reference,
         symmetry=symmetry,
         config=FuseConfig(),
-        scorer=inputs.scorer(),
+        scorer=scorer,
         options={rule: inputs.options(rule, reference, symmetry) for rule in job.rules},
     )
     moves: dict[str, list[LayerMove]] = {}

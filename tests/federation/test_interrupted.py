@@ -169,13 +169,13 @@ def test_an_overflowing_global_model_voids_the_round_and_is_never_sent(federatio
         federation.run(plan)
 
 
-def test_an_update_that_cannot_be_matched_voids_the_round_instead_of_ending_the_run(federation, monkeypatch):
+def test_a_global_model_that_cannot_be_matched_to_voids_the_round_instead_of_ending_the_run(federation, monkeypatch):
     def unmatched(*args, **kwargs):
-        raise UpdateError("site phantom_ruler: no basis")
+        raise UpdateError("the reference: no basis")
 
     monkeypatch.setattr("server.strategy.match_updates", unmatched)
     plan = federation.plan(rounds=1)
-    with pytest.raises(RunError, match="void: site phantom_ruler: no basis"):
+    with pytest.raises(RunError, match="void: the reference: no basis"):
         federation.run(plan)
 
 
