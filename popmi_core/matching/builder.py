@@ -18,7 +18,7 @@ from typing import Literal
 from torch import Tensor
 
 from popmi_core.errors import ModelError
-from popmi_core.matching.steps import NormFold, ScaleFold, Step
+from popmi_core.matching.steps import Step
 from popmi_core.matching.symmetry import Axis, Kind, MapKind, Space, Symmetry, Tap
 
 METHOD = "describe_symmetry"
@@ -199,8 +199,7 @@ class Builder:
                 f"{self.family}: module '{module}' is not described (its tensor '{unknown[0]}', {len(unknown)} such in "
                 f"all). {next_step(self.family)}; or take a rule that needs no description."
             )
-        # Beta makes biases, and those are settled with the projection's rows unscaled: norms first, scales last.
-        steps = sorted(self.steps, key=lambda step: (not isinstance(step, NormFold), isinstance(step, ScaleFold)))
+        steps = sorted(self.steps, key=lambda step: step.turn)
         return Symmetry(
             self.family, dict(self.spaces), tuple(self.axes), tuple(steps), tuple(self.taps), tuple(self.notes)
         )

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from popmi_core.matching.elements import Element, Move, act, read_axis, write_axis
+from popmi_core.matching.elements import Element, Move, act, compose, read_axis, write_axis
 from popmi_core.matching.symmetry import Axis, Space, State, Symmetry
 
 # Keeps a basis change finite where a head has lost a direction; far below what float32 weights resolve.
@@ -53,13 +53,42 @@ def put_factors(
 
 def gauge_of(state: State, symmetry: Symmetry) -> Element:
     """Return the element that balances a canonical state: bases of linear heads, scales of rescalable units."""
+    linear = [name for name, space in symmetry.spaces.items() if "linear" in space.maps.values()]
+    moves = {name: _balance(state, symmetry, name) for name in linear}
+    return Element(moves | _balanced_together(state, symmetry, linear) | _balanced_scales(state, symmetry))
+
+
+def _balance(state: State, symmetry: Symmetry, name: str) -> Move:
+    linear = [part for part, kind in symmetry.spaces[name].maps.items() if kind == "linear"]
+    return Move(maps={part: balancer(*factors(state, symmetry, name, part)) for part in linear})
+
+
+def _balanced_together(state: State, symmetry: Symmetry, linear: list[str]) -> dict[str, Move]:
+    """Return the balancing moves of linear spaces that share a tensor (heads, and an adapter on their layer), by turns.
+
+    Each turn makes the weights shorter, and the shortest are unique up to rotations (Kempf & Ness 1979): only then do
+    two spellings of one model end in bases that are rotations of each other.
+    """
+    tensors = {name: {axis.tensor for axis in symmetry.of(name)} for name in linear}
+    coupled = [name for name in linear if any(tensors[name] & tensors[other] for other in linear if other != name)]
+    parts = {name: replace(symmetry, axes=symmetry.of(name)) for name in coupled}
+    here: State = {tensor: state[tensor].double() for name in coupled for tensor in tensors[name]}
     moves: dict[str, Move] = {}
-    for name, space in symmetry.spaces.items():
-        linear = [part for part, kind in space.maps.items() if kind == "linear"]
-        maps = {part: balancer(*factors(state, symmetry, name, part)) for part in linear}
-        if maps:
-            moves[name] = Move(maps=maps)
-    return Element(moves | _balanced_scales(state, symmetry))
+    for _ in range(_TURNS):
+        changed = 0.0
+        for name in coupled:
+            turn = _balance(here, symmetry, name)
+            here = act(here, parts[name], Element({name: turn}))
+            moves[name] = compose(moves[name], turn) if name in moves else turn
+            changed = max(changed, *(_stretched(change) for change in turn.maps.values()))
+        if changed < _BALANCED:
+            break
+    return moves
+
+
+def _stretched(change: Float[Tensor, "heads inner inner"]) -> float:
+    """Return by how much maps are not rotations."""
+    return float((change.mT @ change - torch.eye(change.shape[-1], dtype=change.dtype)).abs().max())
 
 
 def balancer(left: Float[Tensor, "h k m"], right: Float[Tensor, "h k n"]) -> Float[Tensor, "h k k"]:

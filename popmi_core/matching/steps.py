@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,13 @@ Vectors = tuple[tuple[str, ...], tuple[tuple[str, int], ...]]
 
 
 class Step(Protocol):
-    """One change of spelling and its inverse, both in place on a float64 state, both the same function."""
+    """One change of spelling and its inverse, both in place on a float64 state, both the same function.
+
+    ``turn``: when it is folded. Beta makes biases (0), those are settled with the projection's rows unscaled (1), and
+    scales come last (2).
+    """
+
+    turn: ClassVar[int]
 
     def names(self) -> tuple[str, ...]:
         """Return the tensors the step needs."""
@@ -47,6 +53,7 @@ class NormFold:
     ``repeat`` 4); see ``divided`` for what is done where gamma is small.
     """
 
+    turn: ClassVar[int] = 0
     norm: str
     readers: tuple[str, ...]
     keep_beta: bool = False
@@ -90,6 +97,7 @@ class NormFold:
 class ScaleFold:
     """A LayerScale goes into the rows (and the bias) of the layer before it."""
 
+    turn: ClassVar[int] = 2
     layer: str
     scale: str
 
@@ -119,6 +127,7 @@ class ScaleFold:
 class ValueBias:
     """Attention rows sum to one, so that the value bias is a constant: it moves into the projection's bias."""
 
+    turn: ClassVar[int] = 1
     bias: str
     start: int
     stop: int
@@ -144,6 +153,7 @@ class ValueBias:
 class ZeroBias:
     """Softmax ignores the key bias: it is 0."""
 
+    turn: ClassVar[int] = 1
     bias: str
     start: int
     stop: int

@@ -11,7 +11,7 @@ A reads and B writes what their layer does.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from timm.models.mobilenetv3 import MobileNetV3
 from torch import Tensor, nn
@@ -135,6 +135,7 @@ class FeatureFold(NormFold):
 class LowRankNormFold:
     """A folded norm, one of whose readers has an adapter: A takes up gamma, beta passes through ``B A`` as well."""
 
+    turn: ClassVar[int] = 0
     step: Any
     layer: str
     scaling: float
@@ -184,6 +185,7 @@ class LowRankScaleFold(ScaleFold):
 class LowRankValueBias:
     """The value bias passes through a projection with an adapter."""
 
+    turn: ClassVar[int] = 1
     step: ValueBias
     scaling: float
 
