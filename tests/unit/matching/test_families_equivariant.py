@@ -4,114 +4,31 @@ from dataclasses import replace
 
 import pytest
 import torch
+from field_net import (
+    FieldNet,
+    maps,
+    mean_of,
+    unequal,
+    unequal_answers,
+    unequal_features,
+    unrestricted,
+    with_weights,
+)
 from torch import nn
 
 from popmi_core.errors import ModelError
-from popmi_core.groups import act, channel_permutation, point_group
+from popmi_core.groups import channel_permutation, point_group
 from popmi_core.matching import Builder, apply, describe_model, match, random_element
 from popmi_core.matching.assignment import best_order
 from popmi_core.matching.elements import Element, Move
 from popmi_core.matching.families import describe, equivariant
 from popmi_core.matching.families.equivariant import field_space, shift_table
 from popmi_core.matching.orders import best_field_order
+from popmi_core.matching.starts import start_from
+from popmi_core.matching.statistics import cross_statistics
 
 # Sums of a few hundred float64 products in another order.
 ROUNDING = 1e-12
-
-
-class FieldNet(nn.Sequential):
-    """Lifting, a convolution between regular fields, mean over pixels and group, classes; expanded dense weights.
-
-    ``y_h = (h psi) * x`` lifts; between fields the kernel from channel k to channel h is ``h Psi[h^-1 k]`` (Cohen &
-    Welling 2016, arXiv:1602.07576, equations 10 and 11). The mean over the group is in the head's equal columns.
-    """
-
-    def __init__(self, group, seed, widths=(6, 5), classes=3):
-        generator = torch.Generator().manual_seed(seed)
-        order, (first, second) = len(group), widths
-        super().__init__(
-            nn.Conv2d(3, first * order, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(first * order, second * order, 3, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(second * order, classes),
-        )
-        self.field_group = group
-        drawn = {
-            "lift": torch.randn(first, 3, 3, 3, generator=generator, dtype=torch.float64) / 5,
-            "conv": torch.randn(second, first, order, 3, 3, generator=generator, dtype=torch.float64) / 10,
-            "head": torch.randn(classes, second, generator=generator, dtype=torch.float64),
-        }
-        biases = [torch.randn(width, generator=generator, dtype=torch.float64) / 10 for width in widths]
-        lifted = torch.stack([act(h, drawn["lift"]) for h in group.elements], dim=1)
-        between = torch.stack([act(h, drawn["conv"])[:, :, shifted(group, h)] for h in group.elements], dim=1)
-        self.double().load_state_dict(
-            {
-                "0.weight": lifted.flatten(0, 1),
-                "0.bias": biases[0].repeat_interleave(order),
-                "2.weight": between.flatten(2, 3).flatten(0, 1),
-                "2.bias": biases[1].repeat_interleave(order),
-                "6.weight": drawn["head"].repeat_interleave(order, dim=1) / order,
-                "6.bias": torch.zeros(classes),
-            }
-        )
-
-
-def shifted(group, h):
-    return [group.index(h.inverse().compose(k)) for k in group.elements]
-
-
-def with_weights(model, state):
-    copy = FieldNet(model.field_group, seed=0)
-    copy.load_state_dict(state)
-    return copy
-
-
-def unequal_answers(model):
-    """Largest relative change of the outputs when the images are turned (and mirrored, in a dihedral group)."""
-    images = torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    with torch.inference_mode():
-        plain = model(images)
-        turned = [model(act(g, images)) for g in model.field_group.elements]
-    return max(float((other - plain).norm() / plain.norm()) for other in turned)
-
-
-def unequal_features(model):
-    """The same for the last feature map, which must turn with the image and shift in its fields."""
-    group = model.field_group
-    images = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-    worst = 0.0
-    plain = maps(model, images)[1]
-    for g in group.elements:
-        fields = act(g, plain.unflatten(1, (-1, len(group)))[:, :, channel_permutation(group, g)]).flatten(1, 2)
-        worst = max(worst, float((maps(model, act(g, images))[1] - fields).norm() / plain.norm()))
-    return worst
-
-
-def unequal(model):
-    return max(unequal_answers(model), unequal_features(model))
-
-
-def maps(model, images):
-    """Both feature maps, after ReLU."""
-    with torch.inference_mode():
-        first = model[1](model[0](images))
-        return first, model[3](model[2](first))
-
-
-def mean_of(first, second):
-    return {name: (tensor + second[name]) / 2 for name, tensor in first.items()}
-
-
-def unrestricted(symmetry):
-    """All orders of channels, which is the symmetry of a network that is not equivariant."""
-    spaces = {
-        name: replace(space, kind="permutation", size=space.width(), inner=1, shifts=())
-        for name, space in symmetry.spaces.items()
-    }
-    return replace(symmetry, spaces=spaces)
 
 
 @pytest.mark.parametrize("name", ["C2", "C4", "D4"])
@@ -204,6 +121,25 @@ def test_fusing_keeps_equivariance_only_where_fields_are_matched(name):
     # Another mean, the same size of rounding.
     assert errors["fields"] <= max(2 * parents, ROUNDING)
     assert errors["channels"] > 1e-2
+
+
+@pytest.mark.parametrize("name", ["C4", "D4"])
+def test_the_librarys_own_activation_matching_keeps_equivariance_only_where_fields_are_matched(name):
+    images = torch.randn(64, 3, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pairs = [(FieldNet(point_group(name), seed=seed), FieldNet(point_group(name), seed=seed + 1)) for seed in range(5)]
+    errors = {"fields": 0.0, "channels": 0.0}
+    for first, second in pairs:
+        found = describe_model(first, image_size=9)
+        for kind, symmetry in (("fields", found), ("channels", unrestricted(found))):
+            statistics = cross_statistics(first, first.state_dict(), second.state_dict(), symmetry, images)
+            moved = apply(second.state_dict(), symmetry, start_from(statistics, symmetry))
+            fused = with_weights(first, mean_of(first.state_dict(), moved))
+            assert unequal_answers(with_weights(second, moved)) < ROUNDING
+            errors[kind] = max(errors[kind], unequal(fused))
+
+    assert errors["fields"] < ROUNDING
+    # Most pairs lose it, by a third and more (docs/results/equivariant_matching.md); a pair may keep it by chance.
+    assert errors["channels"] > 0.1
 
 
 def test_matching_weights_of_equivariant_models_keeps_equivariance():
