@@ -1,73 +1,81 @@
-"""A random element planted in any family is found 20 of 20 times, with as much noise as there are weights."""
+"""A random element planted in any family is found 20 of 20 times, its orders even under as much noise as weights."""
 
 import pytest
 import torch
-from timm import create_model
-from timm.models._efficientnet_builder import decode_arch_def
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.efficientnet import EfficientNet
-from timm.models.resnet import Bottleneck, ResNet
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer_v2 import SwinTransformerV2
-from timm.models.vision_transformer import VisionTransformer
+from small_families import EVERY, member, noisy
 
-import popmi_core.models  # noqa: F401  (registers the study models)
-from popmi_core.adapters import attach
-from popmi_core.adapters.lora import add_lora
-from popmi_core.matching import Matcher, apply, describe_model, random_element
+from popmi_core.matching import Matcher, apply, canonicalise, random_element
+from popmi_core.matching.elements import compose, read_axis
 
 SEEDS = 20
-VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 4, "num_classes": 5}
-SWIN = {
-    "img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4),
-    "num_classes": 5,
-}  # fmt: skip
-BLOCKS = [["ds_r1_k3_s1_e1_c16_se0.5"], ["ir_r2_k3_s2_e2_c24_se0.5"]]
-MODELS = {
-    "resnet": lambda: create_model("popmi_resnet20", num_classes=5),
-    "resnet_groupnorm": lambda: create_model("popmi_resnet20_gn", num_classes=5),
-    "mlp": lambda: create_model("popmi_mlp", img_size=8, hidden=48, num_classes=5),
-    "bottleneck": lambda: ResNet(Bottleneck, layers=(1, 1, 1, 1), channels=(16, 16, 24, 32), num_classes=5),
-    "convnext": lambda: create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(16, 16, 24, 32), num_classes=5),
-    "efficientnet": lambda: EfficientNet(decode_arch_def(BLOCKS), stem_size=16, num_features=48, num_classes=5),
-    "swin": lambda: SwinTransformer(**SWIN),
-    "swinv2": lambda: SwinTransformerV2(**SWIN),
-    "deit": lambda: VisionTransformerDistilled(**VIT),
-    "vit_prea": lambda: attach(VisionTransformer(**VIT), group="C4", rank=6),
-    "vit_lora": lambda: add_lora(VisionTransformer(**VIT), ("attn.qkv", "mlp.fc1"), rank=3),
-}
-SIZED = {name for name in MODELS if name not in ("bottleneck", "efficientnet")}
+EXACT = 1e-8
+# Swin's streams start far off and come closer by a factor of 40 a sweep; the descent ends where a sweep takes off less
+# than 1e-10 of the squared length. Maps inside heads and factors magnify what is left by up to the cube of 4.
+SLOW = {"swin_lora": 1e-3}
+# All of their spaces are in the same net below an adapter too.
+PARTS = ("vit", "swin", "resnet", "convnext")
 
 
-def noisy(state, noise, generator):
-    """Return the state with noise of this share of every tensor's spread; statistics and counters stay."""
+@pytest.fixture(scope="module", params=[name for name in EVERY if name not in PARTS])
+def family(request):
+    return request.param, member(request.param)
+
+
+def left_over(site, matcher, noise, seed):
+    """What the planted move and the found one make of every space together; nothing, if all was put back."""
+    generator = torch.Generator().manual_seed(seed)
+    planted = random_element(matcher.symmetry, generator)
+    moved = apply(noisy(site.state, noise, generator), matcher.symmetry, planted, like=site.state)
+    found = matcher.match(moved).element
     return {
-        name: tensor + noise * tensor.std(correction=0) * torch.randn(tensor.shape, generator=generator).to(tensor)
-        if tensor.is_floating_point() and "running" not in name
-        else tensor
-        for name, tensor in state.items()
+        name: compose(move, found.moves[name]) if name in found.moves else move for name, move in planted.moves.items()
     }
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("family", MODELS)
-def test_planted_orders_are_found_every_time(family, noise):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = MODELS[family]().double().eval()
-    symmetry = describe_model(model, image_size=None if family in SIZED else 32)
-    reference = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    matcher = Matcher(reference, symmetry)
-    # Position networks: 512 units of five or seven numbers each. With noise the nearest is often another one.
-    told_apart = [name for name in symmetry.spaces if noise == 0 or not name.endswith("cpb_mlp")]
-    ordered = [name for name in told_apart if symmetry.spaces[name].kind != "orthogonal"]
+def in_order(move):
+    return move.perm is None or torch.equal(move.perm, torch.arange(len(move.perm)))
 
+
+def furthest(move):
+    """Largest entry by which rotations, maps and scales are not the identity."""
+    changes = [*move.maps.values(), *([] if move.rotation is None else [move.rotation])]
+    worst = [float((one - torch.eye(one.shape[-1])).abs().max()) for one in changes]
+    return max([0.0, *worst, *([] if move.scale is None else [float((move.scale - 1).abs().max())])])
+
+
+def expected_turn(site, name, noise):
+    """How far noise turns two channels of a stream against each other, in radians.
+
+    The best rotation is the polar factor of ``A (A + N)^T``; to first order its entries are those of ``N A^T``, the
+    skew part, over the channels' squared lengths. ``size``: mean square of a tensor's entries.
+    """
+    canonical, space = canonicalise(site.state, site.symmetry), site.symmetry.spaces[name]
+    rows = [read_axis(canonical[axis.tensor], axis, space) for axis in site.symmetry.of(name) if axis.counts]
+    sizes = torch.tensor([[one.shape[1], float(one.square().mean())] for one in rows])
+    numbers, size = sizes.unbind(1)
+    return noise * float((2 * numbers * size**2).sum().sqrt() / (2 * numbers * size).sum())
+
+
+def test_without_noise_all_of_the_element_is_undone(family):
+    name, site = family
+    matcher = Matcher(site.state, site.symmetry)
     for seed in range(SEEDS):
-        generator = torch.Generator().manual_seed(seed)
-        planted = random_element(symmetry, generator)
-        found = matcher.match(apply(noisy(reference, noise, generator), symmetry, planted, like=reference)).element
+        for space, move in left_over(site, matcher, 0.0, seed).items():
+            assert in_order(move), (seed, space)
+            assert furthest(move) < SLOW.get(name, EXACT), (seed, space)
 
-        for name in ordered:
-            still = torch.arange(len(planted.moves[name].perm))
-            back = found.moves[name].perm if name in found.moves else None
-            assert torch.equal(planted.moves[name].perm[still if back is None else back], still), (seed, name)
+
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+def test_under_noise_orders_are_found_and_streams_as_far_as_it_lets_them(family, noise):
+    """Rotations and maps inside heads are continuous: noise moves the best one itself, none can be found exactly."""
+    _, site = family
+    # Position networks: 512 units of five or seven numbers each. With noise the nearest is often another one.
+    crowded = {name for name in site.symmetry.spaces if name.endswith("cpb_mlp")}
+    matcher = Matcher(site.state, site.symmetry.without(crowded))
+    for seed in range(SEEDS):
+        for space, move in left_over(site, matcher, noise, seed).items():
+            assert in_order(move), (seed, space)
+            if move.rotation is not None:
+                turned = float((move.rotation - torch.eye(len(move.rotation))).square().mean().sqrt())
+                # Twice: sizes differ within a tensor too, and what is turned back turns heads along.
+                assert turned < 2 * expected_turn(site, space, noise), (seed, space)

@@ -19,6 +19,7 @@ from torch import nn
 import popmi_core.models  # noqa: F401  (registers the study models)
 from popmi_core.adapters import attach, equivariance_error
 from popmi_core.adapters.lora import add_lora, merge_lora
+from popmi_core.errors import ModelError
 from popmi_core.groups import point_group
 from popmi_core.matching.check import describe_model, input_shape
 from popmi_core.matching.elements import apply, random_element
@@ -197,6 +198,14 @@ def test_prea_on_swins_last_map_lets_the_stage_still_rotate():
     assert [(step.norm, step.readers, step.writers) for step in folds] == [
         ("backbone.norm", ("backbone.head.fc", "prea.down", "prea.score"), ("prea.up",))
     ]
+
+
+def test_prea_on_an_mlp_which_has_no_map_to_turn_is_refused_in_words():
+    # Two images in four turned copies, 12 hidden units.
+    refused = r"Mlp gives features of shape \(8, 12\), expected a square map. PREA cannot turn these; choose another"
+
+    with pytest.raises(ModelError, match=refused):
+        describe_model(prea(study_net("popmi_mlp", img_size=6, hidden=12)))
 
 
 def test_prea_on_features_that_are_the_output_moves_only_its_own_units(respelled):
