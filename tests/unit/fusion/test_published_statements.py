@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from popmi_core.config import FuseConfig
-from popmi_core.fusion import Score, Update, fedma, fuse, git_rebasin_activations, merge_many
+from popmi_core.fusion import Score, Update, fedma, fuse, merge_many
 from popmi_core.fusion.git_rebasin_activations import match_activations
 from popmi_core.fusion.merge_many import likeness
 from popmi_core.fusion.permutable import move, permutable, traced
@@ -89,14 +89,21 @@ def test_git_rebasins_activation_matching_is_the_least_squares_order_of_section_
     images = torch.randn(64, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     seen = cross_statistics(model, state, other, symmetry, images)
     (space,), (sums,) = group.spaces, seen.moments.values()
-    products = sums.cross if not correlated else git_rebasin_activations.correlation(sums)
+    spreads = [
+        (squares.flatten() / sums.count - (total / sums.count).square()).sqrt()
+        for squares, total in ((sums.reference, sums.reference_sum), (sums.candidate, sums.candidate_sum))
+    ]
+    centred = sums.cross / sums.count - torch.outer(sums.reference_sum, sums.candidate_sum) / sums.count**2
+    products = {False: sums.cross, True: centred / torch.outer(*spreads)}
 
     found = match_activations(state, traced(other, group), group, seen, correlated=correlated)
 
-    orders = list(permutations(range(6)))
-    best = max(orders, key=lambda order: float(products[torch.arange(6), list(order)].sum()))
-    expected = move(other, group, {space: Move(torch.tensor(best))})
+    def best(table):
+        return max(permutations(range(6)), key=lambda order: float(table[torch.arange(6), list(order)].sum()))
+
+    expected = move(other, group, {space: Move(torch.tensor(best(products[correlated])))})
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert best(products[True]) != best(products[False])
 
 
 def test_fedmas_matched_average_does_not_depend_on_how_a_client_numbers_its_units(shuffle):
