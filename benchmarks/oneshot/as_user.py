@@ -13,22 +13,29 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
 
 import argparse
+import hashlib
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
+from alignments import Aligned
+from cases import Case
+from methods import METHODS, apply_method
 from parents import get_parent, load_dataset, parent_path, recipes
 from typer.testing import CliRunner
 
 from popmi_core.cli.main import commands
+from popmi_core.fusion.path import evaluate
 
 Row = dict[str, Any]
 _ARCHITECTURE = "popmi_vit_64"
+# Raise it when what the command does changes, so that kept results are not used again.
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -63,25 +70,56 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="path without ending; .json and .md are written")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    wanted, data = recipes("blood", _ARCHITECTURE, 5 if arguments.fours > 1 else 4), load_dataset("blood")["all"]
-    files = {f"{r.site}{r.seed}": parent_path(r, arguments.runs) for r in wanted if get_parent(r, data, arguments.runs)}
-    fours = list(combinations(files, 4))[: arguments.fours]
-    groups = [*list(combinations(list(files)[:4], 2))[: arguments.pairs], *fours]
-    study = json.loads(arguments.study.read_text())
+    data, count = load_dataset("blood")["all"], 5 if arguments.fours > 1 else 4
+    parents = [get_parent(recipe, data, arguments.runs) for recipe in recipes("blood", _ARCHITECTURE, count)]
+    pairs, fours = (list(combinations(part, size)) for part, size in ((parents[:4], 2), (parents, 4)))
+    cases = [
+        Case("blood", _ARCHITECTURE, list(group), [data] * len(group))
+        for group in (*pairs[: arguments.pairs], *fours[: arguments.fours])
+    ]
+    printed = json.loads(arguments.study.read_text())
     rows = [
-        beside(
-            {"parents": list(group), "typed": line.typed, "method": line.method}
-            | call(line, [files[n] for n in group]),
-            study,
-        )
-        for group in groups
+        measured(line, case, printed, arguments.runs)
+        for case in cases
         for line in LINES
-        if len(group) > 2 or line.pairs
+        if len(case.parents) > 2 or line.pairs
     ]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
     arguments.out.with_suffix(".json").write_text(text)
-    arguments.out.with_suffix(".md").write_text(page(rows))
+    told = f" --pairs {arguments.pairs} --fours {arguments.fours}"
+    arguments.out.with_suffix(".md").write_text(page(rows, told))
+
+
+def measured(line: Line, case: Case, printed: Sequence[Row], runs: Path) -> Row:
+    """Return what the call gives, what the study's procedure gives from the same files, and what the study printed."""
+    files = [parent_path(parent.recipe, runs) for parent in case.parents]
+    same = ("blood", _ARCHITECTURE, line.method, case.members)
+    found = [r for r in printed if (r["dataset"], r["architecture"], r["method"], r["parents"]) == same]
+    typed = kept(["call", line.typed, *(path.name for path in files)], runs, lambda: call(line, files))
+    study = kept(["study", line.method, *(path.name for path in files)], runs, lambda: studied(line.method, case))
+    row: Row = {"parents": case.members, "typed": line.typed, "method": line.method, **typed}
+    row |= {"study_accuracy": study["accuracy"], "study_loss": study["loss"]}
+    return {**row, "printed_accuracy": found[0]["accuracy"] if found else None}
+
+
+def kept(described: list[str], runs: Path, compute: Callable[[], Row]) -> Row:
+    """Return a result from below --runs if it was computed before with this version of the code."""
+    name = hashlib.sha256(json.dumps([_VERSION, *described]).encode()).hexdigest()[:16]
+    path = runs / "as_user" / f"{name}.json"
+    if not path.exists():
+        row = compute()
+        print(json.dumps([*described, row]), flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row))
+    return dict(json.loads(path.read_text()))
+
+
+def studied(name: str, case: Case) -> Row:
+    """Return test accuracy and loss (nats) of a method as the study applies it."""
+    method = next(method for method in METHODS if method.name == name)
+    loss, accuracy = evaluate(case.model, apply_method(method, case, Aligned(case)).state, case.test)
+    return {"accuracy": round(accuracy, 6), "loss": round(loss, 6)}
 
 
 def call(line: Line, files: Sequence[Path]) -> Row:
@@ -98,35 +136,21 @@ def call(line: Line, files: Sequence[Path]) -> Row:
     told = json.loads(result.stdout)
     assert told["judged"]["split"] == "test"
     fused = told["judged"]["scores"]["fused"]
-    row = {"accuracy": round(fused["accuracy"], 6), "loss": round(fused["loss"], 6), "seconds": told["seconds"]}
-    print(json.dumps([line.typed, row]), flush=True)
-    return row
+    return {"accuracy": round(fused["accuracy"], 6), "loss": round(fused["loss"], 6), "seconds": told["seconds"]}
 
 
-def beside(row: Row, study: Sequence[Row]) -> Row:
-    """Return the row with the study's accuracy and loss for the same parents; None where it has none."""
-    same = ("blood", _ARCHITECTURE, row["method"], row["parents"])
-    found = [r for r in study if (r["dataset"], r["architecture"], r["method"], r["parents"]) == same]
-    return {
-        **row,
-        "study_accuracy": found[0]["accuracy"] if found else None,
-        "study_loss": found[0]["nll"] if found else None,
-    }
-
-
-def page(rows: Sequence[Row]) -> str:
-    """Return the whole page."""
-    parts = [_INTRODUCTION]
+def page(rows: Sequence[Row], told: str) -> str:
+    """Return the whole page; ``told`` are the options that were given."""
+    parts = [_INTRODUCTION.replace("OPTIONS", told)]
     for count in dict.fromkeys(len(row["parents"]) for row in rows):
         mine = [row for row in rows if len(row["parents"]) == count]
         cases = len({tuple(row["parents"]) for row in mine})
-        parts.append(f"## N = {count} ({cases} case{'s' if cases > 1 else ''})\n\n" + _HEAD)
+        lines = [f"## N = {count} ({cases} case{'s' if cases > 1 else ''})\n", *_HEAD]
         for typed in dict.fromkeys(row["typed"] for row in mine):
             same = [row for row in mine if row["typed"] == typed]
-            columns = ("accuracy", "study_accuracy", "loss", "study_loss", "seconds")
-            cells = [_cell([row[name] for row in same]) for name in columns]
-            parts[-1] += f"\n| `{typed}` | {same[0]['method']} | " + " | ".join(cells) + " |"
-        parts[-1] += "\n"
+            cells = [_cell([row[name] for row in same]) for name in _COLUMNS]
+            lines.append(f"| `{typed}` | {same[0]['method']} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
@@ -138,15 +162,20 @@ def _cell(values: Sequence[float | None]) -> str:
     return f"{middle:.3f}" if len(known) == 1 else f"{middle:.3f} ({min(known):.3f} to {max(known):.3f})"
 
 
-_HEAD = """| typed after `popmi fuse A B ... --data bloodmnist.npz` | study's method | accuracy | study | loss, nats | study | seconds |
-| --- | --- | ---: | ---: | ---: | ---: | ---: |"""  # noqa: E501
+_COLUMNS = ("accuracy", "study_accuracy", "printed_accuracy", "loss", "study_loss", "seconds")
+_HEAD = (
+    "| typed after `popmi fuse A B ... --data bloodmnist.npz` | study's method | accuracy | study's procedure "
+    "| in oneshot.json | loss, nats | study's procedure | seconds |",
+    "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+)
 _INTRODUCTION = """# The command line beside the one-shot study
 
-Printed by `python benchmarks/oneshot/as_user.py --out docs/results/as_user` (`POPMI_DATA` set); every figure is in
-`as_user.json`.
+Printed by `python benchmarks/oneshot/as_user.pyOPTIONS --out docs/results/as_user` (`POPMI_DATA`
+set); every figure is in `as_user.json`.
 
 `popmi fuse` as a user types it, on the ViT-64 parents of the [one-shot study](oneshot.md) (BloodMNIST content, test
-images), beside the study's row for the same parents: median (lowest to highest). The command looks at 512 images
+images), beside the study's own procedure on the same files and what oneshot.json has for parents of the same recipes
+(training rounds differently on another kind of processor): median (lowest to highest). The command looks at 512 images
 without classes where the study looks at 256 (`activations`), and at 4,096 for 300 steps where it looks at 1,024 for 200
 (`learned`). All parents saw the same images here. Two models have one way to be matched; of more, `in-turn` is the
 study's: each to the mean of those before it. Seconds are of a busy machine.

@@ -108,25 +108,26 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[Row] = []
     sites = load_dataset("blood")
-    for architecture in arguments.architectures.split(","):
+    for architecture in (arguments.architectures or ",".join(ARCHITECTURES)).split(","):
         wanted = recipes("blood", architecture, arguments.seeds)
         cases = list(all_cases("blood", architecture, sites, arguments.runs, wanted=wanted))
-        for size in map(int, arguments.sizes.split(",")):
-            sized = [case for case in cases if len(case.parents) == size]
-            count = None if arguments.others is None else arguments.others + 1
-            rows += tuned(sized[:count], arguments.runs / "settings")
+        for size, count in ((2, arguments.pairs), (4, arguments.fours)):
+            sized = [case for case in cases if len(case.parents) == size][:count]
+            rows += tuned(sized, arguments.runs / "settings") if sized else []
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
     arguments.out.with_suffix(".json").write_text(text)
-    arguments.out.with_suffix(".md").write_text(page(rows, json.loads(arguments.study.read_text())))
+    asked = {name: getattr(arguments, name) for name in ("architectures", "pairs", "fours")}
+    told = "".join(f" --{name} {value}" for name, value in asked.items() if value is not None)
+    arguments.out.with_suffix(".md").write_text(page(rows, json.loads(arguments.study.read_text()), told))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
+    parser.add_argument("--architectures", help=f"default {','.join(ARCHITECTURES)}")
     parser.add_argument("--seeds", type=int, help="default: as parents.py says")
-    parser.add_argument("--sizes", default="2,4", help="how many parents are fused")
-    parser.add_argument("--others", type=int, default=None, help="at most so many other pairs and so many other fours")
+    parser.add_argument("--pairs", type=int, help="at most so many; settings are chosen on the first; default: all")
+    parser.add_argument("--fours", type=int, help="the same for fours")
     parser.add_argument("--runs", type=Path, default=Path("runs/oneshot"))
     parser.add_argument("--study", type=Path, default=Path("docs/results/oneshot.json"), help="OPM's rows, to compare")
     parser.add_argument("--out", type=Path, required=True, help="path without ending; .json and .md are written")

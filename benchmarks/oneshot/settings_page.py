@@ -10,9 +10,9 @@ Row = dict[str, Any]
 _LEVELS = ("weights", "unlabelled")
 
 
-def page(rows: Sequence[Row], study: Sequence[Row]) -> str:
-    """Return the whole page; ``study`` holds the rows of oneshot.json."""
-    parts = [_INTRODUCTION]
+def page(rows: Sequence[Row], study: Sequence[Row], told: str) -> str:
+    """Return the whole page; ``study`` holds the rows of oneshot.json, ``told`` the options that were given."""
+    parts = [_INTRODUCTION.replace("OPTIONS", told)]
     for architecture, count in dict.fromkeys((row["architecture"], row["n"]) for row in rows):
         mine = [row for row in rows if (row["architecture"], row["n"]) == (architecture, count)]
         theirs = [
@@ -151,8 +151,8 @@ def _cell(values: Sequence[float], sign: str = "") -> str:
 
 _INTRODUCTION = """# Rivals at their best settings
 
-Printed by `python benchmarks/oneshot/settings.py --out docs/results/settings` (`POPMI_DATA` set); every figure is in
-`settings.json`.
+Printed by `python benchmarks/oneshot/settings.pyOPTIONS --out docs/results/settings` (`POPMI_DATA`
+set); every figure is in `settings.json`.
 
 The [one-shot study](oneshot.md) runs rivals with this library's defaults. Here every rival has a small grid of its own
 settings. One is chosen by accuracy on BloodMNIST's validation images, for pairs on the first pair of parents, for fours
@@ -163,5 +163,6 @@ on the first four. Default and choice are then fused from the *other* pairs and 
 descents of Git Re-Basin's coordinate descent, for pairs; it sweeps until nothing moves, so that sweeps are no setting.
 *Inner products*: section 3.1 of Git Re-Basin as printed, where the default compares correlations. *Shrink*: RegMean's
 alpha. FedMA's other settings open new units, which a fixed width rules out. OT-Fusion by weights and by activations are
-rows of their own. Plain average, uniform soup and circuit average have no setting.
+rows of their own. A choice is called better where it is so in every other case. Plain average, uniform soup and circuit
+average have no setting.
 """
