@@ -70,7 +70,9 @@ def load_state(path: Path, *, sha256: str | None = None) -> tuple[dict[str, Tens
     try:
         payload = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"cannot read checkpoint {path}: {error.strerror}. Check the path.") from error
+        raise ModelError(
+            f"cannot read checkpoint {path}: {error.strerror}, expected a safetensors file. Check the path."
+        ) from error
     if sha256 is not None and hashlib.sha256(payload).hexdigest() != sha256:
         got = hashlib.sha256(payload).hexdigest()
         raise ModelError(f"{path} has sha256 {got}, expected {sha256}. Copy the file again.")
@@ -163,7 +165,9 @@ def open_state(path: Path) -> tuple[FileState, dict[str, str]]:
         with safe_open(path, "pt") as file:
             notes = dict(file.metadata() or {})
     except OSError as error:
-        raise ModelError(f"cannot read checkpoint {path}: {error.strerror}. Check the path.") from error
+        raise ModelError(
+            f"cannot read checkpoint {path}: {error.strerror}, expected a safetensors file. Check the path."
+        ) from error
     except SafetensorError as error:
         raise _unreadable(path, path.stat().st_size, error) from error
     strange = sorted(name for name, kind in state.types.items() if kind not in _TYPES)

@@ -75,6 +75,7 @@ def fuse(
 
 def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
     """Return what was done and what came of it, for JSON and for the file's lineage; no folder is named."""
+    from popmi_core.cli.fuse_tables import motion
     from popmi_core.cli.sites import SPLITS
 
     architecture, fused = job.architecture, outcome.fused
@@ -97,6 +98,7 @@ def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
         "reference_sha256": outcome.basis.sha256,
         "weights": fused.weights,
         "matching": {label: [asdict(move) for move in moves] for label, moves in outcome.moves.items()},
+        "motion": motion(outcome),
         "distances": {label: list(pair) for label, pair in outcome.distances.items()},
         "validation_losses": fused.scores,
         "regret": fused.regret,
@@ -122,6 +124,8 @@ def show(job: Job, outcome: Outcome, out: Path | None) -> None:
             console.print(tables.moves_table(label, moves, outcome))
         else:
             console.print(f"{label}: in the basis of {outcome.basis.told} already; nothing moved", markup=False)
+    if line := tables.motion(outcome):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if outcome.fused.scores:
         console.print(tables.gate_table(outcome.fused))
     if outcome.scores:
@@ -173,6 +177,8 @@ def _check_out(out: Path | None, models: list[Path], *, force: bool) -> None:
         raise ConfigError(f"--out {out}: {error.strerror}. Choose another name.") from error
     if any(path.exists() and path.samefile(out) for path in models):
         raise ConfigError(f"--out {out} is one of the models that are read. Choose another file.")
+    if not out.is_file():
+        raise ConfigError(f"--out {out} is a folder or a device, expected a file's name. Choose another.")
     if not force:
         raise ConfigError(f"--out {out} is there already. Choose another file, or write over it with --force.")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from popmi_core.cli.fusing import Job, Outcome
 from popmi_core.cli.moves import LayerMove
-from popmi_core.fusion import Fused
+from popmi_core.cli.ruleinputs import AFTER_MATCHING
+from popmi_core.fusion import Fused, needs
 
 
 def moved(moves: Sequence[LayerMove]) -> bool:
@@ -29,6 +31,28 @@ def moves_table(label: str, moves: Sequence[LayerMove], outcome: Outcome) -> Tab
         moved = "-" if move.moved is None else f"{move.moved} of {move.of}"
         table.add_row(move.layer, move.kind, f"{move.gain:.1%}", angle, moved)
     return table
+
+
+def motion(outcome: Outcome) -> str | None:
+    """Return in one line why a rule has no table of moves and what it moved instead; None for the OPM rules."""
+    if outcome.moves:
+        return None
+    name, weights = outcome.rule.replace("_", "-"), outcome.fused.weights
+    if moved := units_told(outcome.fused.notes, list(weights)):
+        said = ", ".join(f"{label} {count} of {of}" for label, (count, of) in moved.items())
+        return f"{name} moves units and turns nothing, so no layer has a gain or an angle; moved: {said}"
+    if needs(outcome.rule).matches:
+        return f"{name} moves units by transport plans, which may mix several into one: no move of a layer is told"
+    rules = ", ".join(rule.replace("_", "-") for rule in AFTER_MATCHING)
+    return f"{name} moves nothing: the models are taken in the bases they came in; rules that match: {rules}"
+
+
+def units_told(notes: Mapping[str, str], labels: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return how many units of how many a rule moved in all, by model, where its notes tell it of every layer."""
+    pattern = re.compile(r"units moved of (\d+): " + ", ".join(rf"{re.escape(label)} (\d+)" for label in labels))
+    found = [[int(part) for part in match.groups()] for note in notes.values() if (match := pattern.fullmatch(note))]
+    total = sum(row[0] for row in found)
+    return {label: (sum(row[n] for row in found), total) for n, label in enumerate(labels, start=1)} if found else {}
 
 
 def gate_table(fused: Fused) -> Table:

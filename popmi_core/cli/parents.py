@@ -72,11 +72,17 @@ def read_parents(paths: Sequence[Path]) -> list[Parent]:
     """Return the models of the files, in their order.
 
     Raises:
-        ConfigError: If there are fewer than two.
+        ConfigError: If there are fewer than two, or one is given twice.
         ModelError: If a file is missing, no safetensors, damaged, or holds NaN or infinity.
     """
     if len(paths) < 2:
         raise ConfigError(f"{len(paths)} model file given, expected at least two. Name all the models to put together.")
+    resolved = [path.resolve() for path in paths]
+    if twice := [path for path, real in zip(paths, resolved, strict=True) if resolved.count(real) > 1]:
+        raise ConfigError(
+            f"{twice[0]} is given {len(twice)} times, expected different files. Name every model once; "
+            "in popmi fuse, --weights lets one count more."
+        )
     return _labelled([read_parent(path) for path in paths])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,3 +141,23 @@ def test_the_model_is_known_where_any_file_knows_it(model_file: Write, tmp_path:
     figures = json.loads(_say(model_file("c", 2), fused, "--json"))
 
     assert figures["model"] == "popmi_vit_micro"
+
+
+@pytest.mark.parametrize("command", [("fuse",), ("barrier", "--data", "nowhere")])
+def test_one_file_given_twice_is_refused(command: tuple[str, ...], model_file: Write, tmp_path: Path) -> None:
+    path = model_file("a")
+    (tmp_path / "link.safetensors").symlink_to(path)
+    with pytest.raises(ConfigError, match=r"a\.safetensors is given 2 times, expected different files\. Name every"):
+        CliRunner().invoke(commands, [*command, str(path), str(tmp_path / "link.safetensors")], catch_exceptions=False)
+
+
+def test_a_folder_is_no_model(model_file: Write, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"Is a directory, expected a safetensors file\. Check the path"):
+        _say(model_file("a"), tmp_path, *MICRO)
+
+
+def test_a_device_is_not_written_over_even_if_forced(model_file: Write, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="pipe is a folder or a device, expected a file's name"):
+        _say(model_file("a"), model_file("b", 1), *MICRO, "--out", tmp_path / "pipe", "--force")
+    assert (tmp_path / "pipe").is_fifo()
