@@ -141,7 +141,7 @@ def test_alpha_is_told_by_the_files_of_runs_and_must_agree(tmp_path: Path) -> No
     def card(alpha: Any) -> dict[str, Any]:
         return {"backbone": "popmi_vit_micro", "image_size": 32, "lora": {"rank": 2, "alpha": alpha}}
 
-    made = {"plain": None, "eight": card(8), "rank": card(None), "two": card(2), "odd": card("x")}
+    made = {"plain": None, "other": None, "eight": card(8), "rank": card(None), "two": card(2), "odd": card("x")}
     paths = {name: _file(tmp_path / f"{name}.safetensors", 1, card=told) for name, told in made.items()}
 
     def alpha_of(*names: str, asked: float | None = None) -> tuple[float | None, bool]:
@@ -151,7 +151,7 @@ def test_alpha_is_told_by_the_files_of_runs_and_must_agree(tmp_path: Path) -> No
         return found.alpha, found.told
 
     assert alpha_of("plain", "eight") == (8, True)
-    assert alpha_of("rank", "two") == alpha_of("plain", "two") == alpha_of("plain", "plain", asked=2) == (None, True)
+    assert alpha_of("rank", "two") == alpha_of("plain", "two") == alpha_of("plain", "other", asked=2) == (None, True)
     assert alpha_of("plain", "odd") == (None, False)
     with pytest.raises(
         ModelError, match=r"by different alpha: eight\.safetensors 8, rank\.safetensors the rank\. Merge"
@@ -161,7 +161,7 @@ def test_alpha_is_told_by_the_files_of_runs_and_must_agree(tmp_path: Path) -> No
         alpha_of("plain", "eight", asked=5)
     for wrong in (0.0, float("inf"), float("nan")):
         with pytest.raises(ConfigError, match=r"--lora-alpha (0|inf|nan): expected a number above 0"):
-            alpha_of("plain", "plain", asked=wrong)
+            alpha_of("plain", "other", asked=wrong)
 
 
 def test_files_that_are_called_alike_are_told_apart_by_alpha(tmp_path: Path) -> None:
