@@ -62,7 +62,8 @@ split for soups).
 *OPM* averages heads as products, those on whose products the models agree as weights (`adaptive_circuit`);
 *OPM-Soup* and learned maps average weights. *probes* are smooth noise, no data.
 FedMA is its one-shot part, at fixed width. The rivals run with this library's defaults (Git Re-Basin has four
-descents); variants of OT-Fusion and Git Re-Basin are rows of their own.
+descents); variants of OT-Fusion and Git Re-Basin are rows of their own. What their best settings change:
+[settings.md](settings.md).
 
 **How the OPM rows differ from a plain `popmi fuse`.** They are made by `benchmarks/oneshot/alignments.py` from the
 library's parts:
