@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="path without ending; .json and .md are written")
     parser.add_argument("--repeats", type=int, default=3, help="processes a cell, at most")
     parser.add_argument("--enough", type=float, default=30, help="a cell that took so many seconds is not repeated")
-    parser.add_argument("--limit", type=float, default=900, help="seconds a cell may take")
+    parser.add_argument("--limit", type=float, default=600, help="seconds a cell may take")
     parser.add_argument("--runs", type=Path, default=Path("runs/fusion_speed.jsonl"), help="rows measured already")
     parser.add_argument("--only", default="", help="measure only cells with this in model,kind,sites,rule; tell all")
     parser.add_argument("--kept-only", action="store_true", help="measure nothing; tell what is there")
