@@ -3,7 +3,8 @@
     python benchmarks/federated/study.py --out docs/results/federated
 
 A first seed screens every case (cases.py); further seeds are run for --deep. Runs are kept below --runs by a hash of
-their description, so that a study that was stopped goes on; --jobs runs go on at a time, one thread each. Figures
+their description, so that a study that was stopped goes on; --jobs runs go on at a time, one thread each. Where that
+folder is lost, --from-json takes the rows of --out's own JSON for it, of cases that are described as they were. Figures
 are exact, computed here from the last models on the sites' validation images (screening) and test images.
 """
 
@@ -33,6 +34,8 @@ Run = tuple[str, int]
 
 def main() -> None:
     arguments = parse_arguments()
+    if arguments.from_json:
+        keep(json.loads(arguments.out.with_suffix(".json").read_text()), arguments.runs)
     wanted = planned(arguments)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         done = list(pool.map(lambda run: finished(run, arguments.runs, kept_only=arguments.kept_only), wanted))
@@ -49,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--kept-only", action="store_true", help="run nothing; tell what is there, of every seed")
+    parser.add_argument("--from-json", action="store_true", help="count the rows of --out's JSON as run")
     parser.add_argument("--runs", type=Path, default=Path("runs/federated"))
     parser.add_argument("--out", type=Path, required=True, help="path without ending; .json and .md are written")
     return parser.parse_args()
@@ -64,6 +68,19 @@ def planned(arguments: argparse.Namespace) -> list[Run]:
     if arguments.kept_only:
         return [(name, seed) for name in names for seed in range(arguments.seeds)]
     return [(name, 0) for name in names] + [(name, seed) for seed in range(1, arguments.seeds) for name in deep]
+
+
+def keep(told: dict[str, Any], runs: Path) -> None:
+    """Put a study's rows where finished runs are kept, but for what is there and cases described otherwise by now."""
+    runs.mkdir(parents=True, exist_ok=True)
+    for row in told["runs"]:
+        name = row["case"]
+        if CASES.get(name) != told["cases"].get(name):
+            continue
+        kept = runs / f"{digest_of({**CASES[name], 'seed': row['seed']})}.json"
+        if not kept.exists():
+            figures = {key: value for key, value in row.items() if key not in ("case", "seed")}
+            kept.write_text(json.dumps(figures) + "\n")
 
 
 def finished(run: Run, runs: Path, *, kept_only: bool) -> dict[str, Any] | None:

@@ -193,7 +193,9 @@ class Block(nn.Module):
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.BatchNorm1d(4), nn.InstanceNorm2d(4, track_running_stats=True)])
 def test_a_norm_that_mixes_images_is_refused_with_the_remedy(norm):
     model = Block(norm).train()
-    with pytest.raises(PrivacyError, match=rf"'norm' is a {type(norm).__name__}.*popmi_vit_nano, or train adapters only"):
+    with pytest.raises(
+        PrivacyError, match=rf"'norm' is a {type(norm).__name__}.*popmi_vit_nano, or train adapters only"
+    ):
         check_private(model, LOCAL)
 
 
