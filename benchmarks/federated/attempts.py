@@ -22,9 +22,9 @@ The runs were made at several commits on two machines, which do not end at the s
 (`fedavg`, 5 x 4, seed 0) made again on the second ended 0.013 lower in validation AUROC.
 
 Server optimisers, the proximal term and control variates have one setting each (their papers' usual one), not tuned.
-What is crossed with them are the rules that differ where sites share a start. Git Re-Basin, hard OT-Fusion, OPM's soups
-and learned maps find nothing to move there and are plain averages, greedy OPM-Soup is the greedy soup and RegMean the
-aligned one: see the tables of 5 and 20 epochs and the last one."""
+What is crossed with them are the rules that differ in rounds of 1 and 5 epochs. There Git Re-Basin, hard OT-Fusion,
+OPM's soups and learned maps find nothing to move and are plain averages, greedy OPM-Soup is the greedy soup and RegMean
+the aligned one (last table, 5 x 4). After 20 epochs apart rules differ more: see the table of 20 x 1."""
 
 ATTEMPTS = """Why each was made:
 

@@ -39,9 +39,8 @@ RULES = (
     "regmean", "opm-regmean", "opm-learned", "opm-gated", "git-rebasin", "git-rebasin-activations", "ot-fusion",
     "ot-fusion-soft", "fedma", "best-single",
 )  # fmt: skip
-# Rules that differ where sites share a start: there Git Re-Basin, hard OT-Fusion, OPM's soups and learned maps match
-# nothing and are plain averages, greedy OPM-Soup is the greedy soup, OPM its averaging and RegMean the aligned one (all
-# of them in the tables of 5 and 20 epochs; last table: bit for bit).
+# Rules that differ in rounds of 1 and 5 epochs: there Git Re-Basin, hard OT-Fusion, OPM's soups and learned maps match
+# nothing and are plain averages, greedy OPM-Soup is the greedy soup and RegMean the aligned one (last table, 5 x 4).
 CROSSING = (
     "fedavg", "circuit", "opm", "opm-regmean", "uniform-soup", "greedy-soup", "ot-fusion-soft", "fedma", "opm-gated",
     "best-single",
