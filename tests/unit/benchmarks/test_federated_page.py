@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs" / "results"
-# Modules of the study: no package, they find each other by their folder.
-NAMES = ("study", "cases", "figures", "launch", "tables", "attempts")
 
 
 @pytest.fixture
-def study(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "federated"))
-    # Another study has modules of the same names.
-    others = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
-    yield importlib.import_module("study")
-    for name in NAMES:
-        sys.modules.pop(name, None)
-    sys.modules.update(others)
+def study(load_from):
+    return load_from("federated", "study")
 
 
 @pytest.fixture

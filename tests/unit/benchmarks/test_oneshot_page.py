@@ -13,19 +13,9 @@ ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "results" / "oneshot.md"
 
 
-# Modules of the study: no package, they find each other by their folder.
-NAMES = ("tables", "verdicts", "introduction", "study", "alignments", "cases", "methods", "parents")
-
-
 @pytest.fixture
-def tables(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "oneshot"))
-    # Another study has modules of the same names.
-    others = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
-    yield importlib.import_module("tables")
-    for name in NAMES:
-        sys.modules.pop(name, None)
-    sys.modules.update(others)
+def tables(load_from):
+    return load_from("oneshot", "tables")
 
 
 def row(method, side, case, auroc, *, nll=1.0, balanced=0.5, looks="weights", count=2, **more):
