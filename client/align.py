@@ -11,9 +11,10 @@ from client.receive import symmetry_of
 from client.statistics import some_images
 from popmi_core.data import ImageSet
 from popmi_core.fusion.path import line_judge
-from popmi_core.matching import Matched, Matcher
+from popmi_core.matching import Matched, Matcher, Symmetry
 from popmi_core.matching.elements import Element
 from popmi_core.matching.learn import learn_match
+from popmi_core.matching.probes import start_from_probes
 from popmi_core.matching.starts import start_from
 from popmi_core.matching.statistics import cross_statistics
 from popmi_core.protocol import Instruction, derive_seed
@@ -56,12 +57,14 @@ def align(
     if config.method == "permutations":
         symmetry = symmetry.permutations_only()
     matcher = Matcher(start, symmetry, sweeps=config.sweeps, restarts=config.starts - 1)
-    if not config.uses_images:
+    if config.method in ("opm", "permutations"):
         return _told(matcher.match(state, site=site))
     if not symmetry.names() <= set(start):
         # Images would be run through layers that the two models do not have of their own.
         found = _told(matcher.match(state, site=site))
         return replace(found, note=f"matched by weights, images not looked at: not every layer travels; {found.note}")
+    if config.method == "probes":
+        return _told(_by_probes(matcher, model, state, start, symmetry, instruction, site))
     images, _ = some_images(data, model, instruction, site)
 
     def starts() -> Iterator[Element]:
@@ -83,6 +86,22 @@ def align(
             generator=Generator().manual_seed(seed),
         )
     return _told(matched)
+
+
+def _by_probes(
+    matcher: Matcher,
+    model: nn.Module,
+    state: State,
+    start: State,
+    symmetry: Symmetry,
+    instruction: Instruction,
+    site: str,
+) -> Matched:
+    generator = Generator().manual_seed(derive_seed("probes", instruction.seed, site, instruction.server_round))
+    size = instruction.model.image_size
+    found = start_from_probes(model, start, state, symmetry, image_size=size, generator=generator)
+    # No judge: how the midpoint answers to noise says little of how it answers to images.
+    return matcher.match(state, site=site, starts=[found])
 
 
 def _told(matched: Matched) -> Aligned:

@@ -105,11 +105,12 @@ class LocalConfig(_Frozen):
 class MatchConfig(_Frozen):
     """How the sites' models are put into one basis before they are averaged.
 
-    *opm* and *permutations* look at weights only; *activations* and *learned* need images, so the site matches its own
-    update to the broadcast model before it sends (``where`` = ``site``) and ``num_images`` of its own are looked at.
+    *opm* and *permutations* look at weights only. The others run both models, so the site matches its own update to the
+    broadcast model before it sends (``where`` = ``site``): *probes* on smooth noise, no image needed; *activations* and
+    *learned* on ``num_images`` of its own.
     """
 
-    method: Literal["none", "opm", "permutations", "activations", "learned"] = "none"
+    method: Literal["none", "opm", "permutations", "probes", "activations", "learned"] = "none"
     where: Literal["server", "site"] = "server"
     sweeps: int = Field(default=10, ge=1)
     starts: int = Field(default=1, ge=1, le=32)
@@ -119,8 +120,10 @@ class MatchConfig(_Frozen):
 
     @model_validator(mode="after")
     def _images_are_at_the_sites(self) -> Self:
-        if self.method in ("activations", "learned") and self.where == "server":
+        if self.uses_images and self.where == "server":
             raise ValueError(f"{self.method} looks at images, which only sites have: set match.where = 'site'")
+        if self.method == "probes" and self.where == "server":
+            raise ValueError("probes run the models, which only sites do: set match.where = 'site'")
         return self
 
     @property

@@ -14,10 +14,9 @@ from popmi_core.errors import ConfigError
 from popmi_core.fusion import State
 from popmi_core.fusion.path import line_judge
 from popmi_core.matching import Matched, Matcher
-from popmi_core.matching.check import input_shape
 from popmi_core.matching.elements import Element
 from popmi_core.matching.learn import SPAN, learn_match
-from popmi_core.matching.probes import probe_images
+from popmi_core.matching.probes import start_from_probes
 from popmi_core.matching.starts import start_from
 from popmi_core.matching.statistics import cross_statistics
 from popmi_core.matching.symmetry import Symmetry
@@ -26,8 +25,6 @@ from popmi_core.models import normalise
 Method = Literal["weights", "permutations", "probes", "activations", "learned"]
 METHODS: tuple[str, ...] = get_args(Method)
 WITH_IMAGES = ("activations", "learned")
-# Images of smooth noise.
-_PROBES = 256
 # Activations are settled by a few hundred images; a learned map generalises better with more.
 _SEEN = {"activations": 512, "learned": 4096}
 LEARNING_STEPS = 300
@@ -99,8 +96,9 @@ class Aligner:
 
     def _by_probes(self, state: State, label: str) -> Matched:
         generator = torch.Generator().manual_seed(_SEED)
-        pixels = probe_images(input_shape(self.model, self.image_size), _PROBES, generator)
-        start = start_from(cross_statistics(self.model, self.reference, state, self.symmetry, pixels), self.symmetry)
+        start = start_from_probes(
+            self.model, self.reference, state, self.symmetry, image_size=self.image_size, generator=generator
+        )
         # No judge: how the midpoint answers to noise says little of how it answers to images.
         return self.matcher.match(state, site=label, starts=[start])
 

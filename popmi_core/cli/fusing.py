@@ -19,7 +19,7 @@ from popmi_core.data import ImageSet, SiteData
 from popmi_core.errors import ModelError
 from popmi_core.fusion import Fused, Scorer, State, Update, fuse, needs
 from popmi_core.fusion.gate import never_worse
-from popmi_core.fusion.opm import Basis, medoid
+from popmi_core.fusion.opm import Basis, Search, medoid
 from popmi_core.fusion.path import evaluate
 from popmi_core.fusion.shelf import shelf_for
 from popmi_core.matching import Matcher, describe_model
@@ -185,6 +185,8 @@ def _gated(job: Job, symmetry: Symmetry | None) -> Outcome:
 
 def _reference(job: Job, symmetry: Symmetry | None) -> Reference:
     """Return the reference, held in memory: every model is compared with it."""
+    if symmetry is not None and job.match == "permutations":
+        symmetry = symmetry.permutations_only()
     updates, files = job.updates, {parent.label: parent.sha256 for parent in job.parents}
     if job.reference == _IN_TURN:
         told = f"{updates[0].site}, each in turn matched to the mean of those before it"
@@ -197,7 +199,12 @@ def _reference(job: Job, symmetry: Symmetry | None) -> Reference:
     if job.reference == _MEAN and symmetry is not None:
         with shelf_for(updates) as shelf:
             found = Basis.choose(
-                updates, reference=updates[0].state, symmetry=symmetry, anchor="mean_of_others", shelf=shelf
+                updates,
+                reference=updates[0].state,
+                symmetry=symmetry,
+                anchor="mean_of_others",
+                search=Search(restarts=job.starts - 1),
+                shelf=shelf,
             )
         return Reference(dict(found.reference), "the mean of all, each matched to the mean of the others", None)
     parent = read_parent(Path(job.reference))

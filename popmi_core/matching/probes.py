@@ -8,14 +8,48 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from popmi_core.errors import ModelError
+from popmi_core.matching.check import input_shape
+from popmi_core.matching.elements import Element
+from popmi_core.matching.starts import start_from
+from popmi_core.matching.statistics import cross_statistics
+from popmi_core.matching.symmetry import State, Symmetry
 
+# How many images settle a start.
+_COUNT = 256
 # Amplitude 1/f**slope; images cycle through the slopes, from fine texture to little but a gradient.
 _SLOPES = (1.0, 1.5, 2.0, 3.0)
 # The share of the noise that all colour channels have in common: photographs are mostly grey.
 _COMMON = 0.7
+
+
+def start_from_probes(
+    model: nn.Module,
+    reference: State,
+    candidate: State,
+    symmetry: Symmetry,
+    *,
+    image_size: int | None,
+    generator: torch.Generator,
+) -> Element:
+    """Return the element that brings the candidate's activations on smooth noise closest to the reference's.
+
+    Args:
+        model: The architecture; its own weights do not matter.
+        reference: The state whose basis counts.
+        candidate: The state to be moved.
+        symmetry: The architecture's description.
+        image_size: Pixels per side; None takes what the model says.
+        generator: Where chance comes from.
+
+    Raises:
+        ModelError: If neither the caller nor the model says how large images are.
+        UpdateError: If an activation is not finite.
+    """
+    pixels = probe_images(input_shape(model, image_size), _COUNT, generator)
+    return start_from(cross_statistics(model, reference, candidate, symmetry, pixels), symmetry)
 
 
 def probe_images(

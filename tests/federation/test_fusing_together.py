@@ -146,7 +146,7 @@ def test_a_pattern_that_fits_nothing_or_everything_is_refused_before_any_site_tr
         federation.run(plan)
 
 
-@pytest.mark.parametrize("method", ["opm", "permutations", "activations", "learned"])
+@pytest.mark.parametrize("method", ["opm", "permutations", "probes", "activations", "learned"])
 def test_every_way_of_matching_works_at_the_site_and_its_gains_are_recorded(federation, method):
     match = {"method": method, "where": "site", "learn_steps": 3, "num_images": 20}
     plan = federation.plan(rounds=1, sites=TWO, strategy="fedavg", match=match)

@@ -49,6 +49,7 @@ def test_every_preset_describes_a_run_and_survives_a_round_trip(strategy):
         ({"fuse": {"regmean_shrink": 1.1}}, "fuse.regmean_shrink"),
         ({"fuse": {"gate": ["best"]}}, "fuse.gate"),
         ({"match": {"method": "learned"}}, "match: learned looks at images.*set match.where = 'site'"),
+        ({"match": {"method": "probes"}}, "match: probes run the models.*set match.where = 'site'"),
         ({"fuse": {"rule": "ensemble"}}, "take strategy = 'ensemble'"),
         ({"strategy": "opm", "fuse": {"gate": ["average"]}}, "set match.method = 'none'"),
         ({"strategy": "local", "personal": {"keep_local": ["head"]}}, "strategy local has none to share"),

@@ -19,7 +19,7 @@ from client.train import held_still
 from popmi_core.config import AdapterConfig, LocalConfig, MatchConfig, ModelConfig, PrivacyConfig
 from popmi_core.data import DERMOSCOPY_CLASSES, ImageSet
 from popmi_core.errors import DataError, PrivacyError, UpdateError
-from popmi_core.matching import apply, describe_model, random_element
+from popmi_core.matching import Matched, apply, describe_model, random_element
 from popmi_core.metrics.summary import MIN_CELL
 from popmi_core.models import build_model, exchanged_state, predict
 from popmi_core.protocol import (
@@ -183,6 +183,32 @@ def test_no_map_is_learned_where_the_update_shares_its_basis_with_what_was_broad
     assert all(torch.equal(kin.state[name], tensor) for name, tensor in near.items())
     assert other is not None
     assert "learned: loss half way" in other.note
+
+
+def test_noise_shows_the_way_where_a_site_has_no_image_to_look_at_or_a_budget():
+    model, begun = build_model(SMALL, 7, seed=0), start(0)
+    symmetry = describe_model(model)
+    moved = apply(begun, symmetry, random_element(symmetry, generator=torch.Generator().manual_seed(0)))
+    told = instruction(privacy=BUDGET, match=MatchConfig(method="probes", where="site"))
+
+    found = align(model, moved, begun, images(1), told, "a")
+
+    assert found is not None
+    assert not any(found.identity.values())
+    # float32: what a random element and its inverse leave.
+    assert all(torch.allclose(found.state[name], tensor, atol=1e-4) for name, tensor in begun.items())
+
+
+@pytest.mark.parametrize("method", ["opm", "probes"])
+def test_the_descent_starts_from_noise_only_where_it_was_asked_for(method, monkeypatch):
+    seen: list[int] = []
+    monkeypatch.setattr("client.align.start_from_probes", lambda *_, image_size, **__: seen.append(image_size) or {})
+    monkeypatch.setattr("client.align.Matcher.match", lambda *_, **__: Matched({}, {}, {}))
+
+    told = instruction(match=MatchConfig(method=method, where="site"))
+    align(build_model(SMALL, 7, seed=0), start(1), start(0), images(1), told, "a")
+
+    assert seen == ([16] if method == "probes" else [])
 
 
 def test_kept_parts_stay_on_disk_and_are_taken_up_in_the_next_round(tmp_path):

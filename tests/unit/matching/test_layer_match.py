@@ -51,15 +51,14 @@ def test_under_noise_it_is_as_good_as_brute_force(seed, noise):
     assert match_layer(w1, w2, starts=32).distances[-1] == pytest.approx(brute_force(w1, w2), rel=1e-9)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_unrelated_layers_are_never_below_brute_force_and_mostly_reach_it(seed):
-    w1, w2 = normal(5, 3, seed=seed), normal(5, 3, seed=100 + seed)
-    best = brute_force(w1, w2)
+def test_unrelated_layers_are_never_below_brute_force_and_mostly_reach_it():
+    pairs = [(normal(5, 3, seed=seed), normal(5, 3, seed=100 + seed)) for seed in range(12)]
 
-    found = match_layer(w1, w2, starts=32).distances[-1]
+    ratios = [match_layer(w1, w2, starts=32).distances[-1] / brute_force(w1, w2) for w1, w2 in pairs]
 
-    # Local optima remain: the worst of a hundred random pairs was 1.45 times the optimum.
-    assert best * (1 - 1e-9) <= found <= 1.5 * best
+    # Local optima remain: the worst of a hundred random pairs was 1.45 times the optimum, one of these twelve is 1.02.
+    assert all(1 - 1e-9 <= ratio <= 1.5 for ratio in ratios)
+    assert sum(ratio < 1 + 1e-9 for ratio in ratios) >= 10
 
 
 @pytest.mark.parametrize("seed", range(5))
