@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/fusion_speed.jsonl"), help="rows measured already")
     parser.add_argument("--only", default="", help="measure only cells with this in model,kind,sites,rule; tell all")
     parser.add_argument("--kept-only", action="store_true", help="measure nothing; tell what is there")
+    parser.add_argument("--remark", default="", help="a sentence for the page: what else the machine did")
     parser.add_argument("--cell", help="measure this one here and print it: model,kind,sites,rule")
     arguments = parser.parse_args()
     if arguments.cell:
@@ -75,9 +76,9 @@ def main() -> None:
     arguments.begun = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     rows = [row for cell in CELLS for row in rows_of(cell, arguments)]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    described = {"drift": DRIFT, "threads": torch.get_num_threads(), "rows": rows}
+    described = {"drift": DRIFT, "threads": torch.get_num_threads(), "remark": arguments.remark, "rows": rows}
     arguments.out.with_suffix(".json").write_text(json.dumps(described, indent=1) + "\n")
-    arguments.out.with_suffix(".md").write_text(table(rows))
+    arguments.out.with_suffix(".md").write_text(table(rows, arguments.remark))
 
 
 def rows_of(cell: tuple[str, str, int, str], arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -212,17 +213,18 @@ def _straight(rule: str, reference: State, candidate: State) -> None:
         orthogonal_procrustes(torch.cat([candidate[key] for key in rows]).double().numpy(), own)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the markdown table."""
+def table(rows: list[dict[str, Any]], remark: str) -> str:
+    """Return the markdown table below what was measured and how; the remark stands at its end."""
     missing = [cell for cell in CELLS if cell not in {(r["model"], r["kind"], r["sites"], r["rule"]) for r in rows}]
     runs = sorted({row["run"] for row in rows})
     told = "All rows are of one run, begun" if len(runs) == 1 else "The last column says of which run a row is, begun"
     lines = [
         "Printed by `python benchmarks/fusion_speed.py --out docs/results/fusion_speed`: median over so many processes",
-        f"(the JSON has every one's seconds), two cores, nothing else running. {told} {', '.join(runs)}.",
+        f"(the JSON has every one's seconds), two cores. {told} {', '.join(runs)}.",
         "Memory: peak beyond sites' and global model, in models; for sites *in files* all there is beside the global",
         "model. *Certified*: sites that one look at their weights found in place and that were handed on bit for bit.",
         "`match`: matching alone; what one site takes once the global model is prepared stands in brackets.",
+        remark or "Nothing else was running.",
         "",
         "| model | sites | rule | seconds | peak memory (models) | certified | processes | run |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",

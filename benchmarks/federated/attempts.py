@@ -6,8 +6,8 @@ Printed by `python benchmarks/federated/study.py --out docs/results/federated`; 
 
 Five sites of very different size and class mix (306 to 2,768 training images, 7 classes, one site nearly all of one
 class), 32 px, `popmi_vit_nano` from random weights (0.46 M), AdamW 1e-3, batches of 64, everyone the same start and
-**20 local epochs in all**, however they are cut into rounds. One seed screens; more seeds where it says so
-(`--deep NAMES --seeds N`): median (lowest to highest).
+**20 local epochs in all**, however they are cut into rounds (`5 x 4`: epochs x rounds). One seed screens; more seeds
+where it says so (`--deep NAMES --seeds N`): median (lowest to highest).
 
 Figures are those of the last model: *val AUROC*, all sites' validation images pooled, is what may be chosen by; the
 others are of test images: AUROC pooled, the *mean of the sites'* own AUROCs (what a site's class mix gives away
@@ -18,13 +18,16 @@ sites' validation images). *Gap closed*: of the distance between plain averaging
 training.
 
 How much two seeds differ shows in the rows that have more; smaller differences between one-seed rows say nothing.
-The runs were made at several commits on two machines, which do not end at the same weights: one case and seed
-(`fedavg`, 5 x 4, seed 0) made again on the second ended 0.013 lower in validation AUROC.
+The runs were made at several commits on two kinds of machine, which do not end at the same weights: made again on the
+second, seed 0 of `fedavg` 5 x 4 ended 0.013 lower in validation AUROC, of 20 x 1 `fedavg` 0.021, `opm` 0.006 and
+`opm-regmean` 0.048 higher. Of the second kind are all rows of 20 x 1 but best-single; of 1 x 20 all but fedavg, opm and
+opm-regmean; adaptive-circuit 5 x 4; circuit, greedy-soup, best-single and Git Re-Basin by activations wherever crossed.
+What ends at the same weights, bit for bit, stands in the last table.
 
 Server optimisers, the proximal term and control variates have one setting each (their papers' usual one), not tuned.
-What is crossed with them are the rules that differ in rounds of 1 and 5 epochs. There Git Re-Basin, hard OT-Fusion,
-OPM's soups and learned maps find nothing to move and are plain averages, greedy OPM-Soup is the greedy soup and RegMean
-the aligned one (last table, 5 x 4). After 20 epochs apart rules differ more: see the table of 20 x 1."""
+What is crossed with them are the rules that differ in rounds of 1 and 5 epochs. There Git Re-Basin by weights, hard
+OT-Fusion, OPM's soups and learned maps find nothing to move and are plain averages, greedy OPM-Soup is the greedy soup
+and RegMean the aligned one (last table, 5 x 4). After 20 epochs apart rules differ more: see the table of 20 x 1."""
 
 ATTEMPTS = """Why each was made:
 

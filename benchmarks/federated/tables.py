@@ -36,7 +36,7 @@ def markdown(rows: list[Row]) -> str:
             continue
         lines += [f"\n## {title}\n"]
         if title.startswith("Attempts"):
-            lines += [ATTEMPTS]
+            lines += [ATTEMPTS, ""]
         lines += [
             "| case | seeds | " + " | ".join(COLUMNS.values()) + " | to pooled | to best single | gap closed |",
             "| --- | ---: |" + " ---: |" * (len(COLUMNS) + 3),

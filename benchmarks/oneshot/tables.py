@@ -74,7 +74,8 @@ def of_the_best(rows: Sequence[Row]) -> str:
     """Return what four fused models reach of the best parent, by what may be looked at, and after an epoch."""
     lines = [
         "Four fused models as a share of the best parent's figure: the best OPM variant and the best rival (named) by "
-        "weights, by weights and unlabelled images, and after one epoch.\n",
+        "weights, by weights and unlabelled images, and after one epoch. BatchNorm statistics are measured anew where "
+        "images may be looked at, so not by weights alone.\n",
         "| parents | architecture | OPM, weights | rival, weights | OPM, unlabelled | rival, unlabelled "
         "| OPM, after one epoch | rival, after one epoch |",
         "| --- | --- |" + " ---: |" * 6,
