@@ -66,26 +66,40 @@ def align(
     if config.method == "probes":
         return _told(_by_probes(matcher, model, state, start, symmetry, instruction, site))
     images, _ = some_images(data, model, instruction, site)
+    return _told(_by_images(matcher, model, state, start, symmetry, images, instruction, site))
+
+
+def _by_images(
+    matcher: Matcher,
+    model: nn.Module,
+    state: State,
+    start: State,
+    symmetry: Symmetry,
+    images: Tensor,
+    instruction: Instruction,
+    site: str,
+) -> Matched:
+    """Match from where activations agree best, judged half way; *learned*: then train the map."""
 
     def starts() -> Iterator[Element]:
         yield start_from(cross_statistics(model, start, state, symmetry, images), symmetry)
 
-    judge = line_judge(model, start, state, images)
-    matched = matcher.match(state, site=site, starts=starts(), judge=judge)
-    if config.method == "learned":
-        seed = derive_seed("learn", instruction.seed, site, instruction.server_round)
-        matched = learn_match(
-            model,
-            start,
-            state,
-            symmetry,
-            images,
-            matched,
-            steps=config.learn_steps,
-            learning_rate=config.learn_rate,
-            generator=Generator().manual_seed(seed),
-        )
-    return _told(matched)
+    matched = matcher.match(state, site=site, starts=starts(), judge=line_judge(model, start, state, images))
+    config = instruction.match
+    if config is None or config.method != "learned":
+        return matched
+    seed = derive_seed("learn", instruction.seed, site, instruction.server_round)
+    return learn_match(
+        model,
+        start,
+        state,
+        symmetry,
+        images,
+        matched,
+        steps=config.learn_steps,
+        learning_rate=config.learn_rate,
+        generator=Generator().manual_seed(seed),
+    )
 
 
 def _by_probes(
@@ -97,6 +111,7 @@ def _by_probes(
     instruction: Instruction,
     site: str,
 ) -> Matched:
+    """Match from where activations on smooth noise agree best."""
     generator = Generator().manual_seed(derive_seed("probes", instruction.seed, site, instruction.server_round))
     size = instruction.model.image_size
     found = start_from_probes(model, start, state, symmetry, image_size=size, generator=generator)
