@@ -224,7 +224,7 @@ def table(rows: list[dict[str, Any]], remark: str) -> str:
         "Memory: peak beyond sites' and global model, in models; for sites *in files* all there is beside the global",
         "model. *Certified*: sites that one look at their weights found in place and that were handed on bit for bit.",
         "`match`: matching alone; what one site takes once the global model is prepared stands in brackets.",
-        remark or "Nothing else was running.",
+        *([remark] if remark else []),
         "",
         "| model | sites | rule | seconds | peak memory (models) | certified | processes | run |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",

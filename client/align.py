@@ -14,7 +14,7 @@ from popmi_core.fusion.path import line_judge
 from popmi_core.matching import Matched, Matcher, Symmetry
 from popmi_core.matching.elements import Element
 from popmi_core.matching.learn import learn_match
-from popmi_core.matching.probes import start_from_probes
+from popmi_core.matching.probes import starts_from_probes
 from popmi_core.matching.starts import start_from
 from popmi_core.matching.statistics import cross_statistics
 from popmi_core.protocol import Instruction, derive_seed
@@ -64,7 +64,11 @@ def align(
         found = _told(matcher.match(state, site=site))
         return replace(found, note=f"matched by weights, images not looked at: not every layer travels; {found.note}")
     if config.method == "probes":
-        return _told(_by_probes(matcher, model, state, start, symmetry, instruction, site))
+        seed = derive_seed("probes", instruction.seed, site, instruction.server_round)
+        size, generator = instruction.model.image_size, Generator().manual_seed(seed)
+        starts = starts_from_probes(model, start, state, symmetry, image_size=size, generator=generator)
+        # No judge: how the midpoint answers to noise says little of how it answers to images.
+        return _told(matcher.match(state, site=site, starts=starts))
     images, _ = some_images(data, model, instruction, site)
     return _told(_by_images(matcher, model, state, start, symmetry, images, instruction, site))
 
@@ -100,23 +104,6 @@ def _by_images(
         learning_rate=config.learn_rate,
         generator=Generator().manual_seed(seed),
     )
-
-
-def _by_probes(
-    matcher: Matcher,
-    model: nn.Module,
-    state: State,
-    start: State,
-    symmetry: Symmetry,
-    instruction: Instruction,
-    site: str,
-) -> Matched:
-    """Match from where activations on smooth noise agree best."""
-    generator = Generator().manual_seed(derive_seed("probes", instruction.seed, site, instruction.server_round))
-    size = instruction.model.image_size
-    found = start_from_probes(model, start, state, symmetry, image_size=size, generator=generator)
-    # No judge: how the midpoint answers to noise says little of how it answers to images.
-    return matcher.match(state, site=site, starts=[found])
 
 
 def _told(matched: Matched) -> Aligned:

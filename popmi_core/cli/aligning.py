@@ -16,7 +16,7 @@ from popmi_core.fusion.path import line_judge
 from popmi_core.matching import Matched, Matcher
 from popmi_core.matching.elements import Element
 from popmi_core.matching.learn import SPAN, learn_match
-from popmi_core.matching.probes import start_from_probes
+from popmi_core.matching.probes import starts_from_probes
 from popmi_core.matching.starts import start_from
 from popmi_core.matching.statistics import cross_statistics
 from popmi_core.matching.symmetry import Symmetry
@@ -96,11 +96,11 @@ class Aligner:
 
     def _by_probes(self, state: State, label: str) -> Matched:
         generator = torch.Generator().manual_seed(_SEED)
-        start = start_from_probes(
+        starts = starts_from_probes(
             self.model, self.reference, state, self.symmetry, image_size=self.image_size, generator=generator
         )
         # No judge: how the midpoint answers to noise says little of how it answers to images.
-        return self.matcher.match(state, site=label, starts=[start])
+        return self.matcher.match(state, site=label, starts=starts)
 
     def _by_activations(self, state: State, label: str, seen: ImageSet) -> Matched:
         pixels = normalise(torch.from_numpy(seen.images), self.model)

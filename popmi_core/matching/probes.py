@@ -6,6 +6,8 @@ what a model was trained on and moves its units hardly at all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ _SLOPES = (1.0, 1.5, 2.0, 3.0)
 _COMMON = 0.7
 
 
-def start_from_probes(
+def starts_from_probes(
     model: nn.Module,
     reference: State,
     candidate: State,
@@ -33,8 +35,10 @@ def start_from_probes(
     *,
     image_size: int | None,
     generator: torch.Generator,
-) -> Element:
-    """Return the element that brings the candidate's activations on smooth noise closest to the reference's.
+) -> Iterator[Element]:
+    """Yield the element that brings the candidate's activations on smooth noise closest to the reference's.
+
+    Both models are run when it is asked for, so not at all where no start is looked at (``Matcher.match``).
 
     Args:
         model: The architecture; its own weights do not matter.
@@ -49,7 +53,7 @@ def start_from_probes(
         UpdateError: If an activation is not finite.
     """
     pixels = probe_images(input_shape(model, image_size), _COUNT, generator)
-    return start_from(cross_statistics(model, reference, candidate, symmetry, pixels), symmetry)
+    yield start_from(cross_statistics(model, reference, candidate, symmetry, pixels), symmetry)
 
 
 def probe_images(

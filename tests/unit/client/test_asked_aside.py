@@ -19,7 +19,8 @@ from client.train import held_still
 from popmi_core.config import AdapterConfig, LocalConfig, MatchConfig, ModelConfig, PrivacyConfig
 from popmi_core.data import DERMOSCOPY_CLASSES, ImageSet
 from popmi_core.errors import DataError, PrivacyError, UpdateError
-from popmi_core.matching import Matched, apply, describe_model, random_element
+from popmi_core.matching import apply, describe_model, random_element
+from popmi_core.matching.statistics import cross_statistics
 from popmi_core.metrics.summary import MIN_CELL
 from popmi_core.models import build_model, exchanged_state, predict
 from popmi_core.protocol import (
@@ -199,16 +200,22 @@ def test_noise_shows_the_way_where_a_site_has_no_image_to_look_at_or_a_budget():
     assert all(torch.allclose(found.state[name], tensor, atol=1e-4) for name, tensor in begun.items())
 
 
-@pytest.mark.parametrize("method", ["opm", "probes"])
-def test_the_descent_starts_from_noise_only_where_it_was_asked_for(method, monkeypatch):
+@pytest.mark.parametrize(("method", "broadcast", "looks"), [("opm", 0, 0), ("probes", 0, 1), ("probes", 1, 0)])
+def test_the_models_are_run_on_noise_only_where_that_was_asked_for_and_bases_differ(
+    method, broadcast, looks, monkeypatch
+):
     seen: list[int] = []
-    monkeypatch.setattr("client.align.start_from_probes", lambda *_, image_size, **__: seen.append(image_size) or {})
-    monkeypatch.setattr("client.align.Matcher.match", lambda *_, **__: Matched({}, {}, {}))
 
+    def counted(*arguments):
+        seen.append(1)
+        return cross_statistics(*arguments)
+
+    monkeypatch.setattr("popmi_core.matching.probes.cross_statistics", counted)
     told = instruction(match=MatchConfig(method=method, where="site"))
-    align(build_model(SMALL, 7, seed=0), start(1), start(0), images(1), told, "a")
 
-    assert seen == ([16] if method == "probes" else [])
+    align(build_model(SMALL, 7, seed=0), start(1), start(broadcast), images(1), told, "a")
+
+    assert len(seen) == looks
 
 
 def test_kept_parts_stay_on_disk_and_are_taken_up_in_the_next_round(tmp_path):
