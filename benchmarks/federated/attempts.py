@@ -18,11 +18,13 @@ sites' validation images). *Gap closed*: of the distance between plain averaging
 training.
 
 How much two seeds differ shows in the rows that have more; smaller differences between one-seed rows say nothing.
-The runs were made at several commits on two kinds of machine, which do not end at the same weights: made again on the
-second, seed 0 of `fedavg` 5 x 4 ended 0.013 lower in validation AUROC, of 20 x 1 `fedavg` 0.021, `opm` 0.006 and
-`opm-regmean` 0.048 higher. Of the second kind are all rows of 20 x 1 but best-single; of 1 x 20 all but fedavg, opm and
-opm-regmean; adaptive-circuit 5 x 4; circuit, greedy-soup, best-single and Git Re-Basin by activations wherever crossed.
-What ends at the same weights, bit for bit, stands in the last table.
+The runs were made at several commits on several machines, which do not end at the same weights. Made again on the last
+one, seed 0 of `fedavg` 5 x 4 ended 0.013 lower in validation AUROC (federated_again.json, by `--cases` with its three
+names; there plain average, OPM-Soup and learned maps end at the same weights, bit for bit); of 20 x 1 `fedavg` ended
+0.021, `opm` 0.006 and `opm-regmean` 0.048 higher than in the JSON of commit a829972. Of the last machine, or one that
+ends at the same weights, are all rows of 20 x 1 but best-single; of 1 x 20 all but fedavg, opm and opm-regmean;
+adaptive-circuit 5 x 4; circuit, greedy-soup, best-single and Git Re-Basin by activations wherever crossed. What ends at
+the same weights stands in the last table.
 
 Server optimisers, the proximal term and control variates have one setting each (their papers' usual one), not tuned.
 What is crossed with them are the rules that differ in rounds of 1 and 5 epochs. There Git Re-Basin by weights, hard
