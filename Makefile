@@ -28,9 +28,9 @@ demo: $(STAMP)
 	echo && echo "Look at it: open $$folder/report.html, or run" && \
 	echo "    $(BIN)/popmi serve $(RUNS)" && echo "and open http://127.0.0.1:8080"
 
-# One test a core, each of one thread: nets of tests are too small for threads to help.
+# One file of tests a core, in its order, each of one thread: nets of tests are too small for threads to help.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
