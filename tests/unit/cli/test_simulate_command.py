@@ -124,15 +124,14 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
         pass
 
 
-def test_a_full_disk_shortens_the_log_and_prints_no_traceback(tmp_path, capsys, monkeypatch):
-    # What a library hung on the root logger in an earlier test, with a stream closed since, prints a traceback itself.
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+def test_a_full_disk_shortens_the_log_and_prints_no_traceback(tmp_path, capsys):
     with shown(tmp_path, quiet=True):
         (kept,) = logging.getLogger("popmi").handlers
         kept.stream.close()
         kept.stream = open("/dev/full", "w")  # noqa: SIM115, PTH123 - the handler closes it
         logging.getLogger("popmi.round").info("round 1")
-    assert "Traceback" not in capsys.readouterr().err
+    # logging's own traceback repeats the message; a thread of an earlier test may write here, too.
+    assert "round 1" not in capsys.readouterr().err
 
 
 def test_ray_is_named_where_it_is_missing(monkeypatch):
