@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor, nn
 from torch.nn import Parameter
-from torch.nn.modules.batchnorm import _NormBase
 
-from client.augment import augment
 from client.objectives import Broadcast, ControlUpdate, Objective, State, build_objective
 from client.privacy import Charge, PrivateRound, check_private
 from popmi_core.config import LocalConfig
 from popmi_core.data.images import ImageSet
 from popmi_core.errors import DataError, ModelError, UpdateError
+from popmi_core.learning.norms import freeze_norms, set_training_mode
+from popmi_core.learning.views import augment
 
 if TYPE_CHECKING:
     from client.dpsgd import NoisyStep
@@ -153,24 +153,6 @@ def build_optimizer(parameters: Sequence[Parameter], local: LocalConfig) -> torc
     return torch.optim.AdamW(groups, lr=local.learning_rate, fused=True)
 
 
-def set_training_mode(model: nn.Module) -> None:
-    """Put the model in training mode, and every BatchNorm of a frozen part in evaluation mode.
-
-    A norm belongs to a frozen part if its own parameters are frozen or, where it has none, those of the nearest module
-    around it that has any. Its running statistics would otherwise drift although nothing around it learns.
-    """
-    model.train()
-    modules = dict(model.named_modules())
-    for name, module in modules.items():
-        if not isinstance(module, _NormBase):
-            continue
-        around = name
-        while around and not any(True for _ in modules[around].parameters()):
-            around = around.rpartition(".")[0]
-        if not any(p.requires_grad for p in modules[around].parameters()):
-            module.eval()
-
-
 class _Batches:
     """All images in memory; each epoch a new order, cut into batches of nearly equal size, or Poisson batches."""
 
@@ -212,7 +194,7 @@ class _Step:
     def __call__(self, images: Float[Tensor, "n 3 h w"], target: Int[Tensor, " n"]) -> float:
         if len(target) == 1:
             # The statistics of one image are no statistics: use the running ones for this batch.
-            _freeze_norms(self.model)
+            freeze_norms(self.model)
         device = self.parameters[0].device
         loss = self.objective.loss(self.model(images.to(device)), target.to(device))
         self.optimizer.zero_grad(set_to_none=True)
@@ -285,9 +267,3 @@ def _run_epoch(step: _Step | NoisyStep, batches: _Batches, epoch: int) -> float:
             "Lower local.learning_rate or start from another checkpoint."
         )
     return mean
-
-
-def _freeze_norms(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, _NormBase):
-            module.eval()

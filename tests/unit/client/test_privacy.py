@@ -13,9 +13,9 @@ from torch import nn
 import client.privacy
 from client.ledger import Ledger, history
 from client.privacy import PrivateRound, check_private, plan_noise, spent_epsilon
-from client.train import set_training_mode
 from popmi_core.config import LocalConfig, PrivacyConfig
 from popmi_core.errors import PrivacyError
+from popmi_core.learning.norms import set_training_mode
 
 LOCAL = LocalConfig(epochs=2, batch_size=32)
 IMAGES = 300

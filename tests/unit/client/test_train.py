@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from client.train import build_optimizer, set_training_mode, train_locally, trained_parameters
+from client.train import build_optimizer, train_locally, trained_parameters
 from popmi_core.config import LocalConfig
 from popmi_core.data.images import ImageSet
 from popmi_core.errors import DataError, ModelError, UpdateError
+from popmi_core.learning.norms import set_training_mode
 
 CLASSES = 3
 
