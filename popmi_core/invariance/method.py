@@ -53,7 +53,7 @@ class MethodContext:
     Args:
         backbone: Makes a fresh classifier [n, in_chans, side, side] -> [n, num_classes] with timm's
             ``forward_features`` and ``forward_head``; called once or more.
-        group: C1, C2, C4, D1, D2 or D4 (exact), or C8, C12, C16, ... (rotations; between the quarter turns interpolated).
+        group: C1, C2, C4, D1, D2 or D4 (exact), or C8, C16, ... (rotations; interpolated between quarter turns).
         image_size: Side of the square images, pixels.
         in_chans: Channels of the images.
         num_classes: Width of the logits.
