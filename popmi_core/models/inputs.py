@@ -20,8 +20,13 @@ def normalise(images: UInt8[Tensor, "n height width 3"], model: nn.Module) -> Fl
             f"images are {images.dtype} of shape {tuple(images.shape)}, expected torch.uint8 of shape "
             "[n, height, width, 3]. Pass the images as they are stored."
         )
-    config = getattr(model, "pretrained_cfg", None) or {}
-    mean = torch.tensor(config.get("mean", (0.5, 0.5, 0.5)), device=images.device).view(3, 1, 1)
-    std = torch.tensor(config.get("std", (0.5, 0.5, 0.5)), device=images.device).view(3, 1, 1)
+    mean, std = (part.to(images.device) for part in channel_statistics(model))
     scaled = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
     return (scaled - mean) / std
+
+
+def channel_statistics(model: nn.Module) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
+    """Return the mean and the std (brightness 0 to 1) of the model's own data config; 0.5 where it has none."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = (torch.tensor(config.get(key, (0.5, 0.5, 0.5))).view(3, 1, 1) for key in ("mean", "std"))
+    return mean, std
