@@ -43,7 +43,7 @@ class ExtraLoss(Protocol):
     """A model with a loss of its own, added to the cross-entropy."""
 
     def extra_loss(self) -> Tensor | None:
-        """Return the scalar of the latest forward in training mode, None outside of it."""
+        """Return the scalar of the latest forward in training mode, once; None where there is none."""
 
 
 @dataclass(frozen=True)
