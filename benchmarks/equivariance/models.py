@@ -1,0 +1,114 @@
+"""The model of one run: built from its row, trained by the rule of its data set, kept by a hash of its description."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import Case
+from data import Images
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from popmi_core.adapters import attach
+from popmi_core.checkpoints import load_state, open_state, save_state
+from popmi_core.config import ModelConfig
+from popmi_core.invariance.catalogue import method
+from popmi_core.invariance.method import MethodContext
+from popmi_core.learning.fit import FitConfig, fit
+from popmi_core.models import build_model
+
+
+class Enlarged(nn.Module):
+    """Images are enlarged to ``size`` pixels (bilinear, even-handed to the quarter turns) before the model sees them."""
+
+    def __init__(self, model: nn.Module, size: int) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+        self.pretrained_cfg = getattr(model, "pretrained_cfg", {})
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.model(interpolate(images, size=(self.size, self.size), mode="bilinear", align_corners=False))
+
+
+def backbone(case: Case, images: Images) -> nn.Module:
+    """Return the data set's plain backbone (the row's, if it names one), its weights drawn by the seed."""
+    recipe = case.recipe
+    config = ModelConfig(
+        backbone=recipe["backbone"], image_size=case.row.image_size or images.image_size,
+        patch_size=recipe.get("patch_size"),
+    )  # fmt: skip
+    return build_model(config, images.num_classes, seed=case.seed)
+
+
+def build(case: Case, images: Images, runs: Path) -> nn.Module:
+    """Return the row's model as it is before training."""
+    row, size = case.row, case.row.image_size or images.image_size
+    if row.kind == "plain":
+        model = backbone(case, images)
+    elif row.kind in ("prea", "distilled"):
+        model = attach(backbone(case, images), **row.options, seed=case.seed, image_size=size)
+    else:
+        context = MethodContext(
+            _source(case, images, runs), row.options["group"], size, 3, images.num_classes, case.seed, row.train
+        )
+        model = method(row.options["method"]).build(context)
+    return model if size == images.image_size else Enlarged(model, size)
+
+
+def _source(case: Case, images: Images, runs: Path) -> Callable[[], nn.Module]:
+    """Return what a method is built on: fresh backbones, or copies of a trained one."""
+    if not case.row.start:
+        return lambda: backbone(case, images)
+    trained, _ = get_model(case.start(), images, runs)
+    state = trained.state_dict()
+
+    def copy() -> nn.Module:
+        model = backbone(case.start(), images)
+        model.load_state_dict(state)
+        return model
+
+    return copy
+
+
+def get_model(case: Case, images: Images, runs: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the trained model in evaluation mode, and how its training went; trained now if it is not kept yet."""
+    path = runs / "weights" / f"{case.weights_key}.safetensors"
+    model = build(case, images, runs)
+    if not path.exists():
+        notes = train(model, case, images, runs)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_state(path, model.state_dict(), {"training": json.dumps(notes)})
+        return model.eval(), notes
+    state, metadata = load_state(path)
+    model.load_state_dict(state)
+    return model.eval(), json.loads(metadata["training"])
+
+
+def train(model: nn.Module, case: Case, images: Images, runs: Path) -> dict[str, Any]:
+    """Train in place by the rule of the data set; return what it took."""
+    recipe = case.recipe
+    config = FitConfig(
+        epochs=recipe["epochs"], batch_size=recipe["batch_size"], learning_rate=recipe["learning_rate"],
+        weight_decay=recipe["weight_decay"], warmup=recipe["warmup"], seed=case.seed, augment=recipe["augment"],
+        choose=recipe["choose"],
+    )  # fmt: skip
+    begun = time.process_time()
+    if case.row.kind == "distilled":
+        teacher, _ = get_model(case.start(), images, runs)
+        begun = time.process_time()
+        fitted = taught(teacher, model, images, config)
+    else:
+        fitted = fit(model, images.train, images.val, config)
+    return {
+        "seconds": round(time.process_time() - begun, 1),
+        "epochs": recipe["epochs"],
+        "best_epoch": fitted.best.number,
+        "val": {name: round(float(value), 5) for name, value in fitted.best.figures.items()},
+        "last_loss": round(fitted.history[-1].loss, 5) if fitted.history else None,
+    }
