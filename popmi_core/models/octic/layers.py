@@ -1,0 +1,222 @@
+"""Layers that commute with D4 exactly: they store the free coefficients of each isotypic block and nothing else.
+
+A feature of width C is C/8 regular fields in slabs (``popmi_core.groups.octic``): channel = slab * copies + copy.
+Octic Vision Transformers (Nordstroem et al. 2025, arXiv:2505.15441) and "Flopping for FLOPs" (Boekman et al. 2025,
+arXiv:2502.05169) describe the idea; a linear layer takes 3/16 of the multiplications of a dense one (divided by 5.33).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from timm.layers.config import use_fused_attn
+from torch import Tensor, nn
+from torch.nn import functional
+
+from popmi_core.errors import ModelError
+from popmi_core.groups.octic import LINES, matrix_entries, shares
+
+_EPSILON = 1e-6
+# What the products of slabs return: the four lines, and E by its two components.
+Slabs = tuple[Tensor, Tensor]
+
+
+class Fourier(nn.Module):
+    """The change of basis between slabs and group elements, in the number format of what it is applied to."""
+
+    entries: Tensor
+    shares: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Roots are taken in use: these numbers are exact in every format a model may be cast to.
+        self.register_buffer("entries", matrix_entries().float(), persistent=False)
+        self.register_buffer("shares", shares().float(), persistent=False)
+
+    def table(self) -> Float[Tensor, "8 8"]:
+        """Return F: slabs x elements, orthogonal."""
+        return self.entries * self.shares.sqrt()[:, None]
+
+    def regular(self, lines: Float[Tensor, "4 rest"], planes: Float[Tensor, "2 2 rest"]) -> Float[Tensor, "8 rest"]:
+        """Return the values at the eight elements, each flat."""
+        table = self.table()
+        values = table[:4].T @ lines.reshape(4, -1)
+        return values + table[4:].T @ planes.reshape(4, -1)
+
+    def slabs(self, values: Float[Tensor, "8 rest"]) -> tuple[Float[Tensor, "4 rest"], Float[Tensor, "4 rest"]]:
+        """Return lines and planes of values at the eight elements."""
+        table = self.table()
+        return table[:4] @ values, table[4:] @ values
+
+
+class OcticLinear(nn.Module):
+    """An equivariant linear layer: four (out/8 x in/8) blocks, and one (out/4 x in/4) block for both parts of E.
+
+    ``bias`` [out/8] lies on A1, the one part that a constant may have.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.copies_in, self.copies_out = copies(inputs), copies(outputs)
+        self.a1, self.a2, self.b1, self.b2 = (nn.Parameter(torch.empty(self.copies_out, self.copies_in)) for _ in LINES)
+        self.e = nn.Parameter(torch.empty(2 * self.copies_out, 2 * self.copies_in))
+        self.bias = nn.Parameter(torch.zeros(self.copies_out))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weights with which inputs of mean square 1 give such outputs: GELU must see its bend to mix slabs."""
+        for weight in (*self.line_weights(), self.e):
+            nn.init.trunc_normal_(weight, std=weight.shape[1] ** -0.5)
+        nn.init.zeros_(self.bias)
+
+    def line_weights(self) -> list[Tensor]:
+        """Return the blocks of A1, A2, B1 and B2."""
+        return [self.a1, self.a2, self.b1, self.b2]
+
+    def tokens(self, lines: Float[Tensor, "4 rows inputs"], planes: Float[Tensor, "2 rows inputs2"]) -> Slabs:
+        """Return the products row by row: [4, rows, out/8] and [2, rows, out/4]."""
+        weight = torch.stack(self.line_weights())
+        out = torch.bmm(lines, weight.mT), torch.bmm(planes, self.e.T.expand(2, -1, -1))
+        return torch.cat([(out[0][0] + self.bias)[None], out[0][1:]]), out[1]
+
+    def columns(self, lines: Float[Tensor, "4 inputs rows"], planes: Float[Tensor, "2 inputs2 rows"]) -> Slabs:
+        """Return the products column by column: [4, out/8, rows] and [2, out/4, rows]."""
+        weight = torch.stack(self.line_weights())
+        start = functional.pad(self.bias[None, :, None], (0, 0, 0, 0, 0, 3))
+        return torch.baddbmm(start, weight, lines), torch.bmm(self.e.expand(2, -1, -1), planes)
+
+    def forward(self, features: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Return the map of every token."""
+        return joined(*self.tokens(*split(features.flatten(0, -2)))).unflatten(0, features.shape[:-1])
+
+
+class OcticNorm(nn.Module):
+    """Divide every token by its root mean square: a length that the group does not change.
+
+    Without centring (the mean of channels is not invariant) and without gains, which the linear map behind it has in
+    its columns: so any rotation of the copies of one irreducible leaves the function alone.
+    """
+
+    def forward(self, features: Float[Tensor, "*batch channels"]) -> Float[Tensor, "*batch channels"]:
+        """Return tokens of root mean square 1."""
+        return features * (features.square().mean(dim=-1, keepdim=True) + _EPSILON).rsqrt()
+
+
+class OcticAttention(nn.Module):
+    """Softmax attention whose heads are whole fields: inner products of queries and keys are invariant."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if copies(width) % heads:
+            raise ModelError(
+                f"octic attention: {heads} heads do not divide the {copies(width)} fields of width {width}. "
+                "Choose a width that is a multiple of 8 times the heads."
+            )
+        self.heads = heads
+        self.qkv = OcticLinear(width, 3 * width)
+        self.proj = OcticLinear(width, width)
+
+    def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
+        """Return what each token takes from all, projected."""
+        count, length, width = tokens.shape
+        lines, planes = self.qkv.tokens(*split(tokens.flatten(0, 1)))
+        parts = [*lines.unflatten(-1, (3, self.heads, -1)), *planes.unflatten(-1, (3, self.heads, -1))]
+        packed = torch.cat(parts, dim=-1).unflatten(0, (count, length))
+        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = attend(query, key, value).transpose(1, 2).flatten(0, 1)
+        half = width // self.heads // 2
+        lines = mixed[..., :half].unflatten(-1, (4, -1)).permute(2, 0, 1, 3).flatten(2)
+        planes = mixed[..., half:].unflatten(-1, (2, -1)).permute(2, 0, 1, 3).flatten(2)
+        return joined(*self.proj.tokens(lines, planes)).unflatten(0, (count, length))
+
+
+class OcticMlp(nn.Module):
+    """Linear, GELU on the values at the group's elements, linear: GELU of a regular field commutes with the group."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = OcticLinear(width, hidden)
+        self.act = nn.GELU()
+        self.fc2 = OcticLinear(hidden, width)
+        self.fourier = Fourier()
+
+    def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
+        """Return the map of every token."""
+        rows = tokens.flatten(0, 1)
+        values = active_fields(self.fc1, self.act, self.fourier, rows)
+        lines, planes = self.fourier.slabs(values)
+        lines = lines.view(4, -1, len(rows)).mT
+        planes = planes.view(2, -1, len(rows)).mT
+        return joined(*self.fc2.tokens(lines, planes)).unflatten(0, tokens.shape[:2])
+
+
+class OcticBlock(nn.Module):
+    """Attention and MLP, each behind a norm and added to the stream, as in a pre-norm ViT."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = OcticNorm()
+        self.attn = OcticAttention(width, heads)
+        self.norm2 = OcticNorm()
+        self.mlp = OcticMlp(width, int(width * mlp_ratio))
+
+    def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
+        """Return the stream after the block."""
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class OcticReadout(nn.Module):
+    """Invariants of a token: hidden fields, GELU, and A1 of each, the sum over the group over the root of eight."""
+
+    def __init__(self, width: int, invariants: int) -> None:
+        super().__init__()
+        self.fc = OcticLinear(width, 8 * invariants)
+        self.act = nn.GELU()
+        self.fourier = Fourier()
+
+    def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens invariants"]:
+        """Return one number a hidden field."""
+        rows = tokens.flatten(0, 1)
+        values = active_fields(self.fc, self.act, self.fourier, rows)
+        invariants = values.sum(dim=0).view(-1, len(rows)) * 8**-0.5
+        return invariants.T.unflatten(0, tokens.shape[:2])
+
+
+def active_fields(
+    layer: OcticLinear, act: nn.Module, fourier: Fourier, rows: Float[Tensor, "rows width"]
+) -> Float[Tensor, "8 fields_rows"]:
+    """Return ``act`` of the values of ``layer``'s fields at every element, each flat over (fields, rows)."""
+    lines, planes = split(rows)
+    values: Tensor = act(fourier.regular(*layer.columns(lines.mT, planes.mT)))
+    return values
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "n heads tokens channels"]:
+    """Return softmax attention; by plain products where timm's fused attention is switched off (forward AD)."""
+    if use_fused_attn():
+        return functional.scaled_dot_product_attention(query, key, value)
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    return scores.softmax(dim=-1) @ value
+
+
+def split(rows: Float[Tensor, "rows channels"]) -> Slabs:
+    """Return views of the lines [4, rows, copies] and of E by component [2, rows, 2 copies]."""
+    half = rows.shape[1] // 2
+    return rows[:, :half].unflatten(1, (4, -1)).transpose(0, 1), rows[:, half:].unflatten(1, (2, -1)).transpose(0, 1)
+
+
+def joined(lines: Float[Tensor, "4 rows copies"], planes: Float[Tensor, "2 rows copies2"]) -> Float[Tensor, "rows c"]:
+    """Return channels side by side, the inverse of ``split``."""
+    return torch.cat([*lines, *planes], dim=1)
+
+
+def copies(width: int) -> int:
+    """Return the number of regular fields of a width.
+
+    Raises:
+        ModelError: If the width is not a multiple of eight.
+    """
+    if width < 8 or width % 8:
+        raise ModelError(f"octic layer: width {width} is not whole fields of 8 channels. Choose a multiple of 8.")
+    return width // 8
