@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from popmi_core.equivariance.rings import ring_statistics
 from popmi_core.equivariance.turning import ANGLES, turn_images
 from popmi_core.errors import ModelError
 from popmi_core.models.inputs import channel_statistics
+
+Numbers = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
 
 _BATCH = 64
 
@@ -29,13 +33,13 @@ class Curve:
     """
 
     angles: tuple[float, ...]
-    logits: Float64[np.ndarray, "angles n classes"]
-    rings: Float64[np.ndarray, "angles n features"]
+    logits: Float64[Numbers, "angles n classes"]
+    rings: Float64[Numbers, "angles n features"]
 
 
 def rotation_curve(
     model: nn.Module,
-    images: UInt8[np.ndarray, "n source source 3"],
+    images: UInt8[Bytes, "n source source 3"],
     *,
     image_size: int,
     angles: Sequence[float] = ANGLES,
