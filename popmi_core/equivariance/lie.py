@@ -93,8 +93,8 @@ def derivative(
     Integrated over t this is the finite change ``f(T_b x) - f(T_a x)``. Call it inside ``unfused(model)``.
     """
     with torch.no_grad():
-        found: tuple[Tensor, Tensor] = torch.func.jvp(model, (move(images, flow, t),), (move_slope(images, flow, t),))
-    return found
+        found = torch.func.jvp(model, (move(images, flow, t),), (move_slope(images, flow, t),))
+    return found[0], found[1]
 
 
 def lie_derivatives(

@@ -83,7 +83,7 @@ def turning_figures(
         UpdateError: If a shape is wrong, a number is not finite, there are fewer than two angles, images or classes,
             the first angle is not 0, or a target is not an integer in 0..C-1.
     """
-    values = _check(logits, angles)
+    values = check_turned(logits, angles)
     labels = None
     if target is not None:
         labels = check_labels(target, num_images=values.shape[1], num_classes=values.shape[2], name="target")
@@ -102,6 +102,33 @@ def turning_figures(
     return TurningFigures(
         found.angles, found.num_images, found.figures, found.by_angle, found.worst_angle, floor, ratios
     )
+
+
+def check_turned(logits: ArrayLike, angles: Sequence[float], *, fewest: int = 2) -> FloatArray:
+    """Return logits of turned images as float64 [angles, n, C], of at least ``fewest`` images.
+
+    Raises:
+        UpdateError: If the shape is wrong, the first angle is not 0, or a logit is not finite.
+    """
+    values: FloatArray = np.asarray(logits, dtype=np.float64)
+    enough = values.ndim == 3 and len(values) >= 2 and values.shape[1] >= fewest and values.shape[2] >= 2
+    if not enough or len(angles) != len(values):
+        raise UpdateError(
+            f"logits of turned images have shape {values.shape} for {len(angles)} angles, expected (angles >= 2, "
+            f"images >= {fewest}, classes >= 2). Stack one table of logits per angle, of the same images."
+        )
+    if float(angles[0]) != 0.0:
+        raise UpdateError(
+            f"the first angle is {angles[0]} degrees, expected 0. Put the upright images, which all others are "
+            "compared with, first."
+        )
+    if not np.isfinite(values).all():
+        lost = int((~np.isfinite(values)).any(axis=(0, 2)).sum())
+        raise UpdateError(
+            f"{lost} of {values.shape[1]} images have logits that are NaN or infinite at some angle, expected finite "
+            "numbers. The model has diverged; lower the learning rate."
+        )
+    return values
 
 
 def softmax(logits: FloatArray) -> FloatArray:
@@ -190,24 +217,6 @@ def _canonical(logits: FloatArray, labels: IntArray | None) -> IntArray:
     """Return an order of the images that depends on their answers only: the bootstrap draws by place."""
     keys = [*logits.transpose(0, 2, 1).reshape(-1, logits.shape[1])]
     return np.lexsort(keys if labels is None else [labels, *keys]).astype(np.int64)
-
-
-def _check(logits: ArrayLike, angles: Sequence[float]) -> FloatArray:
-    values: FloatArray = np.asarray(logits, dtype=np.float64)
-    if values.ndim != 3 or min(values.shape) < 2 or len(angles) != len(values):
-        raise UpdateError(
-            f"logits of turned images have shape {values.shape} for {len(angles)} angles, expected (angles >= 2, "
-            "images >= 2, classes >= 2). Stack one table of logits per angle, of the same images."
-        )
-    if float(angles[0]) != 0.0:
-        raise UpdateError(f"the first angle is {angles[0]} degrees, expected 0: all others are compared with it.")
-    if not np.isfinite(values).all():
-        lost = int((~np.isfinite(values)).any(axis=(0, 2)).sum())
-        raise UpdateError(
-            f"{lost} of {values.shape[1]} images have logits that are NaN or infinite at some angle, expected finite "
-            "numbers. The model has diverged; lower the learning rate."
-        )
-    return values
 
 
 def _check_features(features: ArrayLike, expected: tuple[int, ...]) -> FloatArray:
