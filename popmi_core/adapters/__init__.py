@@ -2,7 +2,7 @@
 
 from popmi_core.adapters.exactness import equivariance_error, require_exact
 from popmi_core.adapters.lora import LoraLinear, add_lora, merge_lora
-from popmi_core.adapters.prea import Prea, attach, detach
+from popmi_core.adapters.prea import Prea, attach, detach, fold
 
 __all__ = [
     "LoraLinear",
@@ -11,6 +11,7 @@ __all__ = [
     "attach",
     "detach",
     "equivariance_error",
+    "fold",
     "merge_lora",
     "require_exact",
 ]

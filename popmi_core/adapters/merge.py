@@ -1,8 +1,9 @@
-"""The adapter itself: merge the copies of an orbit, then one small trainable step per token."""
+"""The adapter itself: merge the copies of an orbit, then small trainable steps that keep the group."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -10,33 +11,58 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
+from popmi_core.adapters.lifted import LiftedConv
 from popmi_core.groups import PointGroup, act
 
 
 class OrbitMerge(nn.Module):
-    """Average rotated copies in one frame, then add a rank-``rank`` bottleneck to every token.
+    """Average rotated copies in one frame, then adapt: a bottleneck per token, and lifted convolutions of tokens.
 
     Exact whatever the weights: the average runs over the whole orbit, the weights of the average are
-    normalised over the same orbit, and the bottleneck sees one token at a time. The bottleneck's last
-    layer and the scores start at zero, so attaching changes nothing beyond the merge.
+    normalised over the same orbit, the bottleneck sees one token at a time, and lifted convolutions commute with the
+    group. Their last layers and the scores start at zero, so attaching changes nothing beyond the merge.
 
-    Parameters: ``down`` [rank, dim], ``up`` [dim, rank] and, for lambda weights (Basu et al. 2023,
-    arXiv:2305.09900), ``score`` [1, dim].
+    Parameters, each only where asked for: ``down`` [rank, dim], ``up`` [dim, rank]; ``score`` [1, dim] for lambda
+    weights (Basu et al. 2023, arXiv:2305.09900); ``lift.<block>`` (see LiftedConv), before that block or stage.
+
+    Args:
+        group: The orbit's group.
+        dim: Channels of the merged features.
+        rank: Width of the bottleneck and of the lifted convolutions.
+        weighted: Whether shares of the average are learned.
+        bottleneck: Whether there is one.
+        lifted: Channels by the number of the block or stage that a lifted convolution comes before.
+        generator: Draws what does not start at zero.
     """
 
-    def __init__(self, group: PointGroup, dim: int, rank: int, *, weighted: bool, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        group: PointGroup,
+        dim: int,
+        rank: int,
+        *,
+        weighted: bool,
+        generator: torch.Generator,
+        bottleneck: bool = True,
+        lifted: Mapping[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.group = group
         # Uninitialised: torch's own start would draw from the global generator.
         self.score = skip_init(nn.Linear, dim, 1, bias=False) if weighted else None
-        self.down = skip_init(nn.Linear, dim, rank)
-        self.up = skip_init(nn.Linear, rank, dim)
+        self.down = skip_init(nn.Linear, dim, rank) if bottleneck else None
+        self.up = skip_init(nn.Linear, rank, dim) if bottleneck else None
         with torch.no_grad():
             if self.score is not None:
                 self.score.weight.zero_()
-            self.down.weight.copy_(torch.randn(rank, dim, generator=generator) / math.sqrt(dim))
-            for tensor in (self.down.bias, self.up.weight, self.up.bias):
-                tensor.zero_()
+            if self.down is not None and self.up is not None:
+                self.down.weight.copy_(torch.randn(rank, dim, generator=generator) / math.sqrt(dim))
+                for tensor in (self.down.bias, self.up.weight, self.up.bias):
+                    tensor.zero_()
+        convs = {
+            str(block): LiftedConv(group, wide, rank, generator=generator) for block, wide in (lifted or {}).items()
+        }
+        self.lift = nn.ModuleDict(convs)
 
     def rotate(self, images: Float[Tensor, "n c side side"]) -> Float[Tensor, "copies c side side"]:
         """Return all copies of the orbit, one group element after the other along the batch."""
@@ -59,7 +85,9 @@ class OrbitMerge(nn.Module):
         return merged, (shares * prefix.reshape(order, len(prefix) // order, *prefix.shape[1:])).sum(dim=0)
 
     def refine(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """Return the tokens plus the bottleneck's output."""
+        """Return the tokens plus the bottleneck's output, where there is a bottleneck."""
+        if self.down is None or self.up is None:
+            return tokens
         step: Tensor = self.up(functional.gelu(self.down(tokens)))
         return tokens + step
 

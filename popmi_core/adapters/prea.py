@@ -1,22 +1,26 @@
 """PREA, the plug-and-play rotation-equivariant adapter: orbit-merge at block k of a timm backbone.
 
-Copies of the image, one per group element, run through the backbone's first k blocks; each is turned
-back and they are averaged; the rest of the network runs once. After that a turn of the image only
-swaps tokens, and nothing that follows can tell one place from another, so training, averaging over
-sites and noise cannot break the symmetry. See docs/prea.md.
+Copies of the image, one per group element, run through the backbone's first k blocks or stages; each is turned
+back and they are averaged; the rest of the network runs once. After that a turn of the image only moves places, and
+whatever lets places in afterwards (kernels, window tables, patch merging) is tied over the group, so training,
+averaging over sites and noise cannot break the symmetry. See docs/prea.md.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from popmi_core.adapters import symmetric, trunk
+from popmi_core.adapters.geometry import check_geometry
+from popmi_core.adapters.lora import add_lora, merge_lora
 from popmi_core.adapters.merge import OrbitMerge
+from popmi_core.adapters.tying import tie, untie
+from popmi_core.adapters.wishes import adapters_of
 from popmi_core.errors import ModelError
 from popmi_core.groups import PointGroup, point_group
 
@@ -38,9 +42,9 @@ class Prea(nn.Module):
         self.pretrained_cfg = getattr(backbone, "pretrained_cfg", {})
         # Folded: the merge is already in the weights, and only one copy runs.
         self.folded = merge_block == 0
-        self.register_buffer("orbits", symmetric.symmetrise(backbone, group) if self.folded else None, persistent=False)
+        self.register_buffer("orbits", tie(backbone, group, merge_block), persistent=False)
 
-    def forward(self, images: Float[Tensor, "n 3 side side"]) -> Float[Tensor, "n classes"]:
+    def forward(self, images: Float[Tensor, "n c side side"]) -> Float[Tensor, "n classes"]:
         """Return the logits; they do not change when the images are turned by the group.
 
         Raises:
@@ -51,14 +55,25 @@ class Prea(nn.Module):
                 f"images are {images.shape[-2]}x{images.shape[-1]} pixels, expected square ones: quarter turns "
                 "change the shape. Crop or pad them."
             )
-        if self.folded:
-            features = self.prea.refine(symmetric.embed(self.backbone, images, self.orbits))
-            return trunk.back(self.backbone, features, 0)
-        copies = trunk.front(self.backbone, self.prea.rotate(images), self.merge_block)
-        grid, prefix = self.prea.merge(*trunk.to_grid(self.backbone, copies))
+        grid, prefix = trunk.to_grid(self.backbone, self._before(images))
+        if not self.folded:
+            grid, prefix = self.prea.merge(grid, prefix)
         prefix = None if prefix is None else self.prea.refine(prefix)
         features = trunk.from_grid(self.backbone, self.prea.refine(grid), prefix)
-        return trunk.back(self.backbone, features, self.merge_block)
+        return trunk.back(self.backbone, features, self.merge_block, self._between)
+
+    def _before(self, images: Tensor) -> Tensor:
+        if not self.folded:
+            return trunk.front(self.backbone, self.prea.rotate(images), self.merge_block)
+        if self.orbits is None:
+            return trunk.front(self.backbone, images, 0)
+        return symmetric.embed(self.backbone, images, self.orbits)
+
+    def _between(self, block: int, features: Tensor) -> Tensor:
+        if str(block) not in self.prea.lift:
+            return features
+        grid, prefix = trunk.to_grid(self.backbone, features)
+        return trunk.from_grid(self.backbone, self.prea.lift[str(block)](grid), prefix)
 
     def get_classifier(self) -> nn.Module:
         """Return the head, as timm's models do."""
@@ -79,49 +94,142 @@ def attach(
     group: str,
     merge_block: int | None = None,
     weights: Literal["mean", "lambda"] = "mean",
+    adapters: str = "bottleneck",
     rank: int = 8,
     train: Literal["all", "adapter"] = "all",
     seed: int = 0,
+    image_size: int | None = None,
+    allow_approximate: bool = False,
 ) -> Prea:
     """Return a copy of ``backbone`` with PREA; with mean weights it computes the orbit-merge of the original.
+
+    After an early merge the spatial weights behind it are replaced by their orbit means, so there the function changes.
 
     Args:
         backbone: A timm model that takes square images and gives logits.
         group: C4 (quarter turns) or D4 (quarter turns and mirror images); subgroups work too.
-        merge_block: k; None is about a quarter of a ViT's blocks, and the last map of other families.
+        merge_block: k, in a ViT's blocks or another backbone's stages; None is about a quarter of a ViT's blocks, and
+            the last map of other families.
         weights: ``mean``, or ``lambda``: shares of the average are learned, per image.
-        rank: Width of the per-token bottleneck.
-        train: ``all``, or ``adapter``: only ``prea.`` and the head are trained.
-        seed: Fixes the bottleneck's first layer.
+        adapters: What is trained beside the backbone after the merge: ``bottleneck`` (a step per token),
+            ``lifted-conv`` (a group convolution of tokens before every block or stage), ``lora`` (low-rank adapters on
+            attention), several joined by ``+``, or ``none``.
+        rank: Width of all of these.
+        train: ``all``, or ``adapter``: only adapters and the head are trained.
+        seed: Fixes what does not start at zero.
+        image_size: Pixels per side; where it is given, it is checked that the group is exact at this size.
+        allow_approximate: Take a size at which it is only nearly exact.
 
     Raises:
-        ModelError: If the group is not exact on a grid or the backbone cannot be merged at ``merge_block``.
+        ModelError: If the group is not exact on a grid, the backbone cannot be merged at ``merge_block`` or is not
+            exact at ``image_size``, or there is no such adapter or no place for it.
     """
-    symmetry, backbone = point_group(group), copy.deepcopy(backbone)
+    symmetry, wanted = point_group(group), adapters_of(adapters)
     block = trunk.choose_block(backbone, merge_block)
     if block == 0 and weights == "lambda":
         raise ModelError("merge_block 0 folds the merge into the weights: there is nothing to weight. Use 'mean'.")
+    if image_size is not None:
+        require_geometry(backbone, image_size, symmetry, block, allow_approximate=allow_approximate)
+    backbone = copy.deepcopy(backbone)
     adapter = OrbitMerge(
         symmetry,
-        trunk.width(backbone),
+        trunk.width(backbone, block),
         rank,
         weighted=weights == "lambda",
         generator=torch.Generator().manual_seed(seed),
+        bottleneck="bottleneck" in wanted,
+        lifted=_places(backbone, block) if "lifted-conv" in wanted else None,
     ).to(next(backbone.parameters()))
     model = Prea(backbone, symmetry, block, adapter, frozen=train == "adapter")
     if model.frozen:
         model.backbone.requires_grad_(False)
-        model.get_classifier().requires_grad_(True)
-    return model.train(backbone.training)
+        for head in _heads(model):
+            head.requires_grad_(True)
+    model.train(backbone.training)
+    return add_low_rank(model, rank=rank, train=train, seed=seed) if "lora" in wanted else model
+
+
+def add_low_rank(model: Prea, *, rank: int, train: Literal["all", "adapter"] = "all", seed: int = 0) -> Prea:
+    """Return a copy with low-rank adapters on the attention behind the merge (``adapters = "lora"``).
+
+    There every token is treated alike, so they keep the symmetry as any weights do; and they fold away.
+
+    Raises:
+        ModelError: If there is no attention behind the merge, or the rank does not fit.
+    """
+    names = trunk.attention_layers(model.backbone, model.merge_block)
+    if not names:
+        raise ModelError(
+            f"{type(model.backbone).__name__} has no attention after merge_block {model.merge_block} for low-rank "
+            "adapters. Take 'bottleneck' or 'lifted-conv', or merge earlier."
+        )
+    return cast(Prea, add_lora(model, [f"backbone.{name}" for name in names], rank=rank, train=train, seed=seed))
+
+
+def require_geometry(
+    backbone: nn.Module, image_size: int, group: PointGroup, block: int, *, allow_approximate: bool
+) -> None:
+    """Refuse an image size at which the group is not exact, before anything is built.
+
+    Raises:
+        ModelError: If it is not; the reasons and the nearest exact size are named.
+    """
+    found = check_geometry(backbone, image_size, group=group, merge_block=block)
+    if found.verdict == "exact" or (found.verdict == "approximate" and allow_approximate):
+        return
+    nearest = "" if found.nearest_exact is None else f" {found.nearest_exact} is the nearest exact image size."
+    why = "; ".join(str(reason) for reason in found.reasons[:3])
+    raise ModelError(
+        f"{type(backbone).__name__} at {image_size}x{image_size} pixels, merged after block {block}, is not exact "
+        f"under {group.name} ({found.verdict}): {why}.{nearest} Change image_size, or merge later (merge_block "
+        f"{trunk.depth(backbone)} works at every size)."
+    )
+
+
+def _places(backbone: nn.Module, block: int) -> dict[int, int]:
+    """Return the channels before every block or stage after the merge; after the last there is one place too."""
+    last = trunk.depth(backbone)
+    return {index: trunk.width(backbone, index) for index in range(block, max(last, block + 1))}
+
+
+def _heads(model: Prea) -> tuple[nn.Module, ...]:
+    found: Any = model.get_classifier()
+    return found if isinstance(found, tuple) else (found,)
 
 
 def detach(model: Prea) -> nn.Module:
     """Return a copy of the backbone inside, as an ordinary timm model, all of it trainable again.
 
-    At merge block 0 the symmetric weights are written out, so without its bottleneck nothing changes;
-    at later blocks the merge is gone and with it the guarantee.
+    Tied weights are written out dense. At merge block 0 nothing but the adapters is lost (and, in Swin V2, the average
+    of the bias networks); at later blocks the merge is gone and with it the guarantee. Low-rank adapters are kept:
+    merge them first (``merge_lora``) for timm's own names.
     """
     backbone: nn.Module = copy.deepcopy(model.backbone)
-    if model.folded:
-        symmetric.densify(backbone, model.orbits)
+    untie(backbone, model.group, model.orbits, fit=False)
     return backbone.requires_grad_(True)
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """Return the plain timm model that computes the same, for designs that cost nothing at inference.
+
+    That is merge block 0 with low-rank adapters or none: its state dict is timm's own and loads anywhere.
+
+    Raises:
+        ModelError: If the model is not under PREA, runs several copies, has adapters that are no part of a plain
+            network, or has position biases that timm's network cannot make (large windows of Swin V2).
+    """
+    if not isinstance(model, Prea):
+        raise ModelError(f"{type(model).__name__} is not under PREA, expected what attach() gives. Nothing to fold.")
+    if not model.folded:
+        raise ModelError(
+            f"merge_block {model.merge_block} runs {len(model.group)} copies of each image, which no plain network "
+            "does. Attach at merge_block 0 (distil into it), or keep the model under PREA."
+        )
+    if model.prea.down is not None or len(model.prea.lift):
+        raise ModelError(
+            "a bottleneck or lifted convolution is no part of a plain network. Attach with adapters 'none' or 'lora'."
+        )
+    plain = cast(Prea, merge_lora(model))
+    untie(plain.backbone, plain.group, plain.orbits, fit=True)
+    backbone: nn.Module = plain.backbone
+    return backbone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from jaxtyping import Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from popmi_core.adapters.cuts import cut_of
 from popmi_core.errors import ModelError
 
 # timm's backbones are typed by convention only (forward_features, forward_head, num_features).
 Backbone = Any
+Between = Callable[[int, Tensor], Tensor]
 
 
 def depth(backbone: Backbone) -> int:
@@ -25,62 +28,87 @@ def depth(backbone: Backbone) -> int:
     return max(1, sum(name.startswith("layer") for name, _ in backbone.named_children()))
 
 
-def width(backbone: Backbone) -> int:
-    """Return the number of channels of the features that are merged."""
-    return int(backbone.embed_dim if is_plain_vit(backbone) else backbone.num_features)
+def width(backbone: Backbone, block: int | None = None) -> int:
+    """Return the number of channels of the features after ``block`` blocks or stages (None: after all)."""
+    cut = cut_of(backbone)
+    if cut is None or block is None or block == depth(backbone):
+        return int(backbone.embed_dim if is_plain_vit(backbone) else backbone.num_features)
+    return cut.width(backbone, block)
 
 
 def choose_block(backbone: Backbone, merge_block: int | None) -> int:
     """Return the block after which copies are merged: as asked, else about L/4 (a ViT) or L (the others).
 
-    Only a ViT's tokens keep the symmetry through the rest of the network; windows, strides and padding
-    of the other families need not, so those merge on the last feature map.
+    After an early merge windows, strides and kernels have to keep the symmetry. ViT's tokens do at every image size,
+    the other families at some only, so that for them L is what always works.
 
     Raises:
         ModelError: If the backbone cannot be merged there.
     """
     layers, name = depth(backbone), type(backbone).__name__
-    if not is_plain_vit(backbone):
-        if merge_block not in (None, layers):
-            raise ModelError(
-                f"{name} cannot merge at block {merge_block}: only a plain ViT keeps the symmetry after an early "
-                f"merge. Leave merge_block out, or set it to {layers} (its last feature map)."
-            )
-        return layers
     if merge_block is None:
-        return max(1, round(layers / 4))
+        return max(1, round(layers / 4)) if is_plain_vit(backbone) else layers
     if merge_block > layers:
         raise ModelError(f"{name} has {layers} blocks, merge_block is {merge_block}. Choose 0 to {layers}.")
+    if cut_of(backbone) is None and merge_block != layers:
+        raise ModelError(
+            f"{name} cannot merge at block {merge_block}: it is not known where places enter it, so nothing can be "
+            f"tied after an early merge. Leave merge_block out, or set it to {layers} (its last feature map)."
+        )
     return merge_block
 
 
 def is_plain_vit(backbone: Backbone) -> bool:
-    """Return whether places enter only by patch kernel and position table: timm's VisionTransformer itself.
+    """Whether places enter only by patch kernel and position table: timm's VisionTransformer itself.
 
-    Its subclasses and relatives (relative bias, rotary positions, windows) are not.
+    Its subclasses and relatives (relative bias, rotary positions, windows) are not; it is merged before its last norm,
+    all others after theirs.
     """
     return type(backbone) is VisionTransformer
 
 
+def merges_last_map(backbone: Backbone, block: int) -> bool:
+    """Whether ``block`` is the end of a backbone whose finished features are merged (behind its last norm)."""
+    return block == depth(backbone) and not is_plain_vit(backbone)
+
+
 def front(backbone: Backbone, images: Float[Tensor, "n c side side"], block: int) -> Tensor:
-    """Return the features that are merged: tokens after ``block`` blocks, or the last feature map."""
-    if not is_plain_vit(backbone):
+    """Return the features that are merged: those after ``block`` blocks or stages, or the last feature map."""
+    cut = cut_of(backbone)
+    if cut is None or merges_last_map(backbone, block):
         features: Tensor = backbone.forward_features(images)
         return features
-    tokens: Tensor = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(backbone.patch_embed(images))))
-    for layer in backbone.blocks[:block]:
-        tokens = layer(tokens)
-    return tokens
+    features = cut.stem(backbone, images)
+    for _, stage in cut.stages(backbone)[:block]:
+        features = stage(features)
+    return features
 
 
-def back(backbone: Backbone, features: Tensor, block: int) -> Float[Tensor, "n classes"]:
-    """Return the logits of merged features."""
-    if is_plain_vit(backbone):
-        for layer in backbone.blocks[block:]:
-            features = layer(features)
-        features = backbone.norm(features)
+def back(
+    backbone: Backbone, features: Tensor, block: int, between: Between = lambda _, features: features
+) -> Float[Tensor, "n classes"]:
+    """Return the logits of merged features; ``between(i, features)`` is put before block or stage i, once at least."""
+    cut = cut_of(backbone)
+    if cut is None or merges_last_map(backbone, block):
+        features = between(block, features)
+    else:
+        for index, (_, stage) in list(enumerate(cut.stages(backbone)))[block:]:
+            features = stage(between(index, features))
+        features = cut.closing(backbone, between(block, features) if block == depth(backbone) else features)
     logits: Tensor = backbone.forward_head(features)
     return logits
+
+
+def attention_layers(backbone: Backbone, block: int) -> list[str]:
+    """Return the names of the attention's linear layers in the blocks or stages after ``block``."""
+    cut = cut_of(backbone)
+    stages = [] if cut is None else cut.stages(backbone)[block:]
+    return [
+        name
+        for path, stage in stages
+        for name, module in stage.named_modules(prefix=path)
+        if type(module) is nn.Linear and name.endswith((".attn.qkv", ".attn.proj"))
+    ]
 
 
 def to_grid(backbone: Backbone, features: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from popmi_core.adapters.symmetric import orbit_means
+from popmi_core.adapters.tied import orbit_means
 from popmi_core.groups import act, channel_permutation, grid_orbits, point_group
 
 pytest.importorskip("escnn", reason="escnn is part of the site extra")

@@ -1,8 +1,9 @@
 """Adapters on any described backbone: PREA's bottleneck and low-rank factors, and where they meet the backbone.
 
-PREA reads and writes the features where copies are merged. After a ViT's block that is the residual stream. Elsewhere
-it is the last feature map: the space that the classifier reads; where its norm is folded (Swin), gamma goes through the
-adapter too: ``W (f + U d(D f)) = W' (m + U' d(D' m))`` with ``f = gamma m``, ``W' = W gamma``, ``U' = U / gamma``.
+PREA reads and writes the features where copies are merged (see placed.py). After a block or stage that is the stream it
+writes. At the end of other families than ViT it is the finished map, which the classifier reads; where its norm is
+folded (Swin), gamma goes through the adapter too: ``W (f + U d(D f)) = W' (m + U' d(D' m))`` with ``f = gamma m``,
+``W' = W gamma``, ``U' = U / gamma``.
 
 The two factors of a low-rank adapter, ``B A``, have a basis of their own: any invertible ``G`` gives ``(B G)(G^-1 A)``.
 A reads and B writes what their layer does.
@@ -13,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from timm.models.mobilenetv3 import MobileNetV3
 from torch import Tensor, nn
 
 from popmi_core.adapters import Prea, trunk
 from popmi_core.adapters.lora import scalings
 from popmi_core.matching.builder import Builder
+from popmi_core.matching.families.placed import classifiers_of, features_space, lifted
 from popmi_core.matching.steps import NormFold, ScaleFold, State, Step, ValueBias, Vectors, divided, gauge
 
 _A, _B = "lora_A", "lora_B"
@@ -40,43 +41,41 @@ def describe(model: nn.Module, build: Builder) -> None:
 
 
 def _prea(model: Prea, build: Builder) -> None:
-    features = _features(model, build)
-    build.space("prea.hidden", "permutation", build.shape("prea.down.weight")[0])
-    build.linear("prea.down", reads=features, writes="prea.hidden")
-    build.linear("prea.up", reads="prea.hidden", writes=features)
-    build.tap("prea.up", "input", -1, "prea.hidden")
-    readers = ["prea.down"]
+    features = features_space(model, build, model.merge_block)
+    readers, writers = [], []
+    if build.has("prea.down.weight"):
+        build.space("prea.hidden", "permutation", build.shape("prea.down.weight")[0])
+        build.linear("prea.down", reads=features, writes="prea.hidden")
+        build.linear("prea.up", reads="prea.hidden", writes=features)
+        build.tap("prea.up", "input", -1, "prea.hidden")
+        readers.append("prea.down")
+        writers.append("prea.up")
     if build.has("prea.score.weight"):
         build.linear("prea.score", reads=features)
         readers.append("prea.score")
-    if features is None or trunk.is_plain_vit(model.backbone):
+    for block in model.prea.lift:
+        lifted(f"prea.lift.{block}", build, stream=features_space(model, build, int(block)))
+    if features is None or not trunk.merges_last_map(model.backbone, model.merge_block):
         return
-    # The last norm lies before the adapter: what is folded out of the features leaves all that touch them.
-    classifiers = set(_classifiers(model))
+    last = f"prea.lift.{model.merge_block}"
+    if build.has(f"{last}.down.weight"):
+        readers.append(f"{last}.down")
+        writers.append(f"{last}.up")
+    _after_the_last_norm(model, build, features, tuple(readers), tuple(writers))
+
+
+def _after_the_last_norm(
+    model: Prea, build: Builder, features: str, readers: tuple[str, ...], writers: tuple[str, ...]
+) -> None:
+    """The last norm lies before the adapter: what is folded out of the features leaves all that touch them."""
+    classifiers = set(classifiers_of(model))
     for index, step in enumerate(build.steps):
         if isinstance(step, NormFold) and classifiers & set(step.readers):
             touching = (*step.readers, *readers)
-            fold = FeatureFold(step.norm, touching, keep_beta=True, has_beta=step.has_beta, writers=("prea.up",))
+            fold = FeatureFold(step.norm, touching, keep_beta=True, has_beta=step.has_beta, writers=writers)
             build.steps[index] = fold
             if build.has(f"{step.norm}.bias") and not step.keep_beta:
                 build.axis(f"{step.norm}.bias", 0, features, counts=False)
-
-
-def _features(model: Prea, build: Builder) -> str | None:
-    """Return the space of the features that are merged, if any: the residual stream, or what reads the last map."""
-    if trunk.is_plain_vit(model.backbone):
-        return "backbone.stream" if "backbone.stream" in build.spaces else None
-    # MobileNetV3 has one more layer between the last map's mean and the classifier.
-    after = ("backbone.conv_head",) if isinstance(model.backbone, MobileNetV3) else _classifiers(model)
-    heads = {f"{name}.weight" for name in after}
-    found = {axis.space for axis in build.axes if axis.tensor in heads and axis.axis == 1}
-    return found.pop() if len(found) == 1 else None
-
-
-def _classifiers(model: Prea) -> tuple[str, ...]:
-    given: Any = model.get_classifier()
-    wanted = set(given) if isinstance(given, tuple) else {given}
-    return tuple(name for name, module in model.named_modules() if module in wanted)
 
 
 def _low_rank(layer: str, scaling: float, build: Builder) -> None:

@@ -1,8 +1,8 @@
 """Swin (V1): a basis for every stage, tied to the next only by the layer that merges patches.
 
 The affine norm after the patch embedding writes the first stage's stream, which leaves permutations; the later stages
-rotate (``R 1 = 1``). Patch merging reads four neighbours at once, ``I4 (x) R``; it has no bias, so that its norm keeps
-beta. Tables of relative positions follow the heads. Liu et al. 2021, arXiv:2103.14030.
+rotate (``R 1 = 1``). Patch merging reads four neighbours at once, ``I4 (x) R`` (fewer where PREA ties them); it has no
+bias, so that its norm keeps beta. Tables of relative positions follow the heads. Liu et al. 2021, arXiv:2103.14030.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from torch import nn
 from popmi_core.matching.builder import Builder
 from popmi_core.matching.families.transformer import attention, first_layers, hidden, read_norm, refuse
 from popmi_core.matching.symmetry import Kind
-
-# Patches that one merged patch reads.
-NEIGHBOURS = 4
 
 
 def knows(model: nn.Module) -> bool:
@@ -36,7 +33,7 @@ def describe(model: Any, build: Builder) -> None:
 
     def merging(name: str, before: str | None, stream: str | None) -> None:
         del stream
-        read_norm(f"{name}.norm", (f"{name}.reduction",), build, stream=before, repeat=NEIGHBOURS)
+        read_norm(f"{name}.norm", (f"{name}.reduction",), build, stream=before, repeat=_neighbours(name, before, build))
 
     before = stages(model, build, space=_stage_space, block=_block, merger=PatchMerging, norm=merging)
     classify(model, build, before)
@@ -72,12 +69,20 @@ def stages(
         elif not isinstance(stage.downsample, merger):
             raise refuse(build, f"{name}.downsample", stage.downsample, "timm's PatchMerging")
         else:
-            build.linear(f"{name}.downsample.reduction", reads=before, writes=stream, repeat=NEIGHBOURS)
+            repeat = _neighbours(f"{name}.downsample", before, build)
+            build.linear(f"{name}.downsample.reduction", reads=before, writes=stream, repeat=repeat)
             norm(f"{name}.downsample", before, stream)
         for number, one in enumerate(stage.blocks):
             block(one, f"{name}.blocks.{number}", build, stream)
         before = stream
     return before
+
+
+def _neighbours(name: str, before: str | None, build: Builder) -> int:
+    """Return how many patches one merged patch reads apart: four, or fewer where PREA ties them."""
+    if before is None:
+        return 1
+    return build.shape(f"{name}.reduction.weight")[1] // build.spaces[build.prefix + before].width()
 
 
 def _stage_space(model: Any, index: int, build: Builder) -> str | None:

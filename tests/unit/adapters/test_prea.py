@@ -202,8 +202,15 @@ def test_impossible_wishes_are_refused():
     vit, resnet = make("vit")[0], make("resnet")[0]
     with pytest.raises(ModelError, match="has 2 blocks, merge_block is 3"):
         attach(vit, group="C4", merge_block=3)
-    with pytest.raises(ModelError, match=r"cannot merge at block 1: only a plain ViT .* set it to 4"):
-        attach(resnet, group="C4", merge_block=1)
+    with pytest.raises(ModelError, match="has 4 blocks, merge_block is 5"):
+        attach(resnet, group="C4", merge_block=5)
+    relative = timm.create_model("vit_relpos_small_patch16_224", img_size=32, num_classes=CLASSES, depth=2)
+    with pytest.raises(ModelError, match=r"cannot merge at block 1: it is not known where .* set it to 2"):
+        attach(relative, group="C4", merge_block=1)
+    with pytest.raises(ModelError, match=r"adapters 'lifted': 'lifted' is no adapter, expected 'none', or some of"):
+        attach(vit, group="C4", adapters="lifted")
+    with pytest.raises(ModelError, match="ResNet has no attention after merge_block 4 for low-rank adapters"):
+        attach(resnet, group="C4", adapters="lora")
     with pytest.raises(ModelError, match="there is nothing to weight"):
         attach(vit, group="C4", merge_block=0, weights="lambda")
     with pytest.raises(ModelError, match="group 'C8' is not exact"):
