@@ -117,7 +117,7 @@ def distill(
     """
     if len(images) < MIN_IMAGES:
         raise DataError(
-            f"there are {len(images)} images to distill on, expected at least {MIN_IMAGES} (some are held out to choose "
+            f"there are {len(images)} images to distill on, expected at least {MIN_IMAGES} (some choose "
             "the epoch). Give more; they need no labels."
         )
     unlabelled = ImageSet(np.ascontiguousarray(images), np.zeros(len(images), np.int64))
