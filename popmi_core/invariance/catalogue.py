@@ -28,6 +28,16 @@ METHODS = MappingProxyType(
         "canonicalisation": "popmi_core.invariance.canonicalisation",
         "tta": "popmi_core.invariance.tta",
         # Networks, trained from scratch.
+        "z2-cnn": "popmi_core.invariance.networks",
+        "p4-cnn": "popmi_core.invariance.networks",
+        "p4m-cnn": "popmi_core.invariance.networks",
+        "p4-densenet": "popmi_core.invariance.networks",
+        "p4m-densenet": "popmi_core.invariance.networks",
+        "c8-steerable": "popmi_core.invariance.networks",
+        "gsa-p4": "popmi_core.invariance.networks",
+        "ge-vit-p4": "popmi_core.invariance.networks",
+        "ge-vit-p4m": "popmi_core.invariance.networks",
+        "modern-ge-vit": "popmi_core.invariance.networks",
     }
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,9 @@ class InvariantNet(nn.Module):
             ModelError: If another pooling is asked for.
         """
         if global_pool is not None:
-            raise ModelError(f"{type(self).__name__}: global_pool is {global_pool!r}, its own pooling cannot be changed.")
+            raise ModelError(
+                f"{type(self).__name__}: global_pool is {global_pool!r}, its own pooling cannot be changed."
+            )
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
 
@@ -73,8 +76,19 @@ def square_side(name: str, img_size: int | tuple[int, int], fits: Callable[[int]
         raise ModelError(f"{name}: images are {height}x{width}, expected square ones. Crop or pad them.")
     if not fits(height):
         near = min((side for side in range(1, _SEARCHED) if fits(side)), key=lambda side: (abs(side - height), -side))
-        raise ModelError(f"{name} is not exact on {height}x{height} images: {reason}. The nearest exact size is {near}.")
+        raise ModelError(
+            f"{name} is not exact on {height}x{height} images: {reason}. The nearest exact size is {near}."
+        )
     return height
+
+
+def whiten(model: nn.Module, gain: float = math.sqrt(2)) -> None:
+    """Draw every convolution and linear layer anew: normal with deviation gain / sqrt(fan_in), no bias (GSA-Nets)."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+            nn.init.normal_(module.weight, std=gain / math.sqrt(module.weight[0].numel()))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def network_cfg(image_size: int, first_layer: str) -> dict[str, Any]:

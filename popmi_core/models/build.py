@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import popmi_core.invariance.registered  # registers the equivariant networks with timm
 import popmi_core.models.presets  # noqa: F401  (registers the presets with timm)
 from popmi_core.adapters import add_lora, attach, require_exact
 from popmi_core.checkpoints import load_state

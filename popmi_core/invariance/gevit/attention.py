@@ -20,7 +20,7 @@ _HIDDEN = 16
 
 
 class PositionEncoder(nn.Module):
-    """Row and column of v^-1 p -> one small network each -> [order, cells, 2 * dim] (linear, LayerNorm, Swish, linear)."""
+    """Row and column of v^-1 p -> one small network each (linear, norm, Swish, linear) -> [order, cells, 2 * dim]."""
 
     positions: Tensor
 
@@ -34,7 +34,7 @@ class PositionEncoder(nn.Module):
 
     def forward(self) -> Float[Tensor, "order cells twice"]:
         """Return the code of every turned offset."""
-        positions = self.positions.to(self.row[0].weight.dtype)
+        positions = self.positions
         return torch.cat([self.row(positions[..., :1]), self.column(positions[..., 1:])], dim=-1)
 
 
@@ -54,14 +54,14 @@ class LiftAttention(nn.Module):
 
     def forward(self, images: Float[Tensor, "n channels side side"]) -> Float[Tensor, "n out order side side"]:
         """Return the lifted field."""
-        n, _, *sides = images.shape
-        query, key, value = self.qkv(images).view(n, 3, self.heads * self.dim, *sides).unbind(1)
-        query = query.view(n, self.heads, self.dim, -1).transpose(2, 3)  # n, heads, pixels, dim
-        key, value = (windows(part, self.window, self.heads) for part in (key, value))  # n, heads, pixels, cells, dim
-        content = (key @ query.unsqueeze(-1)).squeeze(-1) + outside(images, self.window)
-        scores = content.unsqueeze(-2) + torch.einsum("nhpc,vkc->nhpvk", query, self.code())
-        found = (self.scale * scores).softmax(dim=-1) @ value  # n, heads, pixels, order, dim
-        return self.out(found.permute(0, 1, 4, 3, 2).reshape(n, self.heads * self.dim, -1, *sides))
+        query, key, value = self.qkv(images).unflatten(1, (3, self.heads, self.dim)).unbind(1)
+        query = query.flatten(-2)  # n, heads, dim, pixels
+        key, value = (windows(part, self.window) for part in (key, value))  # n, heads, dim, cells, pixels
+        content = torch.einsum("nhcp,nhckp->nhkp", query, key) + outside(images, self.window)
+        scores = content.unsqueeze(2) + torch.einsum("nhcp,vkc->nhvkp", query, self.code())
+        weights = (self.scale * scores).softmax(dim=3)
+        found = torch.einsum("nhvkp,nhckp->nhcvp", weights, value)
+        return self.out(found.flatten(1, 2).unflatten(-1, images.shape[-2:]))
 
 
 class GroupAttention(nn.Module):
@@ -97,40 +97,39 @@ class GroupAttention(nn.Module):
 
     def forward(self, field: Float[Tensor, "n channels order side side"]) -> Float[Tensor, "n out order side side"]:
         """Return the attended field."""
-        n, _, order, *sides = field.shape
-        query, key, value = self.qkv(field).view(n, 3, self.heads * self.dim, order, *sides).unbind(1)
-        query = query.view(n, self.heads, self.dim, order, -1).permute(0, 1, 4, 3, 2)  # n, heads, pixels, order, dim
-        key, value = (windows(part.flatten(1, 2), self.window, self.heads, order) for part in (key, value))
+        query, key, value = self.qkv(field).unflatten(1, (3, self.heads, self.dim)).unbind(1)
+        query = query.flatten(-2)  # n, heads, dim, order, pixels
+        key, value = (windows(part, self.window).flatten(3, 4) for part in (key, value))  # n, heads, dim, keys, pixels
         weights = self._weights(query, key, outside(field, self.window))
-        found = weights @ value  # n, heads, pixels, order, dim
-        return self.out(found.permute(0, 1, 4, 3, 2).reshape(n, self.heads * self.dim, order, *sides))
+        found = torch.einsum("nhvqp,nhcqp->nhcvp", weights, value)
+        return self.out(found.flatten(1, 2).unflatten(-1, field.shape[-2:]))
 
     def _weights(
         self,
-        query: Float[Tensor, "n heads pixels order dim"],
-        key: Float[Tensor, "n heads pixels keys dim"],
-        mask: Float[Tensor, "pixels cells"],
-    ) -> Float[Tensor, "n heads pixels order keys"]:
+        query: Float[Tensor, "n heads dim order pixels"],
+        key: Float[Tensor, "n heads dim keys pixels"],
+        mask: Float[Tensor, "cells pixels"],
+    ) -> Float[Tensor, "n heads order keys pixels"]:
         """Return the attention of every v over the keys (element m slow, cell fast), summed over queries g."""
-        order, cells = query.shape[3], mask.shape[-1]
-        content = (query @ key.transpose(-1, -2)).unflatten(-1, (order, cells)) + mask[:, None, None]
-        place = torch.einsum("nhpgc,vkc->nhpvgk", query[..., : 2 * self.place], self.code())
-        element = torch.einsum("nhpgc,vgmc->nhpvgm", query[..., 2 * self.place :], self.elements(self.index))
-        scores = content.unsqueeze(3) + place.unsqueeze(-2) + element.unsqueeze(-1)  # n, heads, pixels, v, g, m, cells
-        return (self.scale * scores).flatten(-2).softmax(dim=-1).sum(dim=-2)
+        order, cells = query.shape[3], mask.shape[0]
+        content = torch.einsum("nhcgp,nhcqp->nhgqp", query, key).unflatten(3, (order, cells)) + mask
+        place = torch.einsum("nhcgp,vkc->vnhgkp", query[:, :, : 2 * self.place], self.code()).unsqueeze(4)
+        element = torch.einsum("nhcgp,vgmc->vnhgmp", query[:, :, 2 * self.place :], self.elements(self.index))
+        # One v at a time: all scores together are order times larger than any other tensor, and no cache holds them.
+        weights = [
+            (self.scale * (content + here + there)).flatten(3, 4).softmax(dim=3).sum(dim=2)
+            for here, there in zip(place, element.unsqueeze(5), strict=True)
+        ]
+        return torch.stack(weights, dim=2)
 
 
-def windows(
-    field: Float[Tensor, "n channels side side"], window: int, heads: int, order: int = 1
-) -> Float[Tensor, "n heads pixels keys dim"]:
-    """Return the window around every pixel; channels are (head, dim, element), keys (element, cell)."""
-    cells = window * window
-    patches = F.unfold(field, window, padding=window // 2)
-    parted = patches.view(field.shape[0], heads, -1, order * cells, patches.shape[-1])  # n, heads, dim, keys, pixels
-    return parted.permute(0, 1, 4, 3, 2).contiguous()
+def windows(field: Float[Tensor, "n heads dim *order side side"], window: int) -> Tensor:
+    """Return the cells around every pixel [n, heads, dim, *order, cells, pixels]; zero outside the image."""
+    patches = F.unfold(field.flatten(1, -3), window, padding=window // 2)
+    return patches.view(*field.shape[:-2], window * window, -1)
 
 
-def outside(field: Tensor, window: int) -> Float[Tensor, "pixels cells"]:
+def outside(field: Tensor, window: int) -> Float[Tensor, "cells pixels"]:
     """Return 0 for cells of the window inside the image and -inf for those outside."""
-    inside = F.unfold(field.new_ones(1, 1, *field.shape[-2:]), window, padding=window // 2)[0].T
+    inside = F.unfold(field.new_ones(1, 1, *field.shape[-2:]), window, padding=window // 2)[0]
     return torch.zeros_like(inside).masked_fill(inside == 0, -math.inf)

@@ -36,11 +36,11 @@ class InvariantPatches(nn.Module):
 
 
 class ModernGeVit(InvariantNet):
-    """"Modern equivariant ViT": 49 tokens of a 28-px image instead of 784 pixels, then GE-ViT on the 7x7 grid.
+    """ "Modern equivariant ViT": 49 tokens of a 28-px image instead of 784 pixels, then GE-ViT on the 7x7 grid.
 
     Guarantee: logits do not change under ``group``, whatever the weights. Cost: |G| patch embeddings, then GE-ViT's
     attention on (side / patch_size)^2 tokens.
-    Source: Bant et al. (2024), a study of post-hoc and modern equivariant vision transformers on top of Xu et al. (2023).
+    Source: Bant et al. (2024), a study of post-hoc and modern equivariant transformers, on top of Xu et al. (2023).
     What the published code gets wrong: it averages a *linear* map of the turned patches, which is that map of the
     averaged patch, so nearly all of the patch is lost (4x4: 3 of 16 numbers under D4); here a nonlinearity stands
     between. And its GE-ViT is the released p4m one, which is not equivariant (``rules``).
@@ -69,11 +69,10 @@ class ModernGeVit(InvariantNet):
         group: str = "C4",
         rule: Rule = "exact",
         patch_size: int = 4,
-        width: int = 48,
+        width: int = 32,
         depth: int = 3,
-        heads: int = 4,
+        heads: int = 2,
         window: int = 3,
-        **_: Any,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size

@@ -12,11 +12,11 @@ from popmi_core.errors import ModelError
 from popmi_core.groups import point_group
 from popmi_core.invariance.gevit.attention import GroupAttention, LiftAttention
 from popmi_core.invariance.gevit.rules import Family, Rule
-from popmi_core.invariance.network import InvariantNet, square_side
+from popmi_core.invariance.network import InvariantNet, square_side, whiten
 
 
 class AttentionBlock(nn.Module):
-    """field + attention(field), then + mlp of it: the block of GSA-Nets (its figure of the block), norm before and after.
+    """field + attention(field), then + mlp of it: the block of GSA-Nets, with a norm before and after attention.
 
     Norm is LayerNorm over channels, group and space together (one group of GroupNorm), nonlinearity Swish.
     """
@@ -27,7 +27,11 @@ class AttentionBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity() if channels == out else nn.Conv3d(channels, out, 1)
         hidden = max(1, out // 2)
         self.mlp = nn.Sequential(
-            nn.Conv3d(out, hidden, 1), nn.GroupNorm(1, hidden), nn.SiLU(), nn.Conv3d(hidden, out, 1), nn.GroupNorm(1, out)
+            nn.Conv3d(out, hidden, 1),
+            nn.GroupNorm(1, hidden),
+            nn.SiLU(),
+            nn.Conv3d(hidden, out, 1),
+            nn.GroupNorm(1, out),
         )
 
     def forward(self, field: Float[Tensor, "n channels order side side"]) -> Float[Tensor, "n out order side side"]:
@@ -41,7 +45,7 @@ class GroupTransformer(InvariantNet):
 
     Guarantee: with ``rule="exact"`` logits do not change under ``group`` (C4 or D4, or a subgroup), in exact
     arithmetic, whatever the weights; with ``rule="published"`` as the released code (see ``rules``).
-    Cost: order^3 * window^2 scores per pixel, head and layer; no cheaper than attention over the whole of a 28-px image.
+    Cost: order^3 * window^2 scores per pixel, head and layer; no cheaper than whole attention on 28 px.
     Source: Romero and Cordonnier (2021), "Group equivariant stand-alone self-attention for vision", arXiv:2010.00977
     (family ``gsa``); Xu et al. (2023), "E(2)-equivariant vision transformer", arXiv:2306.06722 (family ``ge-vit``).
     Differs from the released networks, to train on two cores: two heads instead of nine, window 3 instead of 5 to 9,
@@ -78,11 +82,12 @@ class GroupTransformer(InvariantNet):
         heads: int = 2,
         window: int = 3,
         pooling: bool = True,
-        **_: Any,
     ) -> None:
         super().__init__()
         if window % 2 == 0:
-            raise ModelError(f"{type(self).__name__}: window is {window}, expected an odd side with a pixel in its middle.")
+            raise ModelError(
+                f"{type(self).__name__}: window is {window}, expected an odd side with a pixel in its middle."
+            )
         times = 2 ** len(depths) if pooling else 1
         self.times, self.group = times, point_group(group)
         self.img_size = (self._side(img_size),) * 2
@@ -97,6 +102,7 @@ class GroupTransformer(InvariantNet):
             stages.append(nn.Sequential(pool, *blocks[start : start + depth]))
             start += depth
         self.stages = nn.Sequential(*stages)
+        whiten(self)
         self.set_head(width, num_classes)
 
     def _side(self, img_size: int | tuple[int, int]) -> int:

@@ -4,8 +4,8 @@ The layer lets query (x, g) look at key (y, m) and writes to the group element v
 them: g -> ug, m -> um, v -> uv, x -> ux. So the layer is equivariant if and only if what it encodes does not change
 then: in space v^-1 (y - x), on the group any function of v^-1 g and v^-1 m. The published rules on the group:
 
-- GSA-Nets (Romero and Cordonnier 2021, arXiv:2010.00977): v acts on g^-1 m. But g^-1 m does not change already when both
-  are turned; acting on it once more leaves v g^-1 m, which does. Not equivariant, for any group but C2 and C1.
+- GSA-Nets (Romero and Cordonnier 2021, arXiv:2010.00977): v acts on g^-1 m. But g^-1 m stays the same when both are
+  turned; acting on it once more leaves v g^-1 m, which does not. Not equivariant, for any group but C1.
 - GE-ViT (Xu et al. 2023, arXiv:2306.06722): on rotations 2g - m - v, which is v^-1 g m^-1 g: equivariant. Its released
   table for rotations and mirrors rolls each half of the group the other way and is no function of v^-1 g and v^-1 m.
 """
