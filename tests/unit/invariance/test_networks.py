@@ -75,7 +75,7 @@ def test_turning_the_image_changes_no_logit_at_the_start_and_after_training(name
 
 @pytest.mark.parametrize("name", ["popmi_p4_cnn", "popmi_ge_vit_p4"])
 def test_turns_alone_do_not_make_a_network_keep_mirrors(name):
-    group, shape = NETWORKS[name]
+    shape = NETWORKS[name][1]
     assert worst(created(name, side_of(name), **shape), images(side_of(name)), "D4") > 1e-2
 
 
