@@ -17,6 +17,7 @@ import typer
 from popmi_core import __version__
 from popmi_core.cli import data
 from popmi_core.cli.barrier import barrier
+from popmi_core.cli.evaluate import evaluate
 from popmi_core.cli.fuse import fuse
 from popmi_core.cli.serve import serve
 from popmi_core.cli.simulate import simulate
@@ -33,6 +34,7 @@ commands.command()(simulate)
 commands.command()(serve)
 commands.command()(fuse)
 commands.command()(barrier)
+commands.command()(evaluate)
 
 
 @commands.callback(invoke_without_command=True)

@@ -50,7 +50,7 @@ class Cloud:
 
 def draw_line(before: Line, after: Line, folder: Path) -> list[Path]:
     """Draw loss and accuracy along the line between the models; the dotted lines join the ends: no barrier."""
-    with _figure((8.2, 3.9)) as figure:
+    with canvas((8.2, 3.9)) as figure:
         panels = figure.subplots(1, 2)
         lines = ((before, GREY, "before"), (after, COLOURS[0], "after"))
         for line, colour, when in lines:
@@ -65,7 +65,7 @@ def draw_line(before: Line, after: Line, folder: Path) -> list[Path]:
             panel.legend(loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=8)
         panels[1].set_ylim(0, 1.02)
         panels[0].set_ylim(0, 1.05 * max(*before.path.losses, *after.path.losses))
-        return _save(figure, folder, "line")
+        return save(figure, folder, "line")
 
 
 def draw_heads(
@@ -75,7 +75,7 @@ def draw_heads(
     layers = list(before)
     rows = [(product, when, table) for product in PRODUCTS for when, table in (("before", before), ("after", after))]
     width = max(4.5, min(16.0, 1.5 * len(layers) + 1.6))
-    with _figure((width, 7.0)) as figure:
+    with canvas((width, 7.0)) as figure:
         panels = figure.subplots(len(rows), len(layers), squeeze=False)
         for (product, when, table), line in zip(rows, panels, strict=True):
             for layer, panel in zip(layers, line, strict=True):
@@ -89,7 +89,7 @@ def draw_heads(
         bar = figure.colorbar(picture, ax=panels, fraction=0.06, pad=0.03, aspect=40)
         bar.set_label("cosine of the heads' products")
         figure.suptitle("Attention heads: A down, B across", x=0.01, ha="left", fontsize=10)
-        return _save(figure, folder, "heads")
+        return save(figure, folder, "heads")
 
 
 def draw_layers(table: Mapping[str, Mapping[str, float]], folder: Path) -> list[Path]:
@@ -99,7 +99,7 @@ def draw_layers(table: Mapping[str, Mapping[str, float]], folder: Path) -> list[
     """
     layers, pairs = list(table), [tuple(pair.split(", ")) for pair in next(iter(table.values()))]
     models, others = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
-    with _figure((max(5.6, 0.5 * len(layers) + 3.6), 3.4)) as figure:
+    with canvas((max(5.6, 0.5 * len(layers) + 3.6), 3.4)) as figure:
         panel = figure.subplots()
         for one, two in pairs:
             marker, colour = MARKERS[models.index(one)], ("black", GREY, *COLOURS)[others.index(two)]
@@ -115,12 +115,12 @@ def draw_layers(table: Mapping[str, Mapping[str, float]], folder: Path) -> list[
             ha="right" if len(layers) > 6 else "center",
         )
         panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
-        return _save(figure, folder, "cka")
+        return save(figure, folder, "cka")
 
 
 def draw_bounds(line: Line, bounds: Bounds, folder: Path) -> list[Path]:
     """Draw the measured loss under the bounds of proposition 2, for both estimates of the constant."""
-    with _figure((8.6, 3.6)) as figure:
+    with canvas((8.6, 3.6)) as figure:
         # Apart: the last number under one panel must not touch the first under the next.
         panels = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.08})
         kinds = (
@@ -141,7 +141,7 @@ def draw_bounds(line: Line, bounds: Bounds, folder: Path) -> list[Path]:
         panels[0].set_ylabel("nats (logarithmic)")
         panels[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
         figure.suptitle("Proposition 2 on the line after matching", x=0.01, ha="left", fontsize=10)
-        return _save(figure, folder, "bound")
+        return save(figure, folder, "bound")
 
 
 def draw_features(panels: Sequence[tuple[str, Sequence[Cloud]]], folder: Path) -> list[Path]:
@@ -149,7 +149,7 @@ def draw_features(panels: Sequence[tuple[str, Sequence[Cloud]]], folder: Path) -
     models = list(dict.fromkeys(cloud.model for _, clouds in panels for cloud in clouds))
     sites = list(dict.fromkeys(cloud.site for _, clouds in panels for cloud in clouds))
     by_site = len(sites) > 1
-    with _figure((4.3 * len(panels) + 1.8, 4.2)) as figure:
+    with canvas((4.3 * len(panels) + 1.8, 4.2)) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axis, (title, clouds) in zip(axes, panels, strict=True):
             for cloud in clouds:
@@ -161,7 +161,7 @@ def draw_features(panels: Sequence[tuple[str, Sequence[Cloud]]], folder: Path) -
         handles = [_key(MARKERS[i % 6], GREY if by_site else COLOURS[i % 7], name) for i, name in enumerate(models)]
         handles += [_key("o", COLOURS[i % 7], name) for i, name in enumerate(sites)] if by_site else []
         axes[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
-        return _save(figure, folder, "features")
+        return save(figure, folder, "features")
 
 
 def _curve(panel: Any, alphas: Points, values: Sequence[float], colour: str, label: str) -> None:
@@ -186,14 +186,20 @@ def _key(marker: str, colour: str, name: str) -> Any:
 
 
 @contextmanager
-def _figure(size: tuple[float, float]) -> Iterator[Figure]:
+def canvas(size: tuple[float, float]) -> Iterator[Figure]:
+    """Yield an empty figure of this size (inches) in the house's style."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
 
 
-def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write the figure as ``name.png`` and ``name.svg`` and return their paths.
+
+    Raises:
+        RunError: If the folder cannot be written.
+    """
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     try:
         folder.mkdir(parents=True, exist_ok=True)

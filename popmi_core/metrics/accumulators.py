@@ -8,16 +8,18 @@ of sums; the bootstrap of turned images does not depend on the order at all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from popmi_core.errors import UpdateError
 from popmi_core.metrics.checks import FloatArray, IntArray, check_labels, check_probabilities, check_scores
 from popmi_core.metrics.classification import classification_metrics
 from popmi_core.metrics.resampling import RESAMPLES
 from popmi_core.metrics.turning import TurningFigures, check_turned, turning_figures
+
+Kind = TypeVar("Kind", bound=np.generic)
 
 
 class ScoreAccumulator:
@@ -146,7 +148,7 @@ def _require_some(batches: Sequence[FloatArray]) -> None:
         raise UpdateError("no batch was given, expected at least one. Call update before compute.")
 
 
-def _joined(parts: Sequence[FloatArray | IntArray | None], what: str, *, axis: int) -> FloatArray | IntArray | None:
+def _joined(parts: Sequence[NDArray[Kind] | None], what: str, *, axis: int) -> NDArray[Kind] | None:
     given = [part for part in parts if part is not None]
     if given and len(given) < len(parts):
         raise UpdateError(

@@ -1,0 +1,65 @@
+"""How many pixels a side the images at a place really have, before any reader reduces them."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from popmi_core.data.card import FILE_NAME, read_card
+from popmi_core.data.decode import SUFFIXES
+from popmi_core.data.medmnist import read_medmnist
+from popmi_core.data.shape import shape_of
+from popmi_core.data.spec import SiteSpec
+from popmi_core.errors import DataError
+
+_LOOK = 50
+# The central square of most of the raw archives' pictures, which are 200 x 150; others are brought to it.
+_RAW_SIZE = 150
+
+
+def native_size(spec: str, *, drawn: int, most: int) -> int:
+    """Return the pixels per side at which the images of ``spec`` should be read to lose nothing, at most ``most``.
+
+    An npz file's own size; of a prepared data set the size it was prepared at; of the raw dermoscopy archives
+    150; of folders the median shorter side of the first fifty pictures. A phantom is drawn at any size.
+
+    Args:
+        spec: As for ``load_site``, or a folder of several sites.
+        drawn: Pixels per side of a phantom.
+        most: Larger pictures are read at this size.
+
+    Raises:
+        DataError: If nothing can be read there.
+    """
+    parsed = SiteSpec.parse(spec)
+    if spec == "phantom" or parsed.path is None:
+        return min(drawn, most)
+    shape = shape_of(parsed.path)
+    if shape == "npz":
+        return min(most, len(read_medmnist(parsed.path, image_size=None).images[0]))
+    if shape == "raw":
+        return min(most, _RAW_SIZE)
+    cards = [folder for folder in (parsed.path, parsed.path.parent) if (folder / FILE_NAME).is_file()]
+    if cards:
+        return min(most, read_card(cards[0]).image_size)
+    return min(most, _median_side(parsed.path))
+
+
+def _median_side(folder: Path) -> int:
+    pictures = (file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES)
+    sides = []
+    for file in islice(pictures, _LOOK):
+        try:
+            with Image.open(file) as picture:
+                sides.append(min(picture.size))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # the reader reports it with its row
+    if not sides:
+        raise DataError(
+            f"there is no picture to measure in {folder.name}. Name a folder with labels.csv and images/, class "
+            "folders of pictures, or a MedMNIST npz file."
+        )
+    return int(np.median(sides))
