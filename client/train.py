@@ -21,7 +21,7 @@ from popmi_core.config import LocalConfig
 from popmi_core.data.images import ImageSet
 from popmi_core.errors import DataError, ModelError, UpdateError
 from popmi_core.learning.norms import freeze_norms, set_training_mode
-from popmi_core.learning.views import augment
+from popmi_core.learning.views import view
 
 if TYPE_CHECKING:
     from client.dpsgd import NoisyStep
@@ -168,7 +168,7 @@ class _Batches:
         for index in self._indices():
             images = self.images[index]
             if self.augment:
-                images = augment(images, self.generator)
+                images = view(images, "shifts" if self.augment == "shifts" else "dihedral+shifts", self.generator)
             yield self.normalise(images), self.target[index]
 
     def _indices(self) -> Iterable[Int[Tensor, " n"]]:

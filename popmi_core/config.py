@@ -46,13 +46,28 @@ class DataConfig(_Frozen):
 
 
 class AdapterConfig(_Frozen):
-    """PREA. ``merge_block`` k: rotated copies are merged after the first k blocks (None: a quarter)."""
+    """PREA. ``merge_block`` k: rotated copies are merged after the first k blocks (None: a quarter).
 
-    group: Literal["none", "C4", "D4"] = "none"
+    ``free_blocks``: so many of the last blocks may see orientation again (soft equivariance). ``group`` = ``auto``
+    chooses by validation, with ``pilot_seeds`` short runs of ``pilot_rounds`` for every candidate.
+    """
+
+    group: Literal["none", "auto", "C4", "D4"] = "none"
     merge_block: int | None = Field(default=None, ge=0)
     weights: Literal["mean", "lambda"] = "mean"
     rank: int = Field(default=8, ge=1)
     train: Literal["all", "adapter"] = "all"
+    free_blocks: int = Field(default=0, ge=0)
+    pilot_rounds: int = Field(default=2, ge=1)
+    pilot_seeds: int = Field(default=2, ge=1)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, handler: Any) -> dict[str, Any]:
+        # As in ModelConfig: descriptions without these keep their hash.
+        told: dict[str, Any] = handler(self)
+        off = set() if self.group == "auto" else {"pilot_rounds", "pilot_seeds"}
+        off |= set() if self.free_blocks else {"free_blocks"}
+        return {key: value for key, value in told.items() if key not in off}
 
 
 class LoraConfig(_Frozen):
@@ -89,7 +104,10 @@ class ModelConfig(_Frozen):
 
 
 class LocalConfig(_Frozen):
-    """What a site minimises between two rounds, and how."""
+    """What a site minimises between two rounds, and how.
+
+    ``augment``: random turns, mirror images, shifts and changes of light; ``shifts`` leaves the turns out.
+    """
 
     objective: Literal["plain", "proximal", "control_variates", "calibrated"] = "plain"
     epochs: int = Field(default=1, ge=1)
@@ -97,7 +115,7 @@ class LocalConfig(_Frozen):
     learning_rate: Positive = 1e-3
     weight_decay: float = Field(default=0.05, ge=0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    augment: bool = True
+    augment: bool | Literal["shifts"] = True
     proximal_mu: Positive = 0.01
     calibration_tau: Positive = 1.0
 
@@ -232,6 +250,10 @@ class RunConfig(_Frozen):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
         fuse, moved_here = self.fuse, self.match.method != "none" and self.match.where == "server"
+        if self.model.adapter.group == "auto" and self.privacy is not None:
+            raise ValueError(
+                "adapter.group = 'auto' trains pilots on the sites' images, outside the privacy budget: name the group"
+            )
         if ("ensemble" in fuse.rules) != (self.strategy == "ensemble"):
             raise ValueError("the ensemble is no model and only a strategy of its own: take strategy = 'ensemble'")
         if fuse.gate and moved_here:

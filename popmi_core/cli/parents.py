@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popmi_core.adapters import attach
 from popmi_core.checkpoints import file_sha256, open_state, with_more
+from popmi_core.cli.adapted import adapted, has_prea
 from popmi_core.cli.cards import arguments_of, card_of, check_cards, group_of, merge_block, named, sizes_of
-from popmi_core.cli.heads import ADAPTER, BACKBONE, classes_of
+from popmi_core.cli.heads import BACKBONE, classes_of
 from popmi_core.cli.lowranks import LowRank, low_rank_of
 from popmi_core.errors import ConfigError, ModelError
 from popmi_core.fusion import State
@@ -146,12 +146,12 @@ def architecture_of(
     if not name:
         raise ConfigError(f"{parents[0].file} does not say which model it is. Give timm's name with --model.")
     known_backbone(name)
-    adapted = any(key.startswith(ADAPTER) for key in parents[0].state)
+    under_prea = has_prea(parents[0])
     group = group or group_of(card)
-    if adapted != (group != "none"):
-        wanted = "has PREA inside: say which with --adapter C4 or D4" if adapted else "has no PREA inside"
+    if under_prea != (group != "none"):
+        wanted = "has PREA inside: say which with --adapter C4 or D4" if under_prea else "has no PREA inside"
         raise ModelError(f"{parents[0].file} {wanted}; --adapter is {group}. Correct it.")
-    prefix = BACKBONE if adapted else ""
+    prefix = BACKBONE if under_prea else ""
     classes = {who: classes_of(parent, name, prefix=prefix) for who, parent in named(parents).items()}
     if len(set(classes.values())) > 1:
         listed = ", ".join(f"{file} {count}" for file, count in classes.items())
@@ -162,9 +162,9 @@ def architecture_of(
     size = image_size or own_size
     if size != own_size:
         _check_size(model, name, int(size))
-    if adapted:
+    if under_prea:
         block = merge_block(parents, model, block)
-        model = _adapted(model, parents[0], group, block)
+        model = adapted(model, parents[0], group=group, merge_block=block, image_size=int(size))
     low_rank = low_rank_of(parents, [card_of(parent) for parent in parents], lora_alpha)
     if low_rank is not None:
         model = low_rank.on(model, file=parents[0].file)
@@ -266,23 +266,6 @@ def _image_size(model: nn.Module, arguments: Mapping[str, Any]) -> int:
     config = getattr(model, "pretrained_cfg", None) or {}
     size = own or config.get("input_size", (3, 224, 224))[-1]
     return int(size[0] if isinstance(size, tuple | list) else size)
-
-
-def _adapted(model: nn.Module, parent: Parent, group: str, merge_block: int | None) -> nn.Module:
-    down = parent.state.get(f"{ADAPTER}down.weight")
-    if down is None or down.ndim != 2:
-        got = "is missing" if down is None else f"has shape {tuple(down.shape)}"
-        raise ModelError(
-            f"{parent.file} has PREA inside, but its '{ADAPTER}down.weight' {got}, expected a matrix. Take a file of "
-            "the whole model."
-        )
-    return attach(
-        model,
-        group=group,
-        merge_block=merge_block,
-        weights="lambda" if f"{ADAPTER}score.weight" in parent.state else "mean",
-        rank=int(down.shape[0]),
-    )
 
 
 def _check(file: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import popmi_core.invariance.registered  # registers the equivariant networks with timm
 import popmi_core.models.presets  # noqa: F401  (registers the presets with timm)
 from popmi_core.adapters import add_lora, attach, require_exact
+from popmi_core.adapters.soft import soften
 from popmi_core.checkpoints import load_state
 from popmi_core.config import ModelConfig
 from popmi_core.errors import ModelError
@@ -63,6 +64,8 @@ def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Modul
 
 def _attach(model: nn.Module, name: str, config: ModelConfig, seed: int) -> nn.Module:
     wanted = config.adapter
+    if wanted.group == "auto":
+        raise ModelError("group 'auto' is no group yet: choose first (popmi simulate and popmi fit do), or name one.")
     adapted = attach(
         model,
         group=wanted.group,
@@ -75,6 +78,8 @@ def _attach(model: nn.Module, name: str, config: ModelConfig, seed: int) -> nn.M
     if config not in _PROVEN:
         require_exact(adapted.eval(), config.image_size, adapted.group, name=name)
         _PROVEN.add(config)
+    if wanted.free_blocks:
+        return soften(adapted, free_blocks=wanted.free_blocks, image_size=config.image_size)
     return adapted
 
 
@@ -82,7 +87,8 @@ def _adapters_in(state: Mapping[str, Tensor]) -> Literal["none", "prea", "lora"]
     """Return which adapter a file's model got last."""
     if any(".lora_A." in name for name in state):
         return "lora"
-    return "prea" if any(name.startswith("prea.") for name in state) else "none"
+    # Without adapters, PREA at block 0 has no tensor of its own.
+    return "prea" if any(name.startswith(("prea.", "backbone.")) for name in state) else "none"
 
 
 def _weights_file(name: str, weights: str) -> Path | None:

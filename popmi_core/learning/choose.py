@@ -1,0 +1,220 @@
+"""Which group a data set has, chosen by validation: short pilots, then the largest group that costs nothing.
+
+Candidates, from the smallest group to the largest: C1 (no adapter), soft C4 (PREA whose last blocks may see
+orientation), C4, D4. Chosen is the largest whose mean validation figure is within one standard error of the best (the
+rule of Breiman et al. 1984, Classification and Regression Trees, section 3.4.3): where orientation says nothing, the
+larger group is free knowledge; where it says something, a model that cannot see it falls behind by far more.
+
+Pilots never see turned views: an exact model gains nothing from them, and one that is free to would unlearn.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from popmi_core.data import ImageSet
+from popmi_core.errors import ConfigError, ModelError
+from popmi_core.learning.fit import FitConfig, fit
+
+SHARES = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "auroc": "AUROC"}
+"""Figures between 0 and 1 that groups may be chosen by, in words."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to treat orientation: ``name`` for people, ``group`` of PREA (``none`` without), ``free_blocks`` of it."""
+
+    name: str
+    group: str
+    free_blocks: int = 0
+
+
+def candidates_of(free_blocks: int = 1) -> tuple[Candidate, ...]:
+    """Return the candidates, from the smallest group to the largest; 0 free blocks leave the soft one out."""
+    soft = (Candidate("soft C4", "C4", free_blocks),) if free_blocks else ()
+    return (Candidate("C1", "none"), *soft, Candidate("C4", "C4"), Candidate("D4", "D4"))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen and why.
+
+    Attributes:
+        chosen: The candidate.
+        metric: The validation figure it was chosen by.
+        scores: That figure of every pilot, by candidate, from the smallest group to the largest.
+        means: Its mean by candidate.
+        standard_error: Of the best candidate's mean: over pilots, and over ``images``.
+        images: Validation images.
+        left_out: Candidates that could not be built, and why.
+        sentence: All this in one sentence.
+    """
+
+    chosen: Candidate
+    metric: str
+    scores: dict[str, tuple[float, ...]]
+    means: dict[str, float]
+    standard_error: float
+    images: int
+    left_out: dict[str, str] = field(default_factory=dict)
+    sentence: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a record."""
+        return asdict(self)
+
+
+def decide(
+    scores: Mapping[Candidate, Sequence[float]],
+    *,
+    images: int,
+    metric: str,
+    chance: float = 0.0,
+    left_out: Mapping[str, str] | None = None,
+) -> Choice:
+    """Return the largest group within one standard error of the best.
+
+    The standard error of the best mean m over s pilots joins two sources of chance,
+    ``sqrt(var(pilots) / s + m (1 - m) / images)``: the seeds', and which images there happen to be (of a share).
+
+    Args:
+        scores: By candidate, from the smallest group to the largest, the figure of every pilot, in [0, 1].
+        images: Validation images each figure is over.
+        metric: What the figures are, a key of ``SHARES``.
+        chance: The figure of a model that has learnt nothing; pilots that all come out like it decide nothing.
+        left_out: Candidates that could not be built, and why; for the record.
+
+    Raises:
+        ConfigError: If there is no figure, one is undefined or out of range, the metric is unknown, or no candidate is
+            better than chance by more than a standard error.
+    """
+    if metric not in SHARES:
+        raise ConfigError(f"groups are not chosen by {metric!r}, expected one of {', '.join(SHARES)}.")
+    for candidate, figures in scores.items():
+        bad = [figure for figure in figures if not 0 <= figure <= 1]
+        if bad or not figures:
+            got = bad[0] if bad else "no pilot"
+            raise ConfigError(
+                f"the {SHARES[metric]} of the pilots of {candidate.name} is {got}, expected numbers between 0 and 1. "
+                "Give more validation images of every class, or name the group."
+            )
+    if not scores or images < 1:
+        raise ConfigError("there is no pilot to choose a group by. Give validation images, or name the group.")
+    means = {candidate: statistics.fmean(figures) for candidate, figures in scores.items()}
+    best = max(means, key=lambda candidate: means[candidate])
+    pilots = scores[best]
+    by_seed = statistics.variance(pilots) / len(pilots) if len(pilots) > 1 else 0.0
+    error = math.sqrt(by_seed + means[best] * (1 - means[best]) / images)
+    if means[best] <= chance + error:
+        raise ConfigError(
+            f"no pilot learnt anything: the best mean {SHARES[metric]} is {means[best]:.3f} ({best.name}; standard "
+            f"error {error:.3f}), chance is {chance:.3f}. Make the pilots longer, or name the group."
+        )
+    # Rounding of the mean must not decide.
+    close = [candidate for candidate, mean in means.items() if mean >= means[best] - error - 1e-12]
+    choice = Choice(
+        chosen=close[-1],
+        metric=metric,
+        scores={candidate.name: tuple(figures) for candidate, figures in scores.items()},
+        means={candidate.name: mean for candidate, mean in means.items()},
+        standard_error=error,
+        images=images,
+        left_out=dict(left_out or {}),
+    )
+    return replace(choice, sentence=_sentence(choice, best.name, len(pilots)))
+
+
+def choose_group(
+    build: Callable[[Candidate, int], nn.Module],
+    train: ImageSet,
+    val: ImageSet,
+    config: FitConfig,
+    *,
+    candidates: Sequence[Candidate] | None = None,
+    seeds: int = 2,
+    on_pilot: Callable[[Candidate, int, float], None] | None = None,
+) -> Choice:
+    """Train short pilots of every candidate at one place and decide.
+
+    Args:
+        build: (candidate, seed) -> a fresh model, normalised images -> logits.
+        train: Images the pilots train on.
+        val: Images they are compared on, never turned.
+        config: Of one pilot, ``config.choose`` one of ``SHARES``; seeds count up from its seed. Its views lose their
+            turns.
+        candidates: From the smallest group to the largest; ``candidates_of()`` if None.
+        seeds: Pilots of every candidate.
+        on_pilot: Called with (candidate, seed, figure) after each.
+
+    Raises:
+        ConfigError: If nothing can be decided; see ``decide``.
+        ModelError: If the first candidate, the plain model, cannot be built.
+        DataError: If there are no images.
+        RunError: If a pilot diverges.
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds is {seeds}, expected at least 1 pilot of every candidate.")
+    if config.choose not in SHARES:
+        raise ConfigError(f"groups are not chosen by {config.choose!r}, expected one of {', '.join(SHARES)}.")
+    scores: dict[Candidate, list[float]] = {}
+    left_out: dict[str, str] = {}
+    for candidate in candidates or candidates_of():
+        try:
+            models = [build(candidate, config.seed + number) for number in range(seeds)]
+        except ModelError as error:
+            if not scores:
+                raise
+            left_out[candidate.name] = str(error)
+            continue
+        scores[candidate] = []
+        for number, model in enumerate(models):
+            pilot = replace(config, seed=config.seed + number, augment=_unturned(config))
+            figure = float(fit(model, train, val, pilot).best.figures[config.choose])
+            scores[candidate].append(figure)
+            if on_pilot is not None:
+                on_pilot(candidate, pilot.seed, figure)
+    return decide(
+        scores, images=len(val), metric=config.choose, chance=chance_of(val.targets, config.choose), left_out=left_out
+    )
+
+
+def chance_of(targets: npt.NDArray[np.int64], metric: str) -> float:
+    """Return the figure of a model that gives every image the same answer."""
+    if metric == "auroc":
+        return 0.5
+    counts = np.bincount(targets)
+    return float(counts.max() / counts.sum()) if metric == "accuracy" else 1 / int((counts > 0).sum())
+
+
+def _unturned(config: FitConfig) -> Any:
+    return "shifts" if config.augment.endswith("shifts") else "none"
+
+
+def _sentence(choice: Choice, best: str, pilots: int) -> str:
+    words, chosen, error = SHARES[choice.metric], choice.chosen.name, choice.standard_error
+    over = f"over {pilots} pilot{'s' if pilots > 1 else ''} and {choice.images} validation images"
+    if chosen == best:
+        text = f"{chosen}: mean {words} {choice.means[chosen]:.3f} {over} is the best"
+    else:
+        text = (
+            f"{chosen}: mean {words} {choice.means[chosen]:.3f} {over} is within one standard error ({error:.3f}) of "
+            f"the best, {best} with {choice.means[best]:.3f}"
+        )
+    names = list(choice.means)
+    larger = names[names.index(chosen) + 1 :]
+    if larger:
+        listed = ", ".join(f"{name} {choice.means[name]:.3f}" for name in larger)
+        text += f"; every larger group falls short of it by more ({listed}; standard error {error:.3f})"
+    elif len(names) > 1:
+        text += ", and no group is larger"
+    if choice.left_out:
+        text += f"; not tried: {', '.join(choice.left_out)}"
+    return f"{text}."
