@@ -1,4 +1,4 @@
-"""What a model costs: parameters, floating-point operations, and time and memory, always beside the plain model's."""
+"""What a model costs in parameters, time and memory, time always beside the plain model's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 Step = Callable[[], None]
 
@@ -17,19 +16,6 @@ Step = Callable[[], None]
 def parameters(model: nn.Module) -> int:
     """Return the number of free parameters: tied weights count once an orbit."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def flops(model: nn.Module, image_size: int) -> int:
-    """Return the floating-point operations of one image (a multiplication and an addition are two).
-
-    Counted are matrix products and convolutions, attention's included: it is run as two products here.
-    """
-    image = torch.zeros(1, 3, image_size, image_size)
-    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        counter = FlopCounterMode(display=False)
-        with counter:
-            model.eval()(image)
-    return int(counter.get_total_flops())
 
 
 def training_step(model: nn.Module, images: torch.Tensor, target: torch.Tensor) -> Step:

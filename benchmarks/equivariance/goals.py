@@ -72,8 +72,8 @@ def worst_angle(rows: Sequence[Result], dataset: str) -> str:
     word = "reached by all" if len(within) == len(ratios) else f"reached by {len(within)} of {len(ratios)} rows"
     low, high = (pick(ratios, key=lambda name: ratios[name]) for pick in (min, max))
     return (
-        f"Exact models' worst angle (mean over images of the largest total variation) within {TWICE:g} times the floor: {word}; "
-        f"from {ratios[low]:.1f} ({low}) to {ratios[high]:.1f} ({high})."
+        f"Exact models' worst angle (mean over images of the largest total variation) within {TWICE:g} times "
+        f"the floor: {word}; from {ratios[low]:.1f} ({low}) to {ratios[high]:.1f} ({high})."
     )
 
 

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from cases import MEASURED, Case
-from cost import flops, parameters, relative_speed
+from cost import parameters, relative_speed
 from data import Images, subset
 from torch import nn
 
 from popmi_core.adapters import equivariance_error
 from popmi_core.data import ImageSet
 from popmi_core.equivariance.curve import rotation_curve
+from popmi_core.equivariance.lie import lee_figures, lie_derivatives
+from popmi_core.errors import ModelError
 from popmi_core.groups import point_group
+from popmi_core.learning.cost import flops
 from popmi_core.learning.judge import predicted
 from popmi_core.metrics import classification_metrics
 from popmi_core.metrics.turning import turning_figures
@@ -31,8 +34,9 @@ GROUPS = ("C4", "D4")
 def figures(model: nn.Module, plain: nn.Module, case: Case, images: Images) -> dict[str, Any]:
     """Return every figure of a model in evaluation mode; ``plain`` is what its time is compared with."""
     size = images.image_size
-    found: dict[str, Any] = {"parameters": parameters(model), "flops": flops(model, size)}
-    found["flops_of_plain"] = found["flops"] / flops(plain, size)
+    blank = torch.zeros(1, 3, size, size)
+    found: dict[str, Any] = {"parameters": parameters(model), "flops": flops(model, blank)}
+    found["flops_of_plain"] = found["flops"] / flops(plain, blank)
     found |= relative_speed(model, plain, size)
     found |= hits(model, images.test, found["images_per_second"])
     turned, positions = subset(images.native, MEASURED["turned"], SUBSET_SEED)
@@ -67,6 +71,18 @@ def turning(model: nn.Module, turned: ImageSet, image_size: int) -> dict[str, An
         "floor": {name: rounded(value.value) for name, value in floor.figures.items()},
         "over_floor": {name: rounded(value.value) for name, value in found.over_floor.items()},
     }
+
+
+def lie(model: nn.Module, few: ImageSet) -> dict[str, Any]:
+    """Return LEE end to end, per pixel of movement and relative to the logits' spread, by generator.
+
+    Where a model has no forward-mode derivative, the reason instead.
+    """
+    try:
+        found = lee_figures(lie_derivatives(model, normalise(torch.from_numpy(few.images), model)), resamples=2)
+    except ModelError as error:
+        return {"why_not": str(error)}
+    return {name: rounded(one.relative.value) for name, one in found.items()}
 
 
 def errors(model: nn.Module, few: ImageSet) -> dict[str, float]:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from cases import Case
 from data import Images
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from popmi_core.adapters import attach
-from popmi_core.checkpoints import load_state, open_state, save_state
+from popmi_core.checkpoints import load_state, save_state
 from popmi_core.config import ModelConfig
 from popmi_core.invariance.catalogue import method
 from popmi_core.invariance.method import MethodContext
-from popmi_core.learning.fit import FitConfig, fit
-from popmi_core.models import build_model
+from popmi_core.learning.distill import DistillConfig, distill, student_of
+from popmi_core.learning.fit import FitConfig, Fitted, fit
+from popmi_core.models import build_model, normalise
 
 
 class Enlarged(nn.Module):
-    """Images are enlarged to ``size`` pixels (bilinear, even-handed to the quarter turns) before the model sees them."""
+    """Enlarges images to ``size`` pixels before the model sees them (bilinear, which commutes with quarter turns)."""
 
     def __init__(self, model: nn.Module, size: int) -> None:
         super().__init__()
@@ -33,7 +34,12 @@ class Enlarged(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""
-        return self.model(interpolate(images, size=(self.size, self.size), mode="bilinear", align_corners=False))
+        return self.model(enlarged(images, self.size))
+
+
+def enlarged(images: Tensor, size: int) -> Tensor:
+    """Return the images [n, c, side, side] at ``size`` pixels per side."""
+    return interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def backbone(case: Case, images: Images) -> nn.Module:
@@ -51,7 +57,9 @@ def build(case: Case, images: Images, runs: Path) -> nn.Module:
     row, size = case.row, case.row.image_size or images.image_size
     if row.kind == "plain":
         model = backbone(case, images)
-    elif row.kind in ("prea", "distilled"):
+    elif row.kind == "distilled":
+        model = student_of(inner(get_model(case.start(), images, runs)[0]), **row.options, seed=case.seed)
+    elif row.kind == "prea":
         model = attach(backbone(case, images), **row.options, seed=case.seed, image_size=size)
     else:
         context = MethodContext(
@@ -100,9 +108,7 @@ def train(model: nn.Module, case: Case, images: Images, runs: Path) -> dict[str,
     )  # fmt: skip
     begun = time.process_time()
     if case.row.kind == "distilled":
-        teacher, _ = get_model(case.start(), images, runs)
-        begun = time.process_time()
-        fitted = taught(teacher, model, images, config)
+        fitted = teach(inner(get_model(case.start(), images, runs)[0]), model, images, config)
     else:
         fitted = fit(model, images.train, images.val, config)
     return {
@@ -112,3 +118,20 @@ def train(model: nn.Module, case: Case, images: Images, runs: Path) -> dict[str,
         "val": {name: round(float(value), 5) for name, value in fitted.best.figures.items()},
         "last_loss": round(fitted.history[-1].loss, 5) if fitted.history else None,
     }
+
+
+def teach(teacher: nn.Module, student: nn.Module, images: Images, config: FitConfig) -> Fitted:
+    """Teach the student on the training images without their labels, as many passes as the others have."""
+    own = inner(student)
+
+    def as_inputs(stored: Tensor) -> Tensor:
+        pixels = normalise(stored, own)
+        return enlarged(pixels, student.size) if isinstance(student, Enlarged) else pixels
+
+    settings = DistillConfig(fit=replace(config, choose="nll"))
+    return distill(teacher, own, images.train.images, settings, normalise=as_inputs).fitted
+
+
+def inner(model: nn.Module) -> Any:
+    """Return the model that sees the enlarged images, or the model itself."""
+    return model.model if isinstance(model, Enlarged) else model

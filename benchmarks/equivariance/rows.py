@@ -43,9 +43,7 @@ class Row:
     image_size: int | None = None
 
 
-def prea(
-    name: str, tier: int, group: str, merge_block: int | None, **more: Any
-) -> Row:
+def prea(name: str, tier: int, group: str, merge_block: int | None, **more: Any) -> Row:
     """Return a row of PREA; what ``Row`` does not know goes to ``attach``."""
     known = {key: more.pop(key) for key in list(more) if key in Row.__dataclass_fields__}
     return Row(name, tier, "prea", {"group": group, "merge_block": merge_block, **more}, exact=group, **known)
@@ -87,10 +85,11 @@ PREA_ROWS = (
          only=("rotated_mnist",)),
 )  # fmt: skip
 DISTILLED = (
-    Row("PREA D4, k = 0, distilled", 1, "distilled", {"group": "D4", "merge_block": 0}, start="PREA D4", exact="D4",
+    Row("PREA D4, k = 0, distilled", 1, "distilled", {"merge_block": 0}, augment="shifts", start="PREA D4",
+        exact="D4",
         only=VIT_SETS),
-    Row("PREA C4, k = 0, 33 px, distilled", 1, "distilled", {"group": "C4", "merge_block": 0}, start="PREA C4",
-        exact="C4", only=("rotated_mnist",), image_size=ODD),
+    Row("PREA C4, k = 0, 33 px, distilled", 1, "distilled", {"merge_block": 0}, augment="shifts",
+        start="PREA C4, k = 1, 33 px", exact="C4", only=("rotated_mnist",), image_size=ODD),
 )  # fmt: skip
 # Other backbones, on one data set.
 OTHERS = (

@@ -64,7 +64,7 @@ def result_path(case: Case, runs: Path) -> Path:
 
 
 def keep(rows: Sequence[Result], runs: Path) -> None:
-    """Put a study's rows where results are kept, but for what is there; rows described otherwise by now are not read."""
+    """Put a study's rows where results are kept, but for what is there; those described otherwise are not read."""
     (runs / "results").mkdir(parents=True, exist_ok=True)
     for row in rows:
         path = runs / "results" / f"{row['key']}.json"
