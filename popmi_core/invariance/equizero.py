@@ -31,8 +31,9 @@ class Equizero(OrbitModel):
         backbone: M, any model that gives [n, ..., scores].
         action: How the group moves inputs.
         outputs: How it moves outputs; None: not at all, as with classes.
-        proxy: ``logit`` (the largest output, the paper's score for CLIP), ``confidence`` (the largest probability) or
-            ``entropy`` (its negative); with more than one row of scores an input, such as one a word, their mean.
+        proxy: ``logit`` (the largest output), ``confidence`` (the largest probability) or ``entropy`` (its negative);
+            with more than one row of scores an input, such as one a word, their mean: then every row depends on all
+            others, which a language model's may not.
         train: What ``phases`` trains.
 
     Raises:

@@ -7,10 +7,13 @@ from torch.nn import functional
 
 import popmi_core.models  # noqa: F401  (registers the small ViTs)
 from popmi_core.groups import act, image_action, orbit, point_group
-from popmi_core.groups.permutations import ChannelAction, generated
+from popmi_core.groups.permutations import ChannelAction, TokenAction, generated
 from popmi_core.invariance.build import build_method
+from popmi_core.invariance.equiattention import EquiAttention
 from popmi_core.invariance.equitune import Equitune
 from popmi_core.invariance.equizero import Equizero
+from popmi_core.invariance.lambda_equitune import LambdaEquitune
+from popmi_core.invariance.orbit import Parts
 from popmi_core.invariance.posthoc import PostHoc, embed
 
 # One for every place where a backbone is cut: the others of its kind take the same path.
@@ -244,3 +247,52 @@ def test_methods_serve_other_groups_such_as_permuted_colours():
         x = noise()
         torch.testing.assert_close(model(x[:, [2, 0, 1]]), model(x))
         assert len(orbit(colours, x)) == 6 * len(x)
+
+
+class NextWord(torch.nn.Module):
+    """Texts [n, words] -> scores of the word that follows [n, vocabulary]."""
+
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.embed = torch.nn.Embedding(vocabulary, 8)
+        self.hidden = torch.nn.Linear(8, 8)
+        self.out = torch.nn.Linear(8, vocabulary)
+
+    def features(self, texts):
+        return torch.tanh(self.hidden(self.embed(texts).cumsum(dim=1)[:, -1]))
+
+    def forward(self, texts):
+        return self.out(self.features(texts))
+
+
+class WordStages:
+    """Scores over words are what the group moves; the hidden layer says how much a copy counts."""
+
+    def front(self, model, inputs):
+        hidden = model.features(inputs)
+        return Parts(model.out(hidden), None, hidden)
+
+    def back(self, model, placed, free):
+        return placed
+
+    def width(self, model):
+        return model.out.in_features
+
+
+def test_methods_serve_texts_under_swapped_words():
+    words = TokenAction.swapping(("the", "he", "she", "his", "her", "doctor"), [("he", "she"), ("his", "her")])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = NextWord(6).double()
+    texts = torch.tensor([[0, 1, 5, 3], [2, 0, 4, 5]])
+    models = (
+        Equitune(plain, words, outputs=words),
+        Equizero(plain, words, outputs=words),
+        LambdaEquitune(plain, words, stages=WordStages()),
+        EquiAttention(plain, words, stages=WordStages()),
+    )
+    for model in (*models[:2], *map(shaken, models[2:])):
+        scores, swapped = model(texts), model(words.act(1, texts))
+        # Equivariant: the scores are swapped with the words, they do not stay as they are.
+        torch.testing.assert_close(swapped, words.act(1, scores))
+        assert (swapped - scores).abs().max() > 1e-3
