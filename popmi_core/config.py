@@ -30,6 +30,8 @@ GRAM_RULES: frozenset[str] = frozenset({"regmean", "opm_regmean"})
 """Rules that need the layers' input Gram matrices, which the sites compute on their own images."""
 STATISTIC_RULES: frozenset[str] = frozenset({"git_rebasin_activations"})
 """Rules that need to know what the sites' models and the broadcast one make of the same images."""
+_KIND = "(bottleneck|lifted-conv|lora)"
+_ADAPTERS = rf"^(none|{_KIND}(\+{_KIND})*)$"
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -48,6 +50,7 @@ class DataConfig(_Frozen):
 class AdapterConfig(_Frozen):
     """PREA. ``merge_block`` k: rotated copies are merged after the first k blocks (None: a quarter).
 
+    ``adapters``: bottleneck, lifted-conv, lora, several joined by ``+``, or none; all of ``rank``.
     ``free_blocks``: so many of the last blocks may see orientation again (soft equivariance). ``group`` = ``auto``
     chooses by validation, with ``pilot_seeds`` short runs of ``pilot_rounds`` for every candidate.
     """
@@ -57,6 +60,7 @@ class AdapterConfig(_Frozen):
     weights: Literal["mean", "lambda"] = "mean"
     rank: int = Field(default=8, ge=1)
     train: Literal["all", "adapter"] = "all"
+    adapters: str = "bottleneck"
     free_blocks: int = Field(default=0, ge=0)
     pilot_rounds: int = Field(default=2, ge=1)
     pilot_seeds: int = Field(default=2, ge=1)
@@ -67,6 +71,7 @@ class AdapterConfig(_Frozen):
         told: dict[str, Any] = handler(self)
         off = set() if self.group == "auto" else {"pilot_rounds", "pilot_seeds"}
         off |= set() if self.free_blocks else {"free_blocks"}
+        off |= {"adapters"} if self.adapters == "bottleneck" else set()
         return {key: value for key, value in told.items() if key not in off}
 
 

@@ -17,7 +17,9 @@ import typer
 from popmi_core import __version__
 from popmi_core.cli import data
 from popmi_core.cli.barrier import barrier
+from popmi_core.cli.distill import distill
 from popmi_core.cli.evaluate import evaluate
+from popmi_core.cli.fit import fit
 from popmi_core.cli.fuse import fuse
 from popmi_core.cli.serve import serve
 from popmi_core.cli.simulate import simulate
@@ -35,6 +37,8 @@ commands.command()(serve)
 commands.command()(fuse)
 commands.command()(barrier)
 commands.command()(evaluate)
+commands.command()(fit)
+commands.command()(distill)
 
 
 @commands.callback(invoke_without_command=True)

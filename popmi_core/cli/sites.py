@@ -21,14 +21,14 @@ _SEED = 0
 _PHANTOM_IMAGES = 600
 
 
-def read_sites(specs: Sequence[str], *, image_size: int, classes: int) -> dict[str, SiteData]:
+def read_sites(specs: Sequence[str], *, image_size: int, classes: int | None) -> dict[str, SiteData]:
     """Return the sites' images by name: of every spec, or of all sites in a folder of several.
 
     Args:
         specs: ``phantom``, ``phantom:<site>``, a MedMNIST npz file, a folder with labels.csv, class folders, or a
             folder of several sites.
         image_size: Pixels per side the models take.
-        classes: Number of classes the models know.
+        classes: Number of classes the models know; None where labels are not looked at.
 
     Raises:
         DataError: If images cannot be read, or have another number of classes than the models.
@@ -43,7 +43,7 @@ def read_sites(specs: Sequence[str], *, image_size: int, classes: int) -> dict[s
         for site, spec in named.items()
     }
     for site, data in sites.items():
-        if len(data.classes) != classes:
+        if classes is not None and len(data.classes) != classes:
             raise DataError(
                 f"site {site} has {len(data.classes)} classes ({', '.join(data.classes)}), the models know {classes}. "
                 "Give images of the classes the models were trained on."

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 import popmi_core.invariance.registered  # registers the equivariant networks with timm
 import popmi_core.models.presets  # noqa: F401  (registers the presets with timm)
-from popmi_core.adapters import add_lora, attach, require_exact
+from popmi_core.adapters import Prea, add_lora, attach, require_exact
+from popmi_core.adapters.prea import add_low_rank
+from popmi_core.adapters.wishes import adapters_of, holds_prea
 from popmi_core.adapters.soft import soften
 from popmi_core.checkpoints import load_state
 from popmi_core.config import ModelConfig
@@ -54,6 +56,8 @@ def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Modul
         model = _attach(model, name, config, seed)
     if path is not None and inside == "prea":
         load_local(model, state, source=path)
+    if isinstance(model, Prea) and "lora" in adapters_of(config.adapter.adapters):
+        model = add_low_rank(model, rank=config.adapter.rank, train=config.train, seed=seed)
     if config.lora is not None:
         wanted = config.lora
         model = add_lora(model, wanted.targets, rank=wanted.rank, alpha=wanted.alpha, train=config.train, seed=seed)
@@ -71,6 +75,7 @@ def _attach(model: nn.Module, name: str, config: ModelConfig, seed: int) -> nn.M
         group=wanted.group,
         merge_block=wanted.merge_block,
         weights=wanted.weights,
+        adapters=wanted.adapters,
         rank=wanted.rank,
         train=config.train,
         seed=seed,

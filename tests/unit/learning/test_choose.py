@@ -83,9 +83,9 @@ def test_where_orientation_says_nothing_the_largest_group_is_free():
 
 def test_the_same_seed_decides_alike_and_counts_up():
     seen = []
-    config = FitConfig(epochs=4, batch_size=8, learning_rate=5e-3, seed=4)
+    config = FitConfig(epochs=10, batch_size=8, learning_rate=0.02, seed=4)
     runs = [
-        choose_group(flat, colours(80, 1), colours(20, 2), config, candidates=(C1, C4), seeds=2, on_pilot=on)
+        choose_group(flat, colours(120, 1), colours(60, 2), config, candidates=(C1, C4), seeds=2, on_pilot=on)
         for on in (lambda *told: seen.append(told), None)
     ]
     assert runs[0] == runs[1]
@@ -121,8 +121,8 @@ def test_a_candidate_that_cannot_be_built_is_left_out_and_told():
             raise ModelError("no mirror images here")
         return flat(candidate, seed)
 
-    config = FitConfig(epochs=6, batch_size=8, learning_rate=5e-3)
-    choice = choose_group(only_some, colours(80, 1), colours(20, 2), config, candidates=(C1, D4), seeds=1)
+    config = FitConfig(epochs=10, batch_size=8, learning_rate=0.02)
+    choice = choose_group(only_some, colours(120, 1), colours(60, 2), config, candidates=(C1, D4), seeds=1)
     assert choice.left_out == {"D4": "no mirror images here"}
     assert "not tried: D4" in choice.sentence
     with pytest.raises(ModelError, match="no mirror images here"):
