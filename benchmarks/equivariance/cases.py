@@ -10,18 +10,22 @@ from typing import Any
 
 from rows import ROWS, Row
 
+LITE0 = "tf_efficientnet_lite0_imagenet.safetensors"
 DATASETS = ("rotated_mnist", "blood", "dermoscopy")
 # The rule for all rows of a data set: the same number of passes over the training images, batch, decay and warm-up.
 # What the figure that chooses the epoch is: validation accuracy, balanced where classes are skewed.
 RECIPES: dict[str, dict[str, Any]] = {
-    "rotated_mnist": {"backbone": "popmi_resnet20", "epochs": 8, "learning_rate": 2e-3, "choose": "accuracy"},
+    "rotated_mnist": {"backbone": "study_resnet20", "epochs": 8, "learning_rate": 2e-3, "choose": "accuracy"},
     "blood": {"backbone": "popmi_vit_64", "epochs": 8, "learning_rate": 1e-3, "choose": "accuracy"},
     "dermoscopy": {"backbone": "popmi_vit_nano", "patch_size": 16, "epochs": 10, "learning_rate": 1e-3,
                    "choose": "balanced_accuracy"},
+    # Those of posthoc.py.
+    "upright_mnist": {"backbone": "study_resnet20", "epochs": 8, "learning_rate": 2e-3, "choose": "accuracy"},
+    "tenth_mnist": {"backbone": "study_resnet20", "epochs": 40, "learning_rate": 2e-3, "choose": "accuracy"},
+    "pretrained": {"backbone": "tf_efficientnet_lite0", "weights": LITE0, "epochs": 2, "learning_rate": 5e-4,
+                   "choose": "balanced_accuracy"},
 }  # fmt: skip
 COMMON = {"batch_size": 64, "weight_decay": 0.05, "warmup": 0.1}
-# Networks of a rival have no backbone of the data set's kind; convolutions and attention on pixels take this rate.
-NETWORK_RATE = 2e-3
 # How figures are measured: images that are turned and probed, drawn once; a test set is read whole unless that takes
 # longer than ``patience`` seconds, then ``fewer`` of its images, drawn once.
 MEASURED = {"turned": 256, "lie": 32, "fewer": 10_000, "patience": 30}
@@ -43,11 +47,10 @@ class Case:
         found = {**COMMON, **RECIPES[self.dataset]}
         if self.row.backbone:
             found |= {"backbone": self.row.backbone}
-            found.pop("patch_size", None)
-        if self.row.backbone == "popmi_vit_64":
-            found["learning_rate"] = 1e-3
-        if self.row.kind == "method" and self.row.options["method"] in NETWORK_NAMES:
-            found["learning_rate"] = NETWORK_RATE
+            if not self.row.backbone.startswith("popmi_octic"):
+                found.pop("patch_size", None)
+        if self.row.rate is not None:
+            found["learning_rate"] = self.row.rate
         return {**found, "epochs": found["epochs"] * self.row.stretch, "augment": self.row.augment}
 
     def described(self) -> dict[str, Any]:
@@ -78,17 +81,12 @@ class Case:
 
     def plain(self) -> Case:
         """Return the run of the plain backbone that this row's cost is compared with."""
-        return Case(self.dataset, Row("plain", 0, "plain", backbone=self.row.backbone), self.seed)
+        own = "" if self.row.kind == "network" else self.row.backbone
+        return Case(self.dataset, Row("plain", 0, "plain", backbone=own), self.seed)
 
     def start(self) -> Case:
         """Return the run whose model this one starts from."""
         return Case(self.dataset, named(self.row.start, self.dataset), self.seed)
-
-
-NETWORK_NAMES = frozenset(
-    row.options["method"] for row in ROWS if row.kind == "method" and row.options["method"].endswith(
-        ("-cnn", "-vit", "-densenet", "-steerable", "-p4", "-p4m"))
-)  # fmt: skip
 
 
 def digest(described: dict[str, Any]) -> str:

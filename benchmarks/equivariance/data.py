@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -99,6 +99,12 @@ def _turned_back(image: np.ndarray, degrees: float) -> np.ndarray:
     return np.repeat(np.asarray(grey)[..., None], 3, axis=2)
 
 
+def tenth_of_digits() -> Images:
+    """Return rotated digits with a tenth of the training images, the same part of every class."""
+    whole = rotated_digits()
+    return replace(whole, name="tenth_mnist", train=share(whole.train, 0.1, whole.num_classes))
+
+
 def blood_cells() -> Images:
     """Return BloodMNIST content: 11,959, 1,712 and 3,421 cells of eight classes at 28 pixels."""
     site = load_site("blood", str(data_folder() / BLOOD), image_size=28, phantom_images=0, seed=0)
@@ -128,6 +134,8 @@ def _pooled(image_size: int) -> dict[str, ImageSet]:
 LOADERS: dict[str, Callable[[], Images]] = {
     "rotated_mnist": rotated_digits,
     "upright_mnist": upright_digits,
+    "tenth_mnist": tenth_of_digits,
     "blood": blood_cells,
     "dermoscopy": dermoscopy,
+    "pretrained": dermoscopy,
 }

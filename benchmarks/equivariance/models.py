@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -9,15 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nets  # noqa: F401  (registers a backbone)
 from cases import Case
-from data import Images
+from data import Images, data_folder
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from popmi_core.adapters import attach
 from popmi_core.checkpoints import load_state, save_state
 from popmi_core.config import ModelConfig
-from popmi_core.invariance.catalogue import method
+from popmi_core.invariance.build import build_method
 from popmi_core.invariance.method import MethodContext
 from popmi_core.learning.distill import DistillConfig, distill, student_of
 from popmi_core.learning.fit import FitConfig, Fitted, fit
@@ -48,6 +50,7 @@ def backbone(case: Case, images: Images) -> nn.Module:
     config = ModelConfig(
         backbone=recipe["backbone"], image_size=case.row.image_size or images.image_size,
         patch_size=recipe.get("patch_size"),
+        weights=str(data_folder() / recipe["weights"]) if "weights" in recipe else "random",
     )  # fmt: skip
     return build_model(config, images.num_classes, seed=case.seed)
 
@@ -55,7 +58,7 @@ def backbone(case: Case, images: Images) -> nn.Module:
 def build(case: Case, images: Images, runs: Path) -> nn.Module:
     """Return the row's model as it is before training."""
     row, size = case.row, case.row.image_size or images.image_size
-    if row.kind == "plain":
+    if row.kind in ("plain", "network"):
         model = backbone(case, images)
     elif row.kind == "distilled":
         model = student_of(inner(get_model(case.start(), images, runs)[0]), **row.options, seed=case.seed)
@@ -65,23 +68,19 @@ def build(case: Case, images: Images, runs: Path) -> nn.Module:
         context = MethodContext(
             _source(case, images, runs), row.options["group"], size, 3, images.num_classes, case.seed, row.train
         )
-        model = method(row.options["method"]).build(context)
+        model = build_method(row.options["method"], context)
     return model if size == images.image_size else Enlarged(model, size)
 
 
 def _source(case: Case, images: Images, runs: Path) -> Callable[[], nn.Module]:
     """Return what a method is built on: fresh backbones, or copies of a trained one."""
-    if not case.row.start:
-        return lambda: backbone(case, images)
-    trained, _ = get_model(case.start(), images, runs)
-    state = trained.state_dict()
+    return fresh_copies(case.start(), images, runs) if case.row.start else lambda: backbone(case, images)
 
-    def copy() -> nn.Module:
-        model = backbone(case.start(), images)
-        model.load_state_dict(state)
-        return model
 
-    return copy
+def fresh_copies(case: Case, images: Images, runs: Path) -> Callable[[], nn.Module]:
+    """Return what makes copies of the trained plain model of a run."""
+    trained, _ = get_model(case, images, runs)
+    return lambda: copy.deepcopy(trained)
 
 
 def get_model(case: Case, images: Images, runs: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -17,16 +17,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import json
-import multiprocessing
-import sys
 import time
-import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cases import DATASETS, MEASURED, Case, cases
+from workers import run_all, write_whole
 
 Result = dict[str, Any]
 
@@ -40,7 +37,7 @@ def main() -> None:
     if not arguments.kept_only:
         missing = [case for case in cases(datasets, arguments.seeds) if not result_path(case, arguments.runs).exists()]
         wanted = [case for case in missing if not arguments.rows or case.row.name in arguments.rows.split(";")]
-        run_all(wanted, arguments.runs, jobs=arguments.jobs, minutes=arguments.minutes)
+        run_all(run, wanted, arguments.runs, jobs=arguments.jobs, minutes=arguments.minutes)
     write(arguments.out, arguments.runs, arguments.seeds)
 
 
@@ -72,39 +69,11 @@ def keep(rows: Sequence[Result], runs: Path) -> None:
             path.write_text(json.dumps(row) + "\n")
 
 
-def run_all(wanted: Sequence[Case], runs: Path, *, jobs: int, minutes: float) -> None:
-    """Run the cases in their order, ``jobs`` at a time; nothing is begun once the minutes are over."""
-    until = time.monotonic() + 60 * minutes
-    queue: Iterator[Case] = iter(wanted)
-    running: set[Future[str]] = set()
-    # Workers stay, so that a data set is read once a worker; no fork: torch's threads do not survive one.
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        while True:
-            while len(running) < jobs and time.monotonic() < until and (case := next(queue, None)) is not None:
-                running.add(pool.submit(run, case, runs))
-            if not running:
-                return
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                print(future.result(), file=sys.stderr, flush=True)
-
-
 def run(case: Case, runs: Path) -> str:
-    """Train and measure one case, keep the result, and return a line about it; a failure is told and kept nowhere."""
-    import torch
-
-    torch.set_num_threads(1)
+    """Train and measure one case, keep the result, and return a line about it."""
     begun = time.monotonic()
-    try:
-        row = result(case, runs)
-    except Exception as error:
-        told = traceback.format_exc(limit=-3)
-        return f"FAILED {case.dataset}, {case.row.name}, seed {case.seed}: {type(error).__name__}: {error}\n{told}"
-    path = result_path(case, runs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(row) + "\n")
-    partial.replace(path)
+    row = result(case, runs)
+    write_whole(result_path(case, runs), json.dumps(row) + "\n")
     turned = row["turning"]
     return (
         f"{time.strftime('%H:%M:%S')} {case.dataset}, {case.row.name}, seed {case.seed}: accuracy "

@@ -30,7 +30,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "Swin": ("swin_tiny_patch4_window7_224", _SWIN, 32),
     "Swin V2": ("swinv2_tiny_window8_256", _SWIN, 32),
     "ConvNeXt": ("convnext_atto", _CONVNEXT, 64),
-    "ResNet-20": ("popmi_resnet20", {}, 33),
     "ResNet": ("test_resnet", {}, 33),
     "EfficientNet": ("test_efficientnet", {}, 33),
 }  # fmt: skip
