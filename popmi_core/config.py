@@ -51,16 +51,18 @@ class AdapterConfig(_Frozen):
     """PREA. ``merge_block`` k: rotated copies are merged after the first k blocks (None: a quarter).
 
     ``adapters``: bottleneck, lifted-conv, lora, several joined by ``+``, or none; all of ``rank``.
+    ``allow_approximate`` takes image sizes at which the group is not exact.
     ``free_blocks``: so many of the last blocks may see orientation again (soft equivariance). ``group`` = ``auto``
     chooses by validation, with ``pilot_seeds`` short runs of ``pilot_rounds`` for every candidate.
     """
 
-    group: Literal["none", "auto", "C4", "D4"] = "none"
+    group: Literal["none", "auto", "C1", "C2", "C4", "D1", "D2", "D4"] = "none"
     merge_block: int | None = Field(default=None, ge=0)
     weights: Literal["mean", "lambda"] = "mean"
     rank: int = Field(default=8, ge=1)
     train: Literal["all", "adapter"] = "all"
-    adapters: str = "bottleneck"
+    adapters: Annotated[str, Field(pattern=_ADAPTERS)] = "bottleneck"
+    allow_approximate: bool = False
     free_blocks: int = Field(default=0, ge=0)
     pilot_rounds: int = Field(default=2, ge=1)
     pilot_seeds: int = Field(default=2, ge=1)
@@ -72,6 +74,7 @@ class AdapterConfig(_Frozen):
         off = set() if self.group == "auto" else {"pilot_rounds", "pilot_seeds"}
         off |= set() if self.free_blocks else {"free_blocks"}
         off |= {"adapters"} if self.adapters == "bottleneck" else set()
+        off |= set() if self.allow_approximate else {"allow_approximate"}
         return {key: value for key, value in told.items() if key not in off}
 
 

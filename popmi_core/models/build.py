@@ -17,8 +17,8 @@ import popmi_core.invariance.registered  # registers the equivariant networks wi
 import popmi_core.models.presets  # noqa: F401  (registers the presets with timm)
 from popmi_core.adapters import Prea, add_lora, attach, require_exact
 from popmi_core.adapters.prea import add_low_rank
-from popmi_core.adapters.wishes import adapters_of, holds_prea
 from popmi_core.adapters.soft import soften
+from popmi_core.adapters.wishes import adapters_of
 from popmi_core.checkpoints import load_state
 from popmi_core.config import ModelConfig
 from popmi_core.errors import ModelError
@@ -70,19 +70,24 @@ def _attach(model: nn.Module, name: str, config: ModelConfig, seed: int) -> nn.M
     wanted = config.adapter
     if wanted.group == "auto":
         raise ModelError("group 'auto' is no group yet: choose first (popmi simulate and popmi fit do), or name one.")
+    known = config in _PROVEN
+    # Low-rank adapters come later: a file may hold the model as it was before it got them.
+    kinds = [kind for kind in adapters_of(wanted.adapters) if kind != "lora"]
     adapted = attach(
         model,
         group=wanted.group,
         merge_block=wanted.merge_block,
         weights=wanted.weights,
-        adapters=wanted.adapters,
+        adapters="+".join(kinds) or "none",
         rank=wanted.rank,
         train=config.train,
         seed=seed,
+        image_size=None if known else config.image_size,
+        allow_approximate=wanted.allow_approximate,
     )
-    if config not in _PROVEN:
+    if not known and not wanted.allow_approximate:
         require_exact(adapted.eval(), config.image_size, adapted.group, name=name)
-        _PROVEN.add(config)
+    _PROVEN.add(config)
     if wanted.free_blocks:
         return soften(adapted, free_blocks=wanted.free_blocks, image_size=config.image_size)
     return adapted
