@@ -34,7 +34,9 @@ def simulate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same machine: the same model, bit for bit.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Any timm model by name.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="PREA: none, C4 or D4.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", "--group", help="PREA: none, C4, D4, or auto: chosen by validation.")
+    ] = None,
     lora_rank: Annotated[int | None, typer.Option(help="Low-rank adapters of this rank on the attention.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels per side.")] = None,
     weights: Annotated[str | None, typer.Option(help="random, pretrained or a safetensors file.")] = None,
@@ -73,7 +75,7 @@ def simulate(
             raise ConfigError("--resume goes on with a run as it was described: give no other description beside it.")
         plan = reopen_run(resume)
     else:
-        plan = plan_run(_describe(config, given), out)
+        plan = _planned(_describe(config, given), out, engine=engine, quiet=json_summary)
     if plan.resume and has_finished(Path(plan.folder)):
         typer.echo(f"{plan.folder}: this run has finished; there is nothing to go on with.", err=True)
     else:
@@ -83,6 +85,24 @@ def simulate(
         typer.echo(summary.to_json())
     else:
         print_summary(summary)
+
+
+def _planned(config: RunConfig, out: Path | None, *, engine: str, quiet: bool) -> RunPlan:
+    if config.model.adapter.group != "auto":
+        return plan_run(config, out)
+    from popmi_core.cli.pilots import choose_in_pilots, keep_choice
+
+    decided, choice = choose_in_pilots(
+        config,
+        out,
+        lambda pilot: run_simulation(pilot, engine=engine, quiet=True),
+        lambda line: None if quiet else typer.echo(line, err=True),
+    )
+    if not quiet:
+        typer.echo(f"group chosen: {choice.sentence}", err=True)
+    plan = plan_run(decided, out)
+    keep_choice(choice, Path(plan.folder))
+    return plan
 
 
 def run_simulation(plan: RunPlan, *, engine: str, quiet: bool) -> None:

@@ -13,6 +13,8 @@ from rich.table import Table
 from popmi_core.cli import apps
 
 RECORD = "record.sqlite"
+CHOICE_FILE = "group.json"
+"""How a run came to its group, where that was chosen by validation."""
 COLUMNS = {
     "auroc": "AUROC",
     "balanced_accuracy": "balanced acc.",
@@ -35,6 +37,7 @@ class Summary:
     images is told of by no site. ``bounds`` enclose the exact common figures, by name. ``model`` is None where the
     sites have no common one (local, ensemble). ``wins`` counts by candidate how many rounds took it, where rounds
     chose; ``regret`` is the most that one site lost by a choice (nats of validation loss), over all rounds.
+    ``group`` says in one sentence how the group was chosen; None where it was named.
     """
 
     run: str
@@ -59,6 +62,7 @@ class Summary:
     report: str
     wins: dict[str, int] = field(default_factory=dict)
     regret: float | None = None
+    group: str | None = None
 
     def to_json(self) -> str:
         """Return the summary as JSON, sorted by key."""
@@ -122,7 +126,17 @@ def summarise(folder: Path) -> Summary:
         report=str(folder / "report.html"),
         wins=dict(Counter(row.notes["chosen"] for row in done if row.notes.get("chosen")).most_common()),
         regret=max((row.notes["regret"] for row in done if row.notes.get("regret") is not None), default=None),
+        group=read_choice(folder),
     )
+
+
+def read_choice(folder: Path) -> str | None:
+    """Return in one sentence how the run in ``folder`` came to its group; None where the group was named."""
+    try:
+        found = json.loads((folder / CHOICE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(found["sentence"]) if isinstance(found, dict) and "sentence" in found else None
 
 
 def print_summary(summary: Summary) -> None:
@@ -148,6 +162,8 @@ def print_summary(summary: Summary) -> None:
             table.add_row(name, *(_cell(row, column, bounds.get(column)) for column in COLUMNS))
     console.print(table)
     console.print(f"{summary.status}{f': {summary.reason}' if summary.reason else ''}", markup=False, highlight=False)
+    if summary.group is not None:
+        console.print(f"group chosen: {summary.group}", markup=False, highlight=False, soft_wrap=True)
     if summary.wins:
         won = ", ".join(f"{name} {times}" for name, times in summary.wins.items())
         lost = "" if summary.regret is None else f"; at most {summary.regret:.3f} nats worse for one site than its best"
