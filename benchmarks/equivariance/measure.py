@@ -39,7 +39,8 @@ def figures(model: nn.Module, plain: nn.Module, case: Case, images: Images) -> d
     found["flops_of_plain"] = found["flops"] / flops(plain, blank)
     found |= relative_speed(model, plain, size)
     found |= hits(model, images.test, found["images_per_second"])
-    turned, positions = subset(images.native, MEASURED["turned"], SUBSET_SEED)
+    count = "turned" if found["images_per_second"] >= MEASURED["slow"] else "turned_slow"
+    turned, positions = subset(images.native, MEASURED[count], SUBSET_SEED)
     few = images.test.subset(positions[: MEASURED["lie"]])
     found["turning"] = turning(model, turned, size)
     found["lee"] = lie(model, few)
@@ -49,8 +50,9 @@ def figures(model: nn.Module, plain: nn.Module, case: Case, images: Images) -> d
 
 def hits(model: nn.Module, test: ImageSet, speed: float) -> dict[str, Any]:
     """Return the figures of upright test images: of all, or of a fixed draw of them where all would take too long."""
-    fast = len(test) <= MEASURED["patience"] * speed
-    chosen = test if fast else subset(test, MEASURED["fewer"], SUBSET_SEED)[0]
+    counts = [count for count in (len(test), MEASURED["fewer"], MEASURED["fewest"]) if count <= len(test)]
+    quick = [count for count in counts if count <= MEASURED["patience"] * speed]
+    chosen = subset(test, max(quick, default=min(counts)), SUBSET_SEED)[0]
     scores = predicted(model, chosen, lambda pixels: normalise(pixels, model))
     found = classification_metrics(scores, chosen.targets)
     return {"tested": len(chosen), **{name: rounded(found[name]) for name in HIT}}

@@ -12,7 +12,7 @@ from typing import Any
 
 import nets  # noqa: F401  (registers a backbone)
 from cases import Case
-from data import Images, data_folder
+from data import Images, data_folder, subset
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -24,6 +24,9 @@ from popmi_core.invariance.method import MethodContext
 from popmi_core.learning.distill import DistillConfig, distill, student_of
 from popmi_core.learning.fit import FitConfig, Fitted, fit
 from popmi_core.models import build_model, normalise
+
+# Of rows that train on some of the images.
+DRAWN = 21
 
 
 class Enlarged(nn.Module):
@@ -105,6 +108,8 @@ def train(model: nn.Module, case: Case, images: Images, runs: Path) -> dict[str,
         weight_decay=recipe["weight_decay"], warmup=recipe["warmup"], seed=case.seed, augment=recipe["augment"],
         choose=recipe["choose"],
     )  # fmt: skip
+    if case.row.images is not None:
+        images = replace(images, train=subset(images.train, case.row.images, DRAWN)[0])
     begun = time.process_time()
     if case.row.kind == "distilled":
         fitted = teach(inner(get_model(case.start(), images, runs)[0]), model, images, config)
@@ -113,6 +118,7 @@ def train(model: nn.Module, case: Case, images: Images, runs: Path) -> dict[str,
     return {
         "seconds": round(time.process_time() - begun, 1),
         "epochs": recipe["epochs"],
+        "seen": recipe["epochs"] * len(images.train),
         "best_epoch": fitted.best.number,
         "val": {name: round(float(value), 5) for name, value in fitted.best.figures.items()},
         "last_loss": round(fitted.history[-1].loss, 5) if fitted.history else None,

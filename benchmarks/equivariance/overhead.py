@@ -42,10 +42,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int, int, tuple[int, ...]]] = {
 }  # fmt: skip
 INTRODUCTION = """# What PREA adds to a backbone
 
-Printed by `python benchmarks/equivariance/overhead.py --out docs/results/overhead` in one run of one thread
-({rounds} rounds, torch {torch}); every figure is in `overhead.json`. Times are processor time, interleaved, medians,
-against the plain backbone; *adapter*: the backbone is frozen, adapter and head train. Peak memory is what one training
-step (AdamW) or one forward pass allocates beyond the model, in a process of its own. *k = L* is averaging the orbit's
+Printed by `python benchmarks/equivariance/overhead.py --out docs/results/overhead` in one run of one thread ({rounds}
+rounds, torch {torch}); every figure is in `overhead.json`. Times are processor time, interleaved, medians, against
+the plain backbone; *adapter*: the backbone is frozen, adapter and head train. Peak memory is what one training step
+(AdamW) or one forward pass allocates beyond the model, in a process of its own. *k = L* is averaging the orbit's
 features; *equitune* is that method of the catalogue (average of logits).
 """
 

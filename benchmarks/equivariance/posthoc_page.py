@@ -9,14 +9,16 @@ from typing import Any
 INTRODUCTION = """# Aggregating a trained model's orbit
 
 Printed by `python benchmarks/equivariance/posthoc.py --out docs/results/posthoc`; every run is in `posthoc.json`.
-Accuracy in per cent (balanced accuracy in brackets for dermoscopy), medians over seeds, lowest to highest behind them.
-*none*: the plain model as it was trained, aggregated; *head*: the head and what the aggregation adds are trained
-on; *all*: everything is. Groups beyond four rotations interpolate (bicubic). A learned aggregation is not told untrained.
+Accuracy in per cent (balanced accuracy in brackets for dermoscopy), medians over seeds, lowest to highest behind
+them. *none*: the plain model as it was trained, aggregated; *head*: the head and what the aggregation adds are
+trained on; *all*: everything is. Groups beyond four rotations interpolate (bicubic). A learned aggregation is not
+told untrained.
 
-Digits: a ResNet-20 of `popmi_core.models` trained without augmentation; tested on 2,000 of the 50,000 rotated
-test digits, drawn once; two passes over 1,000 of its training images afterwards. *Upright*: rotated MNIST's own digits
-turned back by their known angle (bicubic), so they are interpolated twice. *A tenth*: 1,000 rotated digits,
-forty passes. Lite0: weights of ImageNet, two passes over dermoscopy at 64 px, then two over 300 of its images; tested on 500.
+Digits: a ResNet-20 of `popmi_core.models` trained without augmentation; tested on 2,000 of the 50,000 rotated test
+digits, drawn once; two passes over 1,000 of its training images afterwards. *Upright*: rotated MNIST's own digits
+turned back by their known angle (bicubic), so they are interpolated twice. *A tenth*: 1,000 rotated digits, forty
+passes. Lite0: weights of ImageNet, two passes over dermoscopy at 64 px, then two over 300 of its images; tested on
+500.
 """
 DERMOSCOPY = "pretrained EfficientNet-Lite0"
 
