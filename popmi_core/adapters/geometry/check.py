@@ -1,4 +1,4 @@
-"""Is a backbone exact at this image size, if its copies are merged after this block? If not: why, how much, what size?"""
+"""Is a backbone exact at this image size, merged after this block? If not: why, by how much, and at what size?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from popmi_core.groups import PointGroup, point_group
 Verdict = Literal["exact", "approximate", "refused"]
 REFUSED_FROM = 0.5
 """An error of half the spread between images and more is no approximation: the answer is another one."""
-_SMALLEST = 8
+_SMALLEST, _FAR = 8, 32
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def check_geometry(
     group: str | PointGroup,
     merge_block: int,
     measure: bool = True,
+    search: bool = True,
     make: Callable[[int], nn.Module] | None = None,
 ) -> Geometry:
     """Return whether the part after the merge commutes with the group at this image size.
@@ -61,12 +62,15 @@ def check_geometry(
         merge_block: k, from 0 to the number of blocks (ViT) or stages (other families).
         measure: Run a tied copy as well: its error is the figure, and shows layers that the rules do not know.
             Without it an uneven geometry is always called approximate.
+        search: Look for the nearest exact size where this one is not.
         make: Builds the backbone for another image size; by default timm's own ``set_input_size`` is used.
 
     Raises:
         ModelError: If the group is not exact on a grid, or the backbone has no blocks or stages.
     """
-    return check_all(backbone, image_size, group=group, merge_blocks=(merge_block,), measure=measure, make=make)[0]
+    return check_all(
+        backbone, image_size, group=group, merge_blocks=(merge_block,), measure=measure, search=search, make=make
+    )[0]
 
 
 def check_all(
@@ -76,6 +80,7 @@ def check_all(
     group: str | PointGroup,
     merge_blocks: Sequence[int] | None = None,
     measure: bool = True,
+    search: bool = True,
     make: Callable[[int], nn.Module] | None = None,
 ) -> tuple[Geometry, ...]:
     """Return ``check_geometry`` for several merge blocks (None: all of them) at the price of one trace a size."""
@@ -86,7 +91,7 @@ def check_all(
     if measure and not seen.problem:
         twin = tied_twin(backbone, image_size, symmetry)
         found = [_measured(twin, geometry, symmetry) for geometry in found]
-    return _with_nearest(found, backbone, symmetry, make)
+    return _with_nearest(found, backbone, symmetry, make) if search else tuple(found)
 
 
 def judge(seen: Trace, image_size: int, group: PointGroup, merge_block: int, *, count: int) -> Geometry:
@@ -117,7 +122,8 @@ def _measured(twin: Any, geometry: Geometry, group: PointGroup) -> Geometry:
     reasons = geometry.reasons
     if not reasons and not error < TOLERANCE:
         found = first_break(twin, images, group, geometry.merge_block)
-        reasons = (found or Reason("", "some layer keeps places in a way that is not known here"),)
+        what = "some layer keeps places in a way that is not known here"
+        reasons = (found or Reason("", what, lasting=True),)
         error = tail_error(twin, images, group, geometry.merge_block)
     if not reasons:
         return replace(geometry, error=error)
@@ -133,12 +139,10 @@ def _with_nearest(
     nearest = {g.merge_block: g.image_size for g in found if g.verdict == "exact"}
     # What no rule explains does not go away with another size; what cannot be merged neither.
     open_blocks = {g.merge_block for g in found if g.verdict != "exact" and 0 <= g.merge_block <= count and _sized(g)}
-    for size in _sizes_around(found[0].image_size) if open_blocks else ():
+    for size in _sizes_around(found[0].image_size, _tile(backbone)) if open_blocks else ():
         try:
-            seen = trace(backbone if make is None else make(size), size)
+            seen = trace(backbone if make is None else make(size), size, enough=_hopeless(group, max(open_blocks)))
         except MISFIT:
-            continue
-        if seen.problem:
             continue
         for block in sorted(open_blocks):
             if judge(seen, size, group, block, count=count).verdict == "exact":
@@ -149,14 +153,24 @@ def _with_nearest(
     return tuple(replace(geometry, nearest_exact=nearest.get(geometry.merge_block)) for geometry in found)
 
 
+def _hopeless(group: PointGroup, last: int) -> Callable[[Trace], bool]:
+    """Return what stops a trace when even the latest merge has an uneven step behind it."""
+    return lambda seen: len(seen.ends) >= last and bool(breaks(seen.steps[-1:], group))
+
+
 def _sized(geometry: Geometry) -> bool:
-    lasting = ("rotary", "not known here", "another one after a quarter turn")
-    return not any(word in reason.what for reason in geometry.reasons for word in lasting)
+    return not any(reason.lasting for reason in geometry.reasons)
 
 
-def _sizes_around(image_size: int) -> Iterator[int]:
-    """Yield sizes from near to far, down to half the size and up to one and a half of it; of two, the larger first."""
-    for step in range(1, max(image_size // 2, 40) + 1):
-        yield image_size + step
-        if image_size - step >= _SMALLEST:
-            yield image_size - step
+def _tile(backbone: Any) -> int:
+    """Return of what image sizes have to be a multiple: the patch where patches tile, else one pixel."""
+    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", 1)
+    return int(patch[0] if isinstance(patch, tuple | list) else patch)
+
+
+def _sizes_around(image_size: int, tile: int) -> Iterator[int]:
+    """Yield multiples of ``tile`` from near to far, a quarter of the size away at most; of two, the larger first."""
+    for step in range(1, max(image_size // 4, _FAR) + 1):
+        for size in (image_size + step, image_size - step):
+            if size % tile == 0 and size >= _SMALLEST:
+                yield size

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from popmi_core.adapters.geometry.rules import Reason
-from popmi_core.adapters.geometry.trace import channels_of, stages_of
+from popmi_core.adapters.geometry.trace import after_stage, channels_of, grid_axes, stages_of
 from popmi_core.groups import Element, PointGroup, act
 
 # Between the float32 residue of exact models (1e-5) and the mildest break met (6e-3, see ``exactness``).
@@ -52,7 +51,7 @@ def first_break(twin: nn.Module, images: Tensor, group: PointGroup, merge_block:
             before, after = (_moved(upright[name][side], turned[name][side], element, twin) for side in (0, 1))
             if before < TOLERANCE <= after and (worst is None or name.startswith(worst.module)):
                 what = f"a {type(module).__name__} keeps places in a way that is not known here"
-                worst = Reason(name, what, f"its output moves by {after:.2g} of its spread")
+                worst = Reason(name, what, f"its output moves by {after:.2g} of its spread", lasting=True)
         if worst is not None:
             return worst
     return None
@@ -61,33 +60,21 @@ def first_break(twin: nn.Module, images: Tensor, group: PointGroup, merge_block:
 def _tail(twin: Any, images: Tensor, element: Element, merge_block: int) -> Tensor:
     if merge_block == 0:
         return twin(act(element, images))
-    with _turned_after(twin, element, merge_block):
+    with after_stage(twin, stages_of(twin)[merge_block - 1], lambda output: turn_map(twin, output, element)):
         return twin(images)
 
 
-@contextmanager
-def _turned_after(twin: Any, element: Element, merge_block: int) -> Iterator[None]:
-    prefix = int(getattr(twin, "num_prefix_tokens", 0))
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        del module, args
-        return turn_map(output, element, prefix)
-
-    handle = twin.get_submodule(stages_of(twin)[merge_block - 1]).register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def turn_map(features: Tensor, element: Element, prefix: int) -> Tensor:
+def turn_map(backbone: Any, features: Tensor, element: Element) -> Tensor:
     """Return a stage's output with its square map turned: tokens [n, t, d], [n, c, s, s] or [n, s, s, c]."""
     if features.ndim == 3:
-        side = round((features.shape[1] - prefix) ** 0.5)
-        grid = features[:, prefix:].reshape(len(features), side, side, -1)
-        return torch.cat([features[:, :prefix], act(element, grid, dims=(1, 2)).flatten(1, 2)], dim=1)
-    dims = (2, 3) if features.shape[2] == features.shape[3] else (1, 2)
-    return act(element, features, dims=dims)
+        return _turn_tokens(features, element, int(getattr(backbone, "num_prefix_tokens", 0)))
+    return act(element, features, dims=grid_axes(backbone))
+
+
+def _turn_tokens(features: Tensor, element: Element, prefix: int) -> Tensor:
+    side = round((features.shape[1] - prefix) ** 0.5)
+    grid = features[:, prefix:].reshape(len(features), side, side, -1)
+    return torch.cat([features[:, :prefix], act(element, grid, dims=(1, 2)).flatten(1, 2)], dim=1)
 
 
 def _recorded(twin: Any, images: Tensor, element: Element, merge_block: int) -> dict[str, tuple[Any, Any]]:
@@ -122,6 +109,6 @@ def _moved(upright: Any, turned: Any, element: Element, twin: Any) -> float:
         readings.append(act(element, upright, dims=(1, 2)))
     for extra in dict.fromkeys((prefix, 0)):
         if upright.ndim == 3 and round(max(0, upright.shape[1] - extra) ** 0.5) ** 2 == upright.shape[1] - extra:
-            readings.append(turn_map(upright, element, extra))
+            readings.append(_turn_tokens(upright, element, extra))
     spread = upright.std().clamp_min(torch.finfo(upright.dtype).tiny)
     return min(float((turned - reading).abs().max() / spread) for reading in readings)

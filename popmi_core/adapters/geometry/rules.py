@@ -16,11 +16,15 @@ from popmi_core.groups import PointGroup
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a model is not exact: the module, what it does, and by how much (cells off the centre, or measured)."""
+    """Why a model is not exact: the module, what it does, and by how much (cells off the centre, or measured).
+
+    ``lasting``: another image size does not change it.
+    """
 
     module: str
     what: str
     how_much: str = ""
+    lasting: bool = False
 
     def __str__(self) -> str:
         where = f"{self.module}: " if self.module else ""
@@ -40,7 +44,8 @@ def _turns(group: PointGroup) -> bool:
 def _break(step: Step, *, turns: bool) -> Reason | None:
     rows, columns = step.rows, step.columns
     if step.kind == "rotary":
-        return Reason(step.module, "rotary positions enter queries and keys as angles that do not turn with the image")
+        what = "rotary positions enter queries and keys as angles that do not turn with the image"
+        return Reason(step.module, what, lasting=True)
     if turns and rows != columns:
         return _oblong(step, rows, columns)
     for axis in (rows, columns):
@@ -52,10 +57,9 @@ def _break(step: Step, *, turns: bool) -> Reason | None:
 
 def _oblong(step: Step, rows: Axis, columns: Axis) -> Reason:
     if rows.size != columns.size:
-        what = f"a grid of {rows.size} x {columns.size} cells is not square"
-    else:
-        what = f"a {step.kind} of {rows.reach} x {columns.reach} cells is another one after a quarter turn"
-    return Reason(step.module, what)
+        return Reason(step.module, f"a grid of {rows.size} x {columns.size} cells is not square")
+    what = f"a {step.kind} of {rows.reach} x {columns.reach} cells is another one after a quarter turn"
+    return Reason(step.module, what, lasting=True)
 
 
 def _off_centre(step: Step, axis: Axis) -> Reason | None:

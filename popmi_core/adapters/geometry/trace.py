@@ -6,7 +6,8 @@ Found by running it once on tensors without values (``meta``: shapes only, next 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from popmi_core.errors import ModelError
 
 Kind = Literal["convolution", "pooling", "padding", "transposed", "resizing", "window", "rotary"]
+FEATURES = ""
+"""The name of the only stage of a backbone that is not divided: all of ``forward_features``."""
 _aten = torch.ops.aten
 # What a backbone may raise when a size does not fit it, or an operation has no version without values.
 MISFIT = (RuntimeError, AssertionError, ValueError, IndexError, TypeError, NotImplementedError, ZeroDivisionError)
@@ -69,37 +72,63 @@ class Trace:
 def stages_of(backbone: nn.Module) -> list[str]:
     """Return the names of what the merge block counts: a ViT's blocks, the stages of other families.
 
+    ``FEATURES`` alone where a backbone has neither: its last map is then the only place to merge.
+
     Raises:
-        ModelError: If the backbone has neither.
+        ModelError: If the model is no backbone of timm's kind.
     """
     for name in ("blocks", "stages", "layers"):
         stages = getattr(backbone, name, None)
         if isinstance(stages, nn.Sequential | nn.ModuleList):
             return [f"{name}.{child}" for child, _ in stages.named_children()]
-    layers = [
-        name for name, part in backbone.named_children() if name.startswith(("layer", "stages_")) and _filled(part)
-    ]
-    if layers:
-        return layers
+    layers = [name for name, _ in backbone.named_children() if name.startswith("layer")]
+    if layers or hasattr(backbone, "forward_features"):
+        return layers or [FEATURES]
     raise ModelError(
-        f"{type(backbone).__name__} has no blocks, stages or layers that could be counted, expected a timm backbone "
-        "such as a ViT, Swin, ConvNeXt, ResNet or EfficientNet. Choose another backbone."
+        f"{type(backbone).__name__} has neither blocks nor stages nor forward_features, expected a timm backbone such "
+        "as a ViT, Swin, ConvNeXt, ResNet or EfficientNet. Choose another backbone."
     )
 
 
-def trace(backbone: nn.Module, image_size: int) -> Trace:
-    """Run ``backbone`` once on a blank image of ``image_size`` pixels per side and return what it did to the grid."""
+def trace(backbone: nn.Module, image_size: int, *, enough: Callable[[Trace], bool] | None = None) -> Trace:
+    """Run ``backbone`` once on a blank image of ``image_size`` pixels per side and return what it did to the grid.
+
+    ``enough``: asked after every step; where it says yes the rest is not run, and that is the ``problem``.
+    """
     found = Trace()
     try:
-        _run(emptied(backbone, image_size), image_size, found, "meta")
-    except MISFIT:
+        _run(emptied(backbone, image_size), image_size, found, "meta", enough)
+    except _Enough:
+        found.problem = "stopped before its end"
+    except MISFIT as error:
         # Some forward passes look at values; those run on the processor instead.
+        if "meta" not in str(error).lower() and not isinstance(error, NotImplementedError):
+            found.problem = _misfit(image_size, error)
+            return found
         found = Trace()
         try:
-            _run(resized(copy.deepcopy(backbone), image_size), image_size, found, "cpu")
+            _run(resized(copy.deepcopy(backbone), image_size), image_size, found, "cpu", None)
         except MISFIT as error:
-            found.problem = f"it does not run on {image_size}x{image_size} pixels: {_first_line(error)}"
+            found.problem = _misfit(image_size, error)
     return found
+
+
+@contextmanager
+def after_stage(backbone: Any, name: str, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Pass what a stage gives (``FEATURES``: what ``forward_features`` gives) through ``change`` for a while."""
+    if name != FEATURES:
+        handle = backbone.get_submodule(name).register_forward_hook(lambda module, args, output: change(output))
+        try:
+            yield
+        finally:
+            handle.remove()
+        return
+    original = backbone.forward_features
+    backbone.forward_features = lambda *args, **kwargs: change(original(*args, **kwargs))
+    try:
+        yield
+    finally:
+        del backbone.forward_features
 
 
 def emptied(backbone: nn.Module, image_size: int) -> nn.Module:
@@ -129,38 +158,43 @@ def channels_of(backbone: Any) -> int:
     return int(getattr(backbone, "in_chans", None) or (first.in_channels if first is not None else 3))
 
 
-def side_of(output: Any, prefix: int) -> int | None:
+def grid_axes(backbone: Any) -> tuple[int, int]:
+    """Return which axes of a four-dimensional map are rows and columns: channels come last in some families."""
+    return (1, 2) if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else (2, 3)
+
+
+def side_of(backbone: Any, output: Any) -> int | None:
     """Return the side of the square map in a stage's output: tokens [n, t, d], [n, c, s, s] or [n, s, s, c]."""
     if not isinstance(output, Tensor):
         return None
     if output.ndim == 3:
-        cells = output.shape[1] - prefix
+        cells = output.shape[1] - int(getattr(backbone, "num_prefix_tokens", 0))
         side = round(max(cells, 0) ** 0.5)
         return side if side * side == cells and side else None
-    if output.ndim == 4 and output.shape[2] == output.shape[3]:
-        return int(output.shape[2])
-    if output.ndim == 4 and output.shape[1] == output.shape[2]:
-        return int(output.shape[1])
-    return None
+    rows, columns = grid_axes(backbone)
+    square = output.ndim == 4 and output.shape[rows] == output.shape[columns]
+    return int(output.shape[rows]) if square else None
 
 
-def _run(model: Any, image_size: int, found: Trace, device: str) -> None:
+def _run(model: Any, image_size: int, found: Trace, device: str, enough: Callable[[Trace], bool] | None) -> None:
     inside: list[str] = []
-    handles = []
-    prefix = int(getattr(model, "num_prefix_tokens", 0))
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(_entering(name, inside, found), with_kwargs=True))
-        handles.append(module.register_forward_hook(_leaving(inside)))
-    for name in stages_of(model):
-        handles.append(model.get_submodule(name).register_forward_hook(_ending(found, prefix)))
+
+    def note(output: Any) -> Any:
+        found.ends.append(len(found.steps))
+        found.sides.append(side_of(model, output))
+        return output
+
     like = next(model.parameters())
     image = torch.zeros(1, channels_of(model), image_size, image_size, device=device, dtype=like.dtype)
-    try:
-        with torch.no_grad(), _Watching(inside, found):
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            before = module.register_forward_pre_hook(_entering(name, inside, found), with_kwargs=True)
+            stack.callback(before.remove)
+            stack.callback(module.register_forward_hook(_leaving(inside)).remove)
+        for name in stages_of(model):
+            stack.enter_context(after_stage(model, name, note))
+        with torch.no_grad(), _Watching(inside, found, enough):
             model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _entering(name: str, inside: list[str], found: Trace) -> Callable[..., None]:
@@ -175,15 +209,6 @@ def _entering(name: str, inside: list[str], found: Trace) -> Callable[..., None]
 def _leaving(inside: list[str]) -> Callable[..., None]:
     def hook(*_: Any) -> None:
         inside.pop()
-
-    return hook
-
-
-def _ending(found: Trace, prefix: int) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        del module, args
-        found.ends.append(len(found.steps))
-        found.sides.append(side_of(output, prefix))
 
     return hook
 
@@ -205,12 +230,16 @@ def _told_by(name: str, module: Any, tokens: Tensor, kwargs: dict[str, Any]) -> 
     return [Step(name, "window", *axes)]
 
 
+class _Enough(Exception):
+    """What was to be found out is known."""
+
+
 class _Watching(TorchDispatchMode):
     """Notes every operation that sees neighbours, with the module it runs in."""
 
-    def __init__(self, inside: list[str], found: Trace) -> None:
+    def __init__(self, inside: list[str], found: Trace, enough: Callable[[Trace], bool] | None) -> None:
         super().__init__()
-        self.inside, self.found = inside, found
+        self.inside, self.found, self.enough = inside, found, enough
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -219,6 +248,8 @@ class _Watching(TorchDispatchMode):
         if axes is not None:
             kind, rows, columns = axes
             self.found.steps.append(Step(self.inside[-1] if self.inside else "", kind, rows, columns))
+            if self.enough is not None and self.enough(self.found):
+                raise _Enough
         return output
 
 
@@ -254,17 +285,11 @@ def _pooling(args: Any, kwargs: Any, output: Any) -> Read:
     padding = args[3] if len(args) > 3 else 0
     if inputs.ndim != 4:
         return None
-    axes = [
-        Axis(
-            inputs.shape[2 + dim],
-            result.shape[2 + dim],
-            _two(kernel, 1)[dim],
-            _two(stride, 1)[dim],
-            _two(padding, 0)[dim],
-            _two(padding, 0)[dim],
-        )  # fmt: skip
-        for dim in (0, 1)
-    ]
+    axes = []
+    for dim in (0, 1):
+        pad = _two(padding, 0)[dim]
+        n, m = inputs.shape[2 + dim], result.shape[2 + dim]
+        axes.append(Axis(n, m, _two(kernel, 1)[dim], _two(stride, 1)[dim], pad, pad))
     return "pooling", axes[0], axes[1]
 
 
@@ -304,9 +329,6 @@ _READERS: dict[Any, Callable[[Any, Any, Any], Read]] = {
 }
 
 
-def _filled(part: nn.Module) -> bool:
-    return any(True for _ in part.parameters())
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _misfit(image_size: int, error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"it does not run on {image_size}x{image_size} pixels: {lines[0]}"

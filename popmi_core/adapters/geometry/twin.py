@@ -71,19 +71,19 @@ def _tie_neighbours(weight: Float[Tensor, "out four_dim"], group: PointGroup, di
     cells.copy_(torch.stack([act(element, cells, dims=(1, 2)) for element in group.elements]).mean(dim=0))
 
 
-def _first_of_orbit(index: Int[Tensor, "area area"], group: PointGroup) -> Int[Tensor, "area area"]:
-    """Return, for each pair of cells, the row of the table that the first pair of its orbit reads."""
-    side, extra = _window(index)
-    pairs = index[extra:, extra:].reshape(side, side, side, side)
+def _first_of_orbit(index: Int[Tensor, "*pairs"], group: PointGroup) -> Int[Tensor, "*pairs"]:
+    """Return, for each pair of tokens, the row of the table that the first pair of its orbit reads.
+
+    Some families keep the pairs in one row, some have a class token before them.
+    """
+    tokens = math.isqrt(index.numel())
+    side = math.isqrt(tokens)
+    extra = tokens - side * side
+    tied = index.clone().view(tokens, tokens)
+    pairs = tied[extra:, extra:].reshape(side, side, side, side)
     turned = [act(element, act(element, pairs, dims=(0, 1)), dims=(2, 3)) for element in group.elements]
-    tied = index.clone()
     tied[extra:, extra:] = torch.stack(turned).amin(dim=0).reshape(side * side, side * side)
-    return tied
-
-
-def _window(index: Tensor) -> tuple[int, int]:
-    side = math.isqrt(len(index))
-    return side, len(index) - side * side
+    return tied.view_as(index)
 
 
 def _tie_table(table: Tensor, group: PointGroup, *, prefix: int) -> None:
