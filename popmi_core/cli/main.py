@@ -21,6 +21,7 @@ from popmi_core.cli.distill import distill
 from popmi_core.cli.evaluate import evaluate
 from popmi_core.cli.fit import fit
 from popmi_core.cli.fuse import fuse
+from popmi_core.cli.geometry import geometry
 from popmi_core.cli.serve import serve
 from popmi_core.cli.simulate import simulate
 from popmi_core.errors import PopmiError
@@ -36,6 +37,7 @@ commands.command()(simulate)
 commands.command()(serve)
 commands.command()(fuse)
 commands.command()(barrier)
+commands.command()(geometry)
 commands.command()(evaluate)
 commands.command()(fit)
 commands.command()(distill)
