@@ -17,7 +17,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from popmi_core.adapters import Prea, trunk
+from popmi_core.adapters.cuts import cut_of
 from popmi_core.adapters.lora import scalings
+from popmi_core.adapters.soft import TABLE
 from popmi_core.matching.builder import Builder
 from popmi_core.matching.families.placed import classifiers_of, features_space, lifted
 from popmi_core.matching.steps import NormFold, ScaleFold, State, Step, ValueBias, Vectors, divided, gauge
@@ -36,8 +38,27 @@ def describe(model: nn.Module, build: Builder) -> None:
     build.prefix = ""
     if isinstance(model, Prea):
         _prea(model, build)
+        _free_tables(model, build)
     for layer, scaling in scalings(model).items():
         _low_rank(layer, scaling, build)
+
+
+def _free_tables(model: Prea, build: Builder) -> None:
+    """Tables of places before freed blocks are added to the features there, and move as these do."""
+    cut = cut_of(model.backbone)
+    for index, (path, _) in enumerate([] if cut is None else cut.stages(model.backbone)):
+        table = f"backbone.{path}.{TABLE}"
+        if not build.has(table):
+            continue
+        features = features_space(model, build, index)
+        if features is None:
+            build.still(table)
+        else:
+            build.axis(table, 1 if len(build.shape(table)) == 4 and not _channels_last(model) else -1, features)
+
+
+def _channels_last(model: Prea) -> bool:
+    return bool(getattr(model.backbone, "output_fmt", "NCHW") == "NHWC")
 
 
 def _prea(model: Prea, build: Builder) -> None:

@@ -1,0 +1,120 @@
+"""`popmi fit` and `popmi distill` as their user types them, on phantoms."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+from typer.testing import CliRunner
+
+from popmi_core.checkpoints import load_state
+from popmi_core.cli.main import commands
+from popmi_core.cli.opened import open_model
+from popmi_core.cli.trained import save_model
+from popmi_core.errors import ConfigError, DataError, ModelError
+
+SITE = "phantom:phantom_contact"
+MICRO = ["--model", "popmi_vit_micro", "--image-size", "32", "--data", SITE, "--json"]
+
+
+def popmi(*arguments: object):
+    done = CliRunner().invoke(commands, [str(each) for each in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return json.loads(done.output)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fit") / "teacher.safetensors"
+    return path, popmi("fit", *MICRO, "--group", "C4", "--epochs", 1, "--out", path)
+
+
+def test_a_fitted_model_says_what_it_is_and_opens_without_being_told(teacher):
+    path, figures = teacher
+    opened = open_model(path)
+    assert (opened.architecture.name, opened.architecture.adapter) == ("popmi_vit_micro", "C4")
+    assert opened.card["adapter"]["group"] == "C4"
+    assert figures["phantom"] is True
+    assert figures["choice"] is None
+    assert set(figures["scores"]["test"]["model"]) == {"accuracy", "balanced_accuracy", "auroc"}
+    assert 0 <= figures["validation"]["balanced_accuracy"] <= 1
+
+
+def test_a_student_costs_what_the_plain_backbone_does_and_folds_into_timm(teacher, tmp_path):
+    out, plain = tmp_path / "student.safetensors", tmp_path / "plain.safetensors"
+    figures = popmi(
+        "distill", teacher[0], "--data", SITE, "--out", out, "--fold", plain, "--epochs", 1, "--score", "--json"
+    )
+    assert figures["cost"]["ratio"]["student"] == figures["cost"]["ratio"]["plain"] == 1.0
+    assert figures["cost"]["ratio"]["teacher"] > 1.2
+    assert 0 <= figures["agreement"] <= 1
+    assert figures["scores"]["val"]["student"].keys() == figures["scores"]["val"]["teacher"].keys()
+    student = open_model(out)
+    assert (student.architecture.adapter, student.architecture.merge_block) == ("C4", 0)
+    images = torch.randn(4, 3, 32, 32)
+    # The float32 residue of exact models.
+    assert (student.model(images.rot90(1, (2, 3))) - student.model(images)).abs().max() < 1e-4
+    state, _ = load_state(plain)
+    bare = timm.create_model("popmi_vit_micro", num_classes=student.architecture.classes, img_size=32).eval()
+    bare.load_state_dict(state, strict=True)
+    # Two ways through the same arithmetic.
+    assert (bare(images) - student.model(images)).abs().max() < 1e-4
+    assert open_model(plain).architecture.adapter == "none"
+
+
+def test_a_group_is_chosen_told_and_written_into_the_card(tmp_path):
+    out = tmp_path / "auto.safetensors"
+    figures = popmi(
+        "fit", *MICRO, "--group", "auto", "--pilots", 1, "--pilot-epochs", 8, "--epochs", 1, "--learning-rate", 0.01,
+        "--choose", "auroc", "--out", out,
+    )  # fmt: skip
+    choice = figures["choice"]
+    assert set(choice["scores"]) == {"C1", "soft C4", "C4", "D4"}
+    assert choice["sentence"].startswith(f"{choice['chosen']['name']}: mean AUROC")
+    opened = open_model(out)
+    assert opened.architecture.adapter == choice["chosen"]["group"]
+    assert json.loads(opened.parent.notes["card"])["choice"]["chosen"] == choice["chosen"]
+
+
+def test_a_softened_model_opens_with_its_free_blocks(tmp_path):
+    out = tmp_path / "soft.safetensors"
+    figures = popmi("fit", *MICRO, "--group", "C4", "--free-blocks", 1, "--epochs", 1, "--out", out)
+    assert figures["training"]["augment"] == "shifts"
+    assert figures["softness"]["backbone.blocks.1.free_positions"] > 0
+    assert "backbone.blocks.1.free_positions" in open_model(out).model.state_dict()
+
+
+def test_files_are_not_written_over_unasked_and_other_mistakes_are_named(teacher, tmp_path):
+    path = teacher[0]
+    out = tmp_path / "student.safetensors"
+    with pytest.raises(ConfigError, match=r"--out .* is the model that is read"):
+        popmi("distill", path, "--data", SITE, "--out", path)
+    with pytest.raises(ConfigError, match=r"--out .* is there already"):
+        popmi("fit", *MICRO, "--out", path)
+    with pytest.raises(ConfigError, match="is a folder or a device"):
+        popmi("fit", *MICRO, "--out", tmp_path)
+    with pytest.raises(ConfigError, match="is under PREA already: leave --group out"):
+        popmi("distill", path, "--data", SITE, "--out", out, "--group", "C4")
+    with pytest.raises(ConfigError, match="--fold writes a plain network"):
+        popmi("distill", path, "--data", SITE, "--out", out, "--fold", tmp_path / "x", "--merge-block", 1)
+    with pytest.raises(ConfigError, match="--choose nll: expected one of"):
+        popmi("fit", *MICRO, "--out", out, "--choose", "nll")
+    with pytest.raises(ModelError, match="no_such_model"):
+        popmi("distill", path, "--data", SITE, "--out", out, "--model", "no_such_model")
+    with pytest.raises(DataError, match="there are no images"):
+        popmi("distill", path, "--data", tmp_path / "nothing", "--out", out)
+    assert not out.exists()
+
+
+def test_a_file_that_answers_otherwise_than_the_model_is_noticed(teacher, tmp_path, monkeypatch):
+    opened = open_model(teacher[0])
+    other = open_model(teacher[0])
+    with torch.no_grad():
+        other.model.backbone.head.bias.add_(1.0)
+    monkeypatch.setattr("popmi_core.cli.trained.open_model", lambda path: other)
+    with pytest.raises(ModelError, match="answers otherwise than the model that was written"):
+        save_model(tmp_path / "x.safetensors", opened.model, {"card": {"model": opened.card}}, image_size=32)
