@@ -100,5 +100,5 @@ class ModernGeVit(InvariantNet):
         return self.trunk.forward_features(self.patches(images))
 
     def pool(self, features: Float[Tensor, "n width order grid grid"]) -> Float[Tensor, "n width"]:
-        """Return the maximum over group and space."""
+        """Return the maximum over group and space, normalised."""
         return self.trunk.pool(features)

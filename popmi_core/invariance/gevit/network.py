@@ -49,8 +49,8 @@ class GroupTransformer(InvariantNet):
     Source: Romero and Cordonnier (2021), "Group equivariant stand-alone self-attention for vision", arXiv:2010.00977
     (family ``gsa``); Xu et al. (2023), "E(2)-equivariant vision transformer", arXiv:2306.06722 (family ``ge-vit``).
     Differs from the released networks, to train on two cores: two heads instead of nine, window 3 instead of 5 to 9,
-    2x2 maximum pooling from the lifting layer on instead of cropped borders, and the global maximum is taken of the
-    features, before the classes, over group and space.
+    2x2 maximum pooling from the lifting layer on instead of cropped borders, and the global maximum over group and
+    space is taken of the features, with a LayerNorm, before the classes.
 
     Args:
         img_size: Side of the images, pixels; every pooling must halve it evenly.
@@ -103,6 +103,7 @@ class GroupTransformer(InvariantNet):
             start += depth
         self.stages = nn.Sequential(*stages)
         whiten(self)
+        self.norm = nn.LayerNorm(width)
         self.set_head(width, num_classes)
 
     def _side(self, img_size: int | tuple[int, int]) -> int:
@@ -121,5 +122,5 @@ class GroupTransformer(InvariantNet):
         return self.stages(self.lifted(self.lift(images)))
 
     def pool(self, features: Float[Tensor, "n width order small small"]) -> Float[Tensor, "n width"]:
-        """Return the maximum over group and space."""
-        return features.amax(dim=(2, 3, 4))
+        """Return the maximum over group and space, normalised: a maximum of many values starts far from zero."""
+        return self.norm(features.amax(dim=(2, 3, 4)))

@@ -39,6 +39,20 @@ def test_ge_vits_rule_is_the_exact_one_on_turns_and_not_on_mirrors():
     assert not invariant(pair_index(all_eight, "ge-vit", "published"), all_eight)
 
 
+def test_ge_vits_table_with_mirrors_comes_from_rolling_the_halves_of_the_group_apart():
+    """Published recipe, step by step: by -turns the upright half, by +turns the mirrored half, then the mirror."""
+
+    def roll(turns, mirrored, table):
+        halves = table.unflatten(0, (2, 4))
+        rolled = torch.cat([halves[0].roll(-turns, dims=0), halves[1].roll(turns, dims=0)])
+        return (rolled + 4) % 8 if mirrored else rolled
+
+    group = point_group("D4")
+    relative = torch.stack([roll(-element.turns, element.flip, torch.arange(8)) for element in group.elements])
+    released = torch.stack([roll(element.turns, element.flip, relative) for element in group.elements])
+    assert torch.equal(pair_index(group, "ge-vit", "published"), released)
+
+
 @pytest.mark.parametrize("name", ["C4", "D4"])
 def test_offsets_seen_from_a_turned_element_are_the_turned_offsets(name):
     group, side = point_group(name), 3
