@@ -17,12 +17,16 @@ from popmi_core.errors import ModelError
 from popmi_core.groups.octic import LINES, matrix_entries, shares
 
 _EPSILON = 1e-6
-# What the products of slabs return: the four lines, and E by its two components.
-Slabs = tuple[Tensor, Tensor]
+# Two tensors of one shape, or: the four lines, and E by its two components.
+Pair = tuple[Tensor, Tensor]
 
 
 class Fourier(nn.Module):
-    """The change of basis between slabs and group elements, in the number format of what it is applied to."""
+    """The change of basis between slabs and group elements, in the number format of what it is applied to.
+
+    The half turn r is +1 on lines and -1 on E, so values at h and h r are sum and difference of what the lines and what
+    E make of h: two products by 4 x 4 tables, a sum and a difference take the place of one product by 8 x 8.
+    """
 
     entries: Tensor
     shares: Tensor
@@ -37,16 +41,21 @@ class Fourier(nn.Module):
         """Return F: slabs x elements, orthogonal."""
         return self.entries * self.shares.sqrt()[:, None]
 
-    def regular(self, lines: Float[Tensor, "4 rest"], planes: Float[Tensor, "2 2 rest"]) -> Float[Tensor, "8 rest"]:
-        """Return the values at the eight elements, each flat."""
-        table = self.table()
-        values = table[:4].T @ lines.reshape(4, -1)
-        return values + table[4:].T @ planes.reshape(4, -1)
+    def regular(self, lines: Float[Tensor, "4 rest"], planes: Float[Tensor, "4 rest"]) -> Pair:
+        """Return the values at 1, r, s, r s (r: a quarter turn, s: the mirror), and at those turned by a half."""
+        first, second = self.halves()
+        even, odd = first.T @ lines, second.T @ planes
+        return even + odd, even - odd
 
-    def slabs(self, values: Float[Tensor, "8 rest"]) -> tuple[Float[Tensor, "4 rest"], Float[Tensor, "4 rest"]]:
-        """Return lines and planes of values at the eight elements."""
-        table = self.table()
-        return table[:4] @ values, table[4:] @ values
+    def slabs(self, values: Pair) -> Pair:
+        """Return lines and planes [4, rest] of such values."""
+        first, second = self.halves()
+        return first @ (values[0] + values[1]), second @ (values[0] - values[1])
+
+    def halves(self) -> Pair:
+        """Return F of the lines and of E at the four elements 1, r, s and r s."""
+        table = self.table().unflatten(1, (2, 2, 2))[:, :, 0].flatten(1)
+        return table[:4], table[4:]
 
 
 class OcticLinear(nn.Module):
@@ -73,13 +82,13 @@ class OcticLinear(nn.Module):
         """Return the blocks of A1, A2, B1 and B2."""
         return [self.a1, self.a2, self.b1, self.b2]
 
-    def tokens(self, lines: Float[Tensor, "4 rows inputs"], planes: Float[Tensor, "2 rows inputs2"]) -> Slabs:
-        """Return the products row by row: [4, rows, out/8] and [2, rows, out/4]."""
-        weight = torch.stack(self.line_weights())
-        out = torch.bmm(lines, weight.mT), torch.bmm(planes, self.e.T.expand(2, -1, -1))
-        return torch.cat([(out[0][0] + self.bias)[None], out[0][1:]]), out[1]
+    def tokens(self, lines: Float[Tensor, "4 rows inputs"], planes: Float[Tensor, "2 rows inputs2"]) -> list[Tensor]:
+        """Return the products row by row: four lines [rows, out/8], then E by component, two of [rows, out/4]."""
+        invariant, *others = torch.bmm(lines, torch.stack(self.line_weights()).mT).unbind(0)
+        components = torch.bmm(planes, self.e.T.expand(2, -1, -1)).unbind(0)
+        return [invariant + self.bias, *others, *components]
 
-    def columns(self, lines: Float[Tensor, "4 inputs rows"], planes: Float[Tensor, "2 inputs2 rows"]) -> Slabs:
+    def columns(self, lines: Float[Tensor, "4 inputs rows"], planes: Float[Tensor, "2 inputs2 rows"]) -> Pair:
         """Return the products column by column: [4, out/8, rows] and [2, out/4, rows]."""
         weight = torch.stack(self.line_weights())
         start = functional.pad(self.bias[None, :, None], (0, 0, 0, 0, 0, 3))
@@ -87,7 +96,7 @@ class OcticLinear(nn.Module):
 
     def forward(self, features: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return the map of every token."""
-        return joined(*self.tokens(*split(features.flatten(0, -2)))).unflatten(0, features.shape[:-1])
+        return torch.cat(self.tokens(*split(features.flatten(0, -2))), dim=1).unflatten(0, features.shape[:-1])
 
 
 class OcticNorm(nn.Module):
@@ -119,15 +128,15 @@ class OcticAttention(nn.Module):
     def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
         """Return what each token takes from all, projected."""
         count, length, width = tokens.shape
-        lines, planes = self.qkv.tokens(*split(tokens.flatten(0, 1)))
-        parts = [*lines.unflatten(-1, (3, self.heads, -1)), *planes.unflatten(-1, (3, self.heads, -1))]
-        packed = torch.cat(parts, dim=-1).unflatten(0, (count, length))
+        parts = self.qkv.tokens(*split(tokens.flatten(0, 1)))
+        packed = torch.cat([part.unflatten(-1, (3, self.heads, -1)) for part in parts], dim=-1)
+        packed = packed.unflatten(0, (count, length))
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = attend(query, key, value).transpose(1, 2).flatten(0, 1)
         half = width // self.heads // 2
         lines = mixed[..., :half].unflatten(-1, (4, -1)).permute(2, 0, 1, 3).flatten(2)
         planes = mixed[..., half:].unflatten(-1, (2, -1)).permute(2, 0, 1, 3).flatten(2)
-        return joined(*self.proj.tokens(lines, planes)).unflatten(0, (count, length))
+        return torch.cat(self.proj.tokens(lines, planes), dim=1).unflatten(0, (count, length))
 
 
 class OcticMlp(nn.Module):
@@ -145,9 +154,8 @@ class OcticMlp(nn.Module):
         rows = tokens.flatten(0, 1)
         values = active_fields(self.fc1, self.act, self.fourier, rows)
         lines, planes = self.fourier.slabs(values)
-        lines = lines.view(4, -1, len(rows)).mT
-        planes = planes.view(2, -1, len(rows)).mT
-        return joined(*self.fc2.tokens(lines, planes)).unflatten(0, tokens.shape[:2])
+        columns = lines.view(4, -1, len(rows)), planes.view(2, -1, len(rows))
+        return torch.cat(self.fc2.tokens(columns[0].mT, columns[1].mT), dim=1).unflatten(0, tokens.shape[:2])
 
 
 class OcticBlock(nn.Module):
@@ -179,17 +187,16 @@ class OcticReadout(nn.Module):
         """Return one number a hidden field."""
         rows = tokens.flatten(0, 1)
         values = active_fields(self.fc, self.act, self.fourier, rows)
-        invariants = values.sum(dim=0).view(-1, len(rows)) * 8**-0.5
+        invariants = (values[0] + values[1]).sum(dim=0).view(-1, len(rows)) * 8**-0.5
         return invariants.T.unflatten(0, tokens.shape[:2])
 
 
-def active_fields(
-    layer: OcticLinear, act: nn.Module, fourier: Fourier, rows: Float[Tensor, "rows width"]
-) -> Float[Tensor, "8 fields_rows"]:
-    """Return ``act`` of the values of ``layer``'s fields at every element, each flat over (fields, rows)."""
+def active_fields(layer: OcticLinear, act: nn.Module, fourier: Fourier, rows: Float[Tensor, "rows width"]) -> Pair:
+    """Return ``act`` of the values of ``layer``'s fields, as ``Fourier.regular`` does: each [4, fields * rows]."""
     lines, planes = split(rows)
-    values: Tensor = act(fourier.regular(*layer.columns(lines.mT, planes.mT)))
-    return values
+    made, paired = layer.columns(lines.mT, planes.mT)
+    values = fourier.regular(made.view(4, -1), paired.view(4, -1))
+    return act(values[0]), act(values[1])
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "n heads tokens channels"]:
@@ -200,15 +207,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "n heads 
     return scores.softmax(dim=-1) @ value
 
 
-def split(rows: Float[Tensor, "rows channels"]) -> Slabs:
+def split(rows: Float[Tensor, "rows channels"]) -> Pair:
     """Return views of the lines [4, rows, copies] and of E by component [2, rows, 2 copies]."""
     half = rows.shape[1] // 2
     return rows[:, :half].unflatten(1, (4, -1)).transpose(0, 1), rows[:, half:].unflatten(1, (2, -1)).transpose(0, 1)
-
-
-def joined(lines: Float[Tensor, "4 rows copies"], planes: Float[Tensor, "2 rows copies2"]) -> Float[Tensor, "rows c"]:
-    """Return channels side by side, the inverse of ``split``."""
-    return torch.cat([*lines, *planes], dim=1)
 
 
 def copies(width: int) -> int:
