@@ -23,8 +23,8 @@ code { overflow-wrap: anywhere; }
 """
 _CAPTIONS = {
     "rotation": "What turning does. Left: how far answers move from the upright ones; the floor is an invariant "
-    "function on the same turned images, so it shows interpolation alone. Right: accuracy at every angle. Bands are "
-    "95 % intervals over images at the worst angle.",
+    "function on the same turned images, so it shows interpolation alone. Right: accuracy at every angle; the bar is "
+    "the 95 % interval, over images, of the accuracy at the worst angle.",
     "calibration": "Calibration at every angle: the expected calibration error (15 bins of equal mass) and the Brier "
     "score; lower is better.",
     "worst_angle": "Images whose answer changes most, upright and at their worst angle, as the model sees them. They "

@@ -69,8 +69,8 @@ def draw_calibration(turning: TurningFigures, folder: Path) -> list[Path]:
         ):
             _angles(panel, turning, name, colour, title)
             values = turning.by_angle[name]
-            panel.axhline(values[0], color="black", linewidth=1, linestyle=":")
-            panel.annotate("upright", (360, values[0]), fontsize=7, ha="right", va="bottom")
+            panel.axhline(values[0], color="black", linewidth=1, linestyle=":", label="upright")
+            panel.legend(loc="lower right", fontsize=8)
             panel.set(title=title, ylim=(0, 1.15 * max(*values, 1e-3)))
         return save(figure, folder, "calibration")
 
@@ -89,7 +89,7 @@ def draw_samples(samples: Sequence[Sample], folder: Path) -> list[Path]:
                 panel.set(xticks=[], yticks=[])
                 panel.spines[:].set_visible(False)
                 panel.set_title(f"{degrees:g}°", fontsize=8, loc="center")
-            panels[0, column].set_title(f"{sample.target}\n0°", fontsize=8, loc="center")
+            panels[0, column].set_title(f"is {sample.target}\n0°", fontsize=8, loc="center")
         figure.suptitle("Answers that turning changes most (green: right)", x=0.01, ha="left", fontsize=10)
         return save(figure, folder, "worst_angle")
 
@@ -128,7 +128,7 @@ def draw_layers(layers: LayerTerms, folder: Path) -> list[Path]:
         left.tick_params(axis="x", labelrotation=30)
         left.legend(loc="upper left", bbox_to_anchor=(0, -0.24), ncols=3, fontsize=8)
         kinds = dict(zip(layers.names, layers.kinds, strict=True))
-        shares = dict(list(layers.shares(first).items())[:_LAYERS])
+        shares = {n: v for n, v in list(layers.shares(first).items())[:_LAYERS] if v >= 0.001}
         bars = right.barh(list(shares), list(shares.values()), color=[colours.get(kinds[n], GREY) for n in shares])
         right.bar_label(bars, [f"{value:.1%}" for value in shares.values()], fontsize=7, padding=3)
         right.invert_yaxis()

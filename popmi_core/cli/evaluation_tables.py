@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from popmi_core.cli.evaluation import Evaluation
+from popmi_core.cli.evaluation import ALL, Evaluation
 from popmi_core.equivariance.lie_layers import EXACT_CLASSES, LayerTerms
 from popmi_core.metrics.resampling import Interval
 from popmi_core.metrics.turning import TurningFigures
@@ -101,9 +101,15 @@ def plain_words(found: Evaluation) -> list[str]:
     said = []
     if (turning := found.turning) is not None:
         lost, angle = turning.figures["accuracy_drop"], turning.worst_angle
+        accuracy = turning.by_angle["accuracy"][0]
+        stored = found.figures.get(ALL, next(iter(found.figures.values())))["accuracy"]
+        said.append(
+            f"Upright, accuracy is {stored:.1%} on the images as stored and {accuracy:.1%} inside the disk, where all "
+            "angles are compared."
+        )
         said.append(
             f"Turning changes the class of {turning.figures['flipped_ever'].value:.0%} of the images at some angle; "
-            f"at the worst, {angle:g} degrees, accuracy is {lost.value:.1%} lower than upright in the disk."
+            f"at the worst, {angle:g} degrees, accuracy is {100 * lost.value:.1f} points lower than upright."
         )
         if (over := turning.over_floor.get("logit_rms")) is not None:
             said.append(f"Logits move {ratio(over.value)} times as much as an invariant function's on the same images.")
@@ -126,7 +132,7 @@ def number(value: float) -> str:
 
 def between(value: Interval) -> str:
     """Return the interval."""
-    return f"{number(value.lower)} to {number(value.upper)}"
+    return "–" if math.isnan(value.lower) else f"{number(value.lower)} to {number(value.upper)}"
 
 
 def ratio(value: float) -> str:

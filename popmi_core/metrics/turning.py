@@ -32,7 +32,7 @@ class TurningFigures:
     Attributes:
         angles: Degrees; the first is upright.
         num_images: Images turned.
-        figures: CHANGES and, with labels, WORST, each with its interval.
+        figures: CHANGES and, with labels, WORST, each with its interval (worst_ece has none).
         by_angle: One number per angle: total_variation, flips and, with labels, accuracy, auroc, ece, brier.
         worst_angle: Degrees at which accuracy is least; without labels, at which total variation is largest.
         floor: The same figures of the invariant twin, where features for one were given.
@@ -187,15 +187,16 @@ def _logit_rms(logits: FloatArray, weights: FloatArray) -> FloatArray:
 
 
 def _labelled(scores: FloatArray, labels: IntArray, weights: FloatArray) -> dict[str, FloatArray]:
-    """Return accuracy, auroc, ece and brier, each [angles, draws]."""
+    """Return accuracy, auroc, ece and brier, each [angles, draws]; ece of the images as they are only."""
     num_classes = scores.shape[2]
     correct = (scores.argmax(axis=2) == labels).astype(np.float64)
     return {
         "accuracy": weighted_mean(correct, weights),
         "auroc": np.stack([_auroc(table, labels, weights) for table in scores]),
-        "ece": np.stack(
+        # Not resampled: images drawn twice make ECE larger, so percentiles would lie above the figure itself.
+        "ece": np.array(
             [
-                [gap_by_quantile(table.max(axis=1), hits, counts, bins=ECE_BINS) for counts in weights]
+                [gap_by_quantile(table.max(axis=1), hits, weights[0], bins=ECE_BINS)]
                 for table, hits in zip(scores, correct, strict=True)
             ]
         ),
