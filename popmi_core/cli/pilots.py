@@ -63,9 +63,8 @@ def choose_in_pilots(
                 if number == 0 and not _can_be_built(plan, candidate, left_out, needed=not scores):
                     break
                 simulate(plan)
-                figure, images = _figure_of(plan)
+                figure, images, classes = _figure_of(plan)
                 scores.setdefault(candidate, []).append(figure)
-                classes = len(plan.classes)
                 tell(f"pilot {candidate.name}, seed {plan.config.seed}: balanced accuracy {figure:.3f}")
     choice = decide(scores, images=images, metric=METRIC, chance=1 / classes, left_out=left_out)
     return _decided(config, choice.chosen), choice
@@ -119,10 +118,11 @@ def _can_be_built(plan: RunPlan, candidate: Candidate, left_out: dict[str, str],
     return True
 
 
-def _figure_of(plan: RunPlan) -> tuple[float, int]:
-    """Return the pooled validation figure after the last round, and over how many images it is."""
+def _figure_of(plan: RunPlan) -> tuple[float, int, int]:
+    """Return the pooled validation figure after the last round, and over how many images and classes it is."""
     with apps.load(apps.RUN_READER)(Path(plan.folder) / RECORD) as reader:
-        rows = reader.metrics(reader.run().id, split="val")
+        run = reader.run().id
+        rows, rounds = reader.metrics(run, split="val"), reader.rounds(run)
     last = max((row.server_round for row in rows), default=0)
     rows = [row for row in rows if row.server_round == last]
     pooled = [row.value for row in rows if (row.scope, row.name) == ("global", METRIC) and row.value is not None]
@@ -132,4 +132,6 @@ def _figure_of(plan: RunPlan) -> tuple[float, int]:
             "void. Name the group (adapter.group) instead of 'auto'."
         )
     counted = [row.value for row in rows if row.scope != "global" and row.name == "num_examples" and row.value]
-    return pooled[0], int(sum(counted))
+    # Classes with few images are told of by no site, and no part of the mean.
+    told_of = [row.notes["classes_pooled"].get("val") for row in rounds if row.notes.get("classes_pooled")]
+    return pooled[0], int(sum(counted)), (told_of and told_of[-1]) or len(plan.classes)

@@ -116,7 +116,8 @@ def decide(
     if means[best] <= chance + error:
         raise ConfigError(
             f"no pilot learnt anything: the best mean {SHARES[metric]} is {means[best]:.3f} ({best.name}; standard "
-            f"error {error:.3f}), chance is {chance:.3f}. Make the pilots longer, or name the group."
+            f"error {error:.3f}), chance is {chance:.3f}. Make the pilots longer "
+            "(pilot_rounds, --pilot-epochs), or name the group."
         )
     # Rounding of the mean must not decide.
     close = [candidate for candidate, mean in means.items() if mean >= means[best] - error - 1e-12]
