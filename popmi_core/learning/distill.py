@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from popmi_core.adapters import Prea, attach, detach, merge_lora
+from popmi_core.adapters.soft import softness
 from popmi_core.data import ImageSet
 from popmi_core.errors import ConfigError, DataError, ModelError
 from popmi_core.learning.fit import Epoch, FitConfig, Fitted, Normalise, fit
@@ -85,8 +86,13 @@ def student_of(teacher: Prea, *, merge_block: int = 0, adapters: str = "none", r
     """Return PREA at ``merge_block`` around the teacher's own backbone: symmetric weights where it is 0, same group.
 
     Raises:
-        ModelError: If the backbone cannot be merged there; see ``attach``.
+        ModelError: If the teacher is softened, or the backbone cannot be merged there (see ``attach``).
     """
+    if softness(teacher.state_dict()):
+        raise ModelError(
+            "the teacher sees orientation in its last blocks (free_blocks), which no model that is exact can learn. "
+            "Distil an exact teacher."
+        )
     plain = detach(cast(Prea, merge_lora(teacher)))
     return attach(plain, group=teacher.group.name, merge_block=merge_block, adapters=adapters, rank=rank, seed=seed)
 

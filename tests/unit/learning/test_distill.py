@@ -10,6 +10,7 @@ from torch import nn
 
 import popmi_core.models  # noqa: F401  (registers the presets)
 from popmi_core.adapters import attach, detach, equivariance_error, fold
+from popmi_core.adapters.soft import soften
 from popmi_core.errors import ConfigError, DataError, ModelError
 from popmi_core.learning.cost import flops, images_per_second
 from popmi_core.learning.distill import DistillConfig, distill, distillation_loss, student_of
@@ -103,6 +104,8 @@ def test_what_cannot_be_distilled_is_refused():
     wide = attach(timm.create_model("popmi_vit_micro", num_classes=3, embed_dim=64).eval(), group="C4", merge_block=0)
     with pytest.raises(ModelError, match=r"the student's features have shape .* Set the weight of features to 0"):
         distillation_loss(model, wide, inputs(), config())
+    with pytest.raises(ModelError, match="the teacher sees orientation in its last blocks"):
+        student_of(soften(model, free_blocks=1, image_size=32))
     with pytest.raises(ModelError, match="Linear has no forward_head"):
         distillation_loss(nn.Linear(2, 2), nn.Linear(2, 2), torch.ones(1, 2), config())
 
