@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from popmi_core.adapters import symmetric, trunk
 from popmi_core.adapters.geometry import check_geometry
-from popmi_core.adapters.lora import add_lora, merge_lora
+from popmi_core.adapters.lora import add_lora
 from popmi_core.adapters.merge import OrbitMerge
 from popmi_core.adapters.tying import tie, untie
 from popmi_core.adapters.wishes import adapters_of
@@ -207,29 +207,3 @@ def detach(model: Prea) -> nn.Module:
     backbone: nn.Module = copy.deepcopy(model.backbone)
     untie(backbone, model.group, model.orbits, fit=False)
     return backbone.requires_grad_(True)
-
-
-def fold(model: nn.Module) -> nn.Module:
-    """Return the plain timm model that computes the same, for designs that cost nothing at inference.
-
-    That is merge block 0 with low-rank adapters or none: its state dict is timm's own and loads anywhere.
-
-    Raises:
-        ModelError: If the model is not under PREA, runs several copies, has adapters that are no part of a plain
-            network, or has position biases that timm's network cannot make (large windows of Swin V2).
-    """
-    if not isinstance(model, Prea):
-        raise ModelError(f"{type(model).__name__} is not under PREA, expected what attach() gives. Nothing to fold.")
-    if not model.folded:
-        raise ModelError(
-            f"merge_block {model.merge_block} runs {len(model.group)} copies of each image, which no plain network "
-            "does. Attach at merge_block 0 (distil into it), or keep the model under PREA."
-        )
-    if model.prea.down is not None or len(model.prea.lift):
-        raise ModelError(
-            "a bottleneck or lifted convolution is no part of a plain network. Attach with adapters 'none' or 'lora'."
-        )
-    plain = cast(Prea, merge_lora(model))
-    untie(plain.backbone, plain.group, plain.orbits, fit=True)
-    backbone: nn.Module = plain.backbone
-    return backbone
