@@ -7,8 +7,9 @@ Published code: the average is taken of logits, where the action is trivial and 
 applied before a cross-entropy that applies it again. Here the version on features turns every map back before the
 average, and both give raw logits.
 
-Say what it is: where a linear head follows a mean over the map (a ViT with average pooling), the two versions are the
-same function; they differ where a norm, a class token's head or anything else not linear stands between.
+Say what it is: where a head takes the mean over the map, or a class token, g^-1 changes nothing, and with nothing but a
+linear layer behind (a ViT with average pooling) the two versions are the same function. They differ where places are
+told apart before they are pooled (max pooling), or where a norm follows the pooling (ConvNeXt).
 """
 
 from __future__ import annotations

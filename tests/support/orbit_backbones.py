@@ -44,6 +44,8 @@ def _swin() -> nn.Module:
 BACKBONES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "vit": (_vit, 32),
     "vit with class token": (lambda: _vit(class_token=True, global_pool="token", reg_tokens=2), 32),
+    # The only one here whose head tells places apart before it pools: without the inverse action it gives other logits.
+    "vit with max pool": (lambda: _vit(class_token=True, global_pool="max", reg_tokens=2), 32),
     "swin": (_swin, 32),
     "convnext": (lambda: timm.create_model("test_convnext", num_classes=CLASSES), 40),
     "resnet": (lambda: timm.create_model("test_resnet", num_classes=CLASSES), 34),
