@@ -50,6 +50,7 @@ def model_card(plan: RunPlan, done: RoundResult) -> dict[str, Any]:
             for split, pooled in done.evaluation.pooled.items()
         },
         "external": {name: _rounded(value) for name, value in done.evaluation.external.items()},
+        "equivariance": None if done.equivariance is None else dict(done.equivariance),
         "privacy": plan.config.privacy.model_dump(mode="json") if plan.config.privacy is not None else None,
         "limits": [
             *((PHANTOM_LIMIT,) if plan.phantom else ()),
@@ -68,6 +69,7 @@ def write_card(path: Path, run: str, card: dict[str, Any], sha256: str) -> None:
         f"- Model: {card['model']['backbone']} at {card['model']['image_size']} px, adapter "
         f"{card['model']['adapter']['group']}{_low_rank(card['model'].get('lora'))}; strategy {card['strategy']}, "
         f"seed {card['seed']}",
+        *_equivariance(card.get("equivariance")),
         f"- sha256 of the file: {sha256}",
         "",
         "| site | training images |",
@@ -84,6 +86,19 @@ def write_card(path: Path, run: str, card: dict[str, Any], sha256: str) -> None:
 
 def _low_rank(lora: dict[str, Any] | None) -> str:
     return "" if lora is None else f", low-rank adapters of rank {lora['rank']} on {', '.join(lora['targets'])}"
+
+
+def _equivariance(found: dict[str, Any] | None) -> list[str]:
+    # Cards of earlier versions have no such entry.
+    if not found:
+        return []
+    held = "hold" if found["holds"] else "DO NOT hold"
+    worst = f", furthest off: {found['tensor']}" if found["tensor"] else ""
+    return [
+        f"- Equivariance: weights kept as {found['stored']} {held} {found['group']}; largest residue "
+        f"{found['residue']:g} of {found['constrained']} constrained weight(s), at most {found['tolerance']:g} "
+        f"allowed{worst}. What this proves and what not: docs/certificate.md"
+    ]
 
 
 def _own_limits(plan: RunPlan) -> list[str]:

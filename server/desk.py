@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from popmi_core.equivariance.certificate import Promise
 from popmi_core.errors import RunError
 from popmi_core.matching import Symmetry
 from popmi_core.protocol import MODEL, Instruction, RunPlan, Statistic, stays_at_site
@@ -27,6 +28,7 @@ class Desk:
 
     def __init__(self, plan: RunPlan, roster: Roster, layout: Layout, kept: State) -> None:
         self.plan, self.roster, self.layout, self.kept = plan, roster, layout, kept
+        self.promise: Promise | None = None
         self.grid: Grid | None = None
         self.timeout = plan.config.timeout
         self.asked: dict[str, str] = {}
@@ -104,7 +106,9 @@ class Desk:
         self, server_round: int, *, control: bool = False, grams: bool = False, seen: Symmetry | None = None
     ) -> Expected:
         """Return what valid replies to the last messages look like."""
-        return Expected(self.plan.run, server_round, self.layout, self.asked, control, grams, self.kept, seen)
+        return Expected(
+            self.plan.run, server_round, self.layout, self.asked, control, grams, self.kept, seen, self.promise
+        )
 
     def with_bytes(self, outcomes: Sequence[SiteOutcome], *, aside: bool = False) -> list[SiteOutcome]:
         """Add what the last messages weighed on their way down; ``aside`` adds the questions between, once."""

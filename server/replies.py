@@ -10,6 +10,7 @@ import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
+from popmi_core.equivariance.certificate import Promise
 from popmi_core.errors import UpdateError
 from popmi_core.matching import Symmetry
 from popmi_core.protocol import JSON_KEY, REPORT, Report, parse_report
@@ -24,7 +25,8 @@ class Expected:
 
     ``control`` and ``grams``: whether control variates and Gram matrices must come along. ``kept`` stands in for the
     tensors that stay at the sites, so that every update is a whole model. ``seen``: the symmetries by which statistics
-    of activations must come along; None where none are asked for.
+    of activations must come along; None where none are asked for. ``promise``: the group the model promises to respect,
+    which every update is checked for.
     """
 
     run: str
@@ -35,6 +37,7 @@ class Expected:
     grams: bool = False
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     seen: Symmetry | None = None
+    promise: Promise | None = None
 
 
 def layout_of(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

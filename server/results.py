@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -97,7 +98,8 @@ class RoundResult:
     """All that happened in one round; ``fused`` is None for a void one, ``judged`` holds candidates by name and site.
 
     Seconds are wall time at the server; ``seconds_judge``, what sites took between training and evaluation, is part of
-    ``seconds_combine``.
+    ``seconds_combine``. ``equivariance``: what the global model's weights are worth under the group it promises to
+    respect; None for a model without one.
     """
 
     server_round: int
@@ -111,3 +113,4 @@ class RoundResult:
     evaluation: Evaluation
     judged: Mapping[str, Mapping[str, Judgement]] = field(default_factory=dict)
     seconds_judge: float = 0.0
+    equivariance: Mapping[str, Any] | None = None

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
+from popmi_core.equivariance.certificate import promise_of
 from popmi_core.errors import RunError, UpdateError
 from popmi_core.fusion import Fused, ServerOptimizer, Update
 from popmi_core.fusion.fedma import schedule
@@ -67,6 +68,7 @@ class OpmStrategy(Strategy):
         self.roster = Roster()
         layout = layout_of(self.global_model)
         self.desk = Desk(plan, self.roster, *split_layout(layout, self.global_model, self.config.personal.keep_local))
+        self.desk.promise = promise_of(self.model)
         self.repairs = self.config.fuse.repair and bool(norm_layers(layout))
         self.last_done: RoundResult | None = None
 
@@ -156,6 +158,7 @@ class OpmStrategy(Strategy):
             evaluation=evaluation,
             judged=scorer.judged,
             seconds_judge=scorer.seconds,
+            equivariance=None if self.desk.promise is None else self.desk.promise.verdict(self.global_model),
         )
         self.recorder.end_round(done, self.global_model, self.carried_state())
         return done

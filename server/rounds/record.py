@@ -238,6 +238,7 @@ def _notes(done: RoundResult) -> dict[str, object]:
         # Figures over all sites are means over these many classes; a class with few images is told of by no site.
         "classes_pooled": {split: len(pooled.classes) for split, pooled in done.evaluation.pooled.items()},
         **({"void": done.note} if done.note else {}),
+        **({"equivariance": dict(done.equivariance)} if done.equivariance is not None else {}),
     }
 
 

@@ -45,7 +45,8 @@ def check_update(message: Message, site: str, report: Report, expected: Expected
     """Return the update inside a reply.
 
     Raises:
-        UpdateError: If an example count, a name, a shape, a dtype or a value is not what it must be.
+        UpdateError: If an example count, a name, a shape, a dtype or a value is not what it must be, or a weight has
+            left the subspace of the group that the model promises to respect.
     """
     where = f"site {site}, round {expected.server_round}"
     if not 0 < report.num_examples <= MAX_EXAMPLES:
@@ -54,6 +55,9 @@ def check_update(message: Message, site: str, report: Report, expected: Expected
         )
     records = message.content.array_records
     state = {**_tensors(records.get(MODEL), expected.layout, where), **expected.kept}
+    if expected.promise is not None:
+        # Before it is averaged: one site's broken symmetry would be everyone's.
+        expected.promise.check(state, where)
     change = None
     if expected.control:
         # Buffers travel with the model but have no gradient, so no control variate.
