@@ -50,9 +50,9 @@ def data_folder() -> Path:
     return Path(named)
 
 
-@lru_cache(maxsize=2)
+@lru_cache
 def load(name: str) -> Images:
-    """Return a data set by name; the last two are kept in memory."""
+    """Return a data set by name; it is kept in memory."""
     return LOADERS[name]()
 
 
