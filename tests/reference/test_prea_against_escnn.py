@@ -5,7 +5,9 @@ import warnings
 
 import pytest
 import torch
+from torch.nn import functional
 
+from popmi_core.adapters.lifted import LiftedConv
 from popmi_core.adapters.tied import orbit_means
 from popmi_core.groups import act, channel_permutation, grid_orbits, point_group
 
@@ -103,3 +105,30 @@ def orders(group):
     for sign in (1, -1):
         for axis in range(4):
             yield [group.index(type(e)((sign * e.turns + (axis if e.flip else 0)) % 4, e.flip)) for e in elements]
+
+
+@pytest.mark.parametrize("group", ["C4", "D4"])
+def test_a_lifted_convolution_and_its_gradient_are_escnns(group):
+    # Two scalar channels to two regular fields by escnn's own kernels; ours turns one kernel of each field.
+    rank, side = 2, 7
+    kernels = escnn_kernels(group, 3, "regular")
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(rank, rank, len(kernels), generator=generator, dtype=torch.float64)
+    bank = torch.einsum("oik,kgyx->oigyx", drawn, kernels)
+    symmetry = point_group(group)
+    ours = LiftedConv(symmetry, rank, rank, generator=generator).double()
+    with torch.no_grad():
+        for layer in (ours.down, ours.up):
+            layer.weight.copy_(torch.eye(rank))
+        ours.conv.weight.copy_(bank[:, :, 0])
+    tokens = torch.randn(2, side, side, rank, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def theirs(grid):
+        fields = functional.conv2d(grid.permute(0, 3, 1, 2), bank.transpose(1, 2).flatten(0, 1), padding=1)
+        scalars = functional.gelu(fields).unflatten(1, (rank, len(symmetry))).mean(dim=2)
+        return grid + scalars.permute(0, 2, 3, 1)
+
+    # The mean over a field's channels does not ask for their order. escnn's kernels are sampled in float32.
+    torch.testing.assert_close(ours(tokens), theirs(tokens), atol=CLOSE, rtol=CLOSE)
+    gradients = [torch.autograd.grad(layer(tokens).square().sum(), tokens)[0] for layer in (ours, theirs)]
+    torch.testing.assert_close(*gradients, atol=10 * CLOSE, rtol=10 * CLOSE)
