@@ -17,6 +17,7 @@ import typer
 from popmi_core import __version__
 from popmi_core.cli import data
 from popmi_core.cli.barrier import barrier
+from popmi_core.cli.certify import certify
 from popmi_core.cli.distill import distill
 from popmi_core.cli.evaluate import evaluate
 from popmi_core.cli.fit import fit
@@ -38,6 +39,7 @@ commands.command()(serve)
 commands.command()(fuse)
 commands.command()(barrier)
 commands.command()(geometry)
+commands.command()(certify)
 commands.command()(evaluate)
 commands.command()(fit)
 commands.command()(distill)
