@@ -13,14 +13,13 @@ from popmi_core.metrics.resampling import Interval
 from popmi_core.metrics.turning import TurningFigures
 
 CLASSIFICATION = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced",
+    "accuracy": "acc.",
+    "balanced_accuracy": "bal.",
     "auroc": "AUROC",
     "auprc": "AUPRC",
-    "macro_f1": "macro F1",
+    "macro_f1": "F1",
     "ece": "ECE",
     "brier": "Brier",
-    "nll": "NLL",
 }
 TURNING = {
     "total_variation": "total variation, mean",
@@ -89,10 +88,9 @@ def layers_table(layers: LayerTerms) -> Table:
     generators = list(dict.fromkeys(flow.generator for flow in layers.flows))
     first = "rotation" if "rotation" in generators else generators[0]
     shares = {name: layers.shares(name) for name in generators}
-    kinds = dict(zip(layers.names, layers.kinds, strict=True))
-    table = _table("LEE by layer: share of all layers' sum", "layer", "kind", *generators)
+    table = _table("LEE by layer: share of all layers' sum", "layer", *generators)
     for layer in list(shares[first])[:SHOWN_LAYERS]:
-        table.add_row(layer, kinds[layer], *(f"{shares[name][layer]:.0%}" for name in generators))
+        table.add_row(layer, *(f"{shares[name][layer]:.0%}" for name in generators))
     return table
 
 
@@ -143,6 +141,5 @@ def ratio(value: float) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
-        text = position == 0 or column in ("kind",)
-        table.add_column(column, justify="left" if text else "right", overflow="fold")
+        table.add_column(column, justify="right" if position else "left", overflow="fold")
     return table
