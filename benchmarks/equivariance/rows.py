@@ -65,7 +65,7 @@ def frozen(name: str, tier: int, method: str, group: str = "C4", **more: Any) ->
 
 
 VIT_SETS = ("blood", "dermoscopy")
-RESNET, ODD = "study_resnet20", 33
+RESNET, ODD = "study_resnet20", 25
 # k of Swin, ResNet, ...: stages; of a ViT: blocks. None is the default that attach chooses.
 PREA_ROWS = (
     prea("PREA C4, k = 0", 1, "C4", 0, only=VIT_SETS),
@@ -82,22 +82,22 @@ PREA_ROWS = (
     prea("PREA C4, k = L", 3, "C4", 4, only=VIT_SETS[1:]),
     prea("PREA D4, k = L", 6, "D4", 3, only=VIT_SETS[:1]),
     prea("PREA D4, k = L", 6, "D4", 4, only=VIT_SETS[1:]),
-    # Strides keep the symmetry on odd maps all the way: 33, 17, 9, 5.
-    prea("PREA C4, k = 0, 33 px", 0, "C4", 0, image_size=ODD, only=("rotated_mnist",)),
-    prea("PREA C4, k = 1, 33 px", 1, "C4", 1, image_size=ODD, only=("rotated_mnist",)),
-    prea("PREA C4, k = 0, 33 px + rotations", 1, "C4", 0, image_size=ODD, augment="rotations", only=("rotated_mnist",)),
+    # Strides keep the symmetry on odd maps all the way: 25, 13, 7, 4 or 33, 17, 9, 5.
+    prea("PREA C4, k = 0, 25 px", 0, "C4", 0, image_size=ODD, only=("rotated_mnist",)),
+    prea("PREA C4, k = 0, 33 px", 2, "C4", 0, image_size=33, only=("rotated_mnist",)),
+    prea("PREA C4, k = 1, 25 px", 1, "C4", 1, image_size=ODD, only=("rotated_mnist",)),
+    prea("PREA C4, k = 0, 25 px + rotations", 1, "C4", 0, image_size=ODD, augment="rotations", only=("rotated_mnist",)),
 )  # fmt: skip
 DISTILLED = (
     Row("PREA D4, k = 0, distilled", 1, "distilled", {"merge_block": 0}, augment="shifts", start="PREA D4",
-        exact="D4",
-        only=VIT_SETS),
-    Row("PREA C4, k = 0, 33 px, distilled", 1, "distilled", {"merge_block": 0}, augment="shifts",
-        start="PREA C4, k = 1, 33 px", exact="C4", only=("rotated_mnist",), image_size=ODD),
+        exact="D4", only=VIT_SETS),
+    Row("PREA C4, k = 0, 25 px, distilled", 1, "distilled", {"merge_block": 0}, augment="shifts",
+        start="PREA C4, k = 1, 25 px", exact="C4", only=("rotated_mnist",), image_size=ODD),
 )  # fmt: skip
 # Other backbones, on one data set.
 OTHERS = (
     Row("plain ResNet-20", 3, "plain", backbone=RESNET, rate=2e-3, only=("blood",)),
-    prea("PREA C4 on ResNet-20, k = 0, 33 px", 3, "C4", 0, backbone=RESNET, image_size=ODD, rate=2e-3, only=("blood",)),
+    prea("PREA C4 on ResNet-20, k = 0, 25 px", 3, "C4", 0, backbone=RESNET, image_size=ODD, rate=2e-3, only=("blood",)),
     prea("PREA C4 on ResNet-20", 4, "C4", None, backbone=RESNET, rate=2e-3, only=("blood",)),
     Row("plain ViT", 3, "plain", backbone="popmi_vit_64", rate=1e-3, only=("rotated_mnist",)),
     prea("PREA C4 on a ViT", 3, "C4", None, backbone="popmi_vit_64", rate=1e-3, only=("rotated_mnist",)),
@@ -151,152 +151,6 @@ NETWORKS = (
     *networks("GE-ViT p4m", 6, "popmi_ge_vit_p4m", "D4", ATTENTION, images=500),
     *networks("GSA-Net p4, as published", 5, "popmi_gsa_p4", "", ATTENTION, images=1500),
     *networks("modern equivariant ViT", 4, "popmi_modern_ge_vit", "C4", ATTENTION, images=5000),
-)  # fmt: skip
-ROWS = (
-    prea("PREA C4, k = 0", 1, "C4", 0, only=VIT_SETS),
-    prea("PREA D4, k = 0", 0, "D4", 0, only=VIT_SETS),
-    prea("PREA C4", 0, "C4", None),
-    prea("PREA D4", 1, "D4", None, only=VIT_SETS),
-    prea("PREA D4", 6, "D4", None, only=("rotated_mnist",)),
-    prea("PREA C4, lambda", 2, "C4", None, weights="lambda"),
-    prea("PREA C4 + rotations", 2, "C4", None, augment="rotations"),
-    prea("PREA D4, k = 0 + rotations", 1, "D4", 0, augment="rotations", only=VIT_SETS),
-    prea("PREA C4, k = 0, lifted convolutions", 1, "C4", 0, adapters="lifted-conv", only=VIT_SETS),
-    prea("PREA D4, k = 0, lifted convolutions", 2, "D4", 0, adapters="lifted-conv", only=VIT_SETS),
-    prea("PREA C4, k = L", 3, "C4", 3, only=VIT_SETS[:1]),
-    prea("PREA C4, k = L", 3, "C4", 4, only=VIT_SETS[1:]),
-    prea("PREA D4, k = L", 6, "D4", 3, only=VIT_SETS[:1]),
-    prea("PREA D4, k = L", 6, "D4", 4, only=VIT_SETS[1:]),
-    # Strides keep the symmetry on odd maps all the way: 33, 17, 9, 5.
-    prea("PREA C4, k = 0, 33 px", 0, "C4", 0, image_size=ODD, only=("rotated_mnist",)),
-    prea("PREA C4, k = 1, 33 px", 1, "C4", 1, image_size=ODD, only=("rotated_mnist",)),
-    prea("PREA C4, k = 0, 33 px + rotations", 1, "C4", 0, image_size=ODD, augment="rotations", only=("rotated_mnist",)),
-)  # fmt: skip
-DISTILLED = (
-    Row("PREA D4, k = 0, distilled", 1, "distilled", {"merge_block": 0}, augment="shifts", start="PREA D4",
-        exact="D4",
-        only=VIT_SETS),
-    Row("PREA C4, k = 0, 33 px, distilled", 1, "distilled", {"merge_block": 0}, augment="shifts",
-        start="PREA C4, k = 1, 33 px", exact="C4", only=("rotated_mnist",), image_size=ODD),
-)  # fmt: skip
-# Other backbones, on one data set.
-OTHERS = (
-    Row("plain ResNet-20", 3, "plain", backbone=RESNET, rate=2e-3, only=("blood",)),
-    prea("PREA C4 on ResNet-20, k = 0, 33 px", 3, "C4", 0, backbone=RESNET, image_size=ODD, rate=2e-3, only=("blood",)),
-    prea("PREA C4 on ResNet-20", 4, "C4", None, backbone=RESNET, rate=2e-3, only=("blood",)),
-    Row("plain ViT", 3, "plain", backbone="popmi_vit_64", rate=1e-3, only=("rotated_mnist",)),
-    prea("PREA C4 on a ViT", 3, "C4", None, backbone="popmi_vit_64", rate=1e-3, only=("rotated_mnist",)),
-)
-ORBIT = (
-    rival("equitune C4, logits", 1, "equitune-logits"),
-    rival("equitune C4, features", 5, "equitune-features"),
-    rival("lambda-equitune C4", 3, "lambda-equitune"),
-    rival("EquiAttention C4", 4, "equiattention"),
-    rival("canonicalisation C4", 2, "canonicalisation"),
-    frozen("equizero C4, plain model", 2, "equizero"),
-    frozen("test-time augmentation C4, plain model", 1, "tta"),
-    frozen("post-hoc mean C4, plain model", 2, "posthoc-mean"),
-    frozen("post-hoc max C4, plain model", 3, "posthoc-max"),
-    frozen("post-hoc sum C4, plain model", 3, "posthoc-sum"),
-    frozen("post-hoc most probable C4, plain model", 3, "posthoc-most-probable"),
-    frozen("post-hoc most certain C4, plain model", 3, "posthoc-most-certain"),
-    rival("post-hoc score C4, plain model, head", 3, "posthoc-score", start="plain", train="head"),
-    rival("post-hoc attention C4, plain model, head", 3, "posthoc-attention", start="plain", train="head"),
-)
-CONVOLUTIONS, ATTENTION = 1e-2, 2e-3
-
-
-def network(name: str, tier: int, registered: str, exact: str, rate: float, **more: Any) -> Row:
-    """Return a row of a network that is equivariant from its first layer on."""
-    return Row(name, tier, "network", exact=exact, backbone=registered, rate=rate, **more)
-
-
-SMALL_SETS = ("rotated_mnist", "blood")
-DERMOSCOPY = ("dermoscopy",)
-NETWORKS = (
-    network("Z2 CNN (plain twin of p4)", 3, "popmi_z2_cnn", "", CONVOLUTIONS, only=SMALL_SETS),
-    network("p4 CNN", 0, "popmi_p4_cnn", "C4", CONVOLUTIONS),
-    network("p4m CNN", 2, "popmi_p4m_cnn", "D4", CONVOLUTIONS),
-    network("octic ViT", 1, "popmi_octic_vit_28", "D4", 1e-3, only=SMALL_SETS),
-    network("octic ViT", 1, "popmi_octic_vit_nano", "D4", 1e-3, only=DERMOSCOPY),
-    network("p4 dense CNN", 4, "popmi_p4_densenet", "C4", CONVOLUTIONS),
-    network("C8 steerable CNN", 4, "popmi_c8_steerable", "C4", CONVOLUTIONS, image_size=29, only=SMALL_SETS),
-    network("C8 steerable CNN, 33 px", 4, "popmi_c8_steerable", "C4", CONVOLUTIONS, image_size=33, only=DERMOSCOPY),
-    network("GE-ViT p4", 4, "popmi_ge_vit_p4", "C4", ATTENTION, only=SMALL_SETS),
-    network("GE-ViT p4, 32 px", 4, "popmi_ge_vit_p4", "C4", ATTENTION, image_size=32, only=DERMOSCOPY),
-    network("GE-ViT p4m", 5, "popmi_ge_vit_p4m", "D4", ATTENTION, only=SMALL_SETS),
-    network("GE-ViT p4m, 32 px", 5, "popmi_ge_vit_p4m", "D4", ATTENTION, image_size=32, only=DERMOSCOPY),
-    network("GSA-Net p4, as published", 5, "popmi_gsa_p4", "", ATTENTION, only=SMALL_SETS),
-    network("GSA-Net p4, as published, 32 px", 5, "popmi_gsa_p4", "", ATTENTION, image_size=32, only=DERMOSCOPY),
-    network("modern equivariant ViT", 4, "popmi_modern_ge_vit", "C4", ATTENTION),
-    network("p4 CNN + rotations, twice the epochs", 1, "popmi_p4_cnn", "C4", CONVOLUTIONS, augment="rotations",
-            stretch=2, only=("rotated_mnist",)),
-)  # fmt: skip
-ROWS = (
-    prea("PREA C4, k = 0", 1, "C4", 0, only=VIT_SETS),
-    prea("PREA D4, k = 0", 0, "D4", 0, only=VIT_SETS),
-    prea("PREA C4", 0, "C4", None),
-    prea("PREA D4", 1, "D4", None, only=VIT_SETS),
-    prea("PREA D4", 6, "D4", None, only=("rotated_mnist",)),
-    prea("PREA C4, lambda", 2, "C4", None, weights="lambda"),
-    prea("PREA C4 + rotations", 2, "C4", None, augment="rotations"),
-    prea("PREA D4, k = 0 + rotations", 1, "D4", 0, augment="rotations", only=VIT_SETS),
-    prea("PREA C4, k = 0, lifted convolutions", 1, "C4", 0, adapters="lifted-conv", only=VIT_SETS),
-    prea("PREA D4, k = 0, lifted convolutions", 2, "D4", 0, adapters="lifted-conv", only=VIT_SETS),
-    prea("PREA C4, k = L", 3, "C4", 3, only=VIT_SETS[:1]),
-    prea("PREA C4, k = L", 3, "C4", 4, only=VIT_SETS[1:]),
-    prea("PREA D4, k = L", 6, "D4", 3, only=VIT_SETS[:1]),
-    prea("PREA D4, k = L", 6, "D4", 4, only=VIT_SETS[1:]),
-    # Strides keep the symmetry on odd maps all the way: 33, 17, 9, 5.
-    prea("PREA C4, k = 0, 33 px", 0, "C4", 0, image_size=ODD, only=("rotated_mnist",)),
-    prea("PREA C4, k = 1, 33 px", 1, "C4", 1, image_size=ODD, only=("rotated_mnist",)),
-    prea("PREA C4, k = 0, 33 px + rotations", 1, "C4", 0, image_size=ODD, augment="rotations", only=("rotated_mnist",)),
-    prea("PREA C4, k = 0, 33 px, lifted convolutions", 2, "C4", 0, image_size=ODD, adapters="lifted-conv",
-         only=("rotated_mnist",)),
-)  # fmt: skip
-DISTILLED = (
-    Row("PREA D4, k = 0, distilled", 1, "distilled", {"merge_block": 0}, augment="shifts", start="PREA D4",
-        exact="D4",
-        only=VIT_SETS),
-    Row("PREA C4, k = 0, 33 px, distilled", 1, "distilled", {"merge_block": 0}, augment="shifts",
-        start="PREA C4, k = 1, 33 px", exact="C4", only=("rotated_mnist",), image_size=ODD),
-)  # fmt: skip
-# Other backbones, on one data set.
-OTHERS = (
-    Row("plain ResNet-20", 3, "plain", backbone=RESNET, rate=2e-3, only=("blood",)),
-    prea("PREA C4 on ResNet-20, k = 0, 33 px", 3, "C4", 0, backbone=RESNET, image_size=ODD, rate=2e-3, only=("blood",)),
-    prea("PREA C4 on ResNet-20", 4, "C4", None, backbone=RESNET, rate=2e-3, only=("blood",)),
-    Row("plain ViT", 3, "plain", backbone="popmi_vit_64", rate=1e-3, only=("rotated_mnist",)),
-    prea("PREA C4 on a ViT", 3, "C4", None, backbone="popmi_vit_64", rate=1e-3, only=("rotated_mnist",)),
-)
-ORBIT = (
-    rival("equitune C4, logits", 1, "equitune-logits"),
-    rival("equitune C4, features", 5, "equitune-features"),
-    rival("lambda-equitune C4", 3, "lambda-equitune"),
-    rival("EquiAttention C4", 4, "equiattention"),
-    rival("canonicalisation C4", 2, "canonicalisation"),
-    frozen("equizero C4, plain model", 2, "equizero"),
-    frozen("test-time augmentation C4, plain model", 1, "tta"),
-    frozen("post-hoc mean C4, plain model", 2, "posthoc-mean"),
-    frozen("post-hoc max C4, plain model", 3, "posthoc-max"),
-    frozen("post-hoc sum C4, plain model", 3, "posthoc-sum"),
-    frozen("post-hoc most probable C4, plain model", 3, "posthoc-most-probable"),
-    frozen("post-hoc most certain C4, plain model", 3, "posthoc-most-certain"),
-    rival("post-hoc score C4, plain model, head", 3, "posthoc-score", start="plain", train="head"),
-    rival("post-hoc attention C4, plain model, head", 3, "posthoc-attention", start="plain", train="head"),
-)
-NETWORKS = (
-    rival("p4 CNN", 0, "p4-cnn"),
-    rival("p4m CNN", 2, "p4m-cnn", "D4"),
-    rival("octic ViT", 1, "octic-vit", "D4"),
-    rival("p4 dense CNN", 4, "p4-densenet"),
-    rival("C8 steerable CNN", 4, "c8-steerable", "C8", exact=False),
-    rival("GE-ViT p4", 4, "ge-vit-p4"),
-    rival("GE-ViT p4m", 5, "ge-vit-p4m", "D4"),
-    rival("GSA-Net p4, as published", 5, "gsa-p4", exact=False),
-    rival("modern equivariant ViT", 4, "modern-ge-vit"),
-    rival("p4 CNN + rotations, twice the epochs", 1, "p4-cnn", augment="rotations", stretch=2,
-          only=("rotated_mnist",)),
 )  # fmt: skip
 ROWS = (
     Row("plain", 0, "plain"),
