@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,8 +13,11 @@ from typer.testing import CliRunner
 from popmi_core.checkpoints import load_state
 from popmi_core.cli.main import commands
 from popmi_core.cli.opened import open_model
-from popmi_core.cli.trained import save_model
+from popmi_core.cli.trained import require_file, save_model, scores_of
+from popmi_core.config import ModelConfig
+from popmi_core.data import ImageSet, SiteData
 from popmi_core.errors import ConfigError, DataError, ModelError
+from popmi_core.models import build_model
 
 SITE = "phantom:phantom_contact"
 MICRO = ["--model", "popmi_vit_micro", "--image-size", "32", "--data", SITE, "--json"]
@@ -66,11 +70,22 @@ def test_a_student_costs_what_the_plain_backbone_does_and_folds_into_timm(teache
     assert open_model(plain).architecture.adapter == "none"
 
 
-def test_a_group_is_chosen_told_and_written_into_the_card(tmp_path):
+def coloured(count: int, seed: int) -> ImageSet:
+    """The class is the brightest colour: learnt in seconds, whatever way it is turned."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, 2, count)
+    images = rng.integers(0, 120, (count, 32, 32, 3)).astype(np.uint8)
+    images[np.arange(count), :, :, targets] += 100
+    return ImageSet(images, targets.astype(np.int64))
+
+
+def test_a_group_is_chosen_told_and_written_into_the_card(tmp_path, monkeypatch):
+    easy = SiteData("a", ("red", "green"), coloured(64, 0), coloured(40, 1), coloured(20, 2), ImageSet.empty(32))
+    monkeypatch.setattr("popmi_core.cli.sites.read_sites", lambda specs, **options: {"a": easy})
     out = tmp_path / "auto.safetensors"
     figures = popmi(
-        "fit", *MICRO, "--group", "auto", "--pilots", 1, "--pilot-epochs", 8, "--epochs", 1, "--learning-rate", 0.01,
-        "--choose", "auroc", "--out", out,
+        "fit", *MICRO, "--group", "auto", "--pilots", 1, "--pilot-epochs", 4, "--epochs", 1, "--batch-size", 16,
+        "--learning-rate", 0.005, "--choose", "auroc", "--out", out,
     )  # fmt: skip
     choice = figures["choice"]
     assert set(choice["scores"]) == {"C1", "soft C4", "C4", "D4"}
@@ -96,7 +111,7 @@ def test_files_are_not_written_over_unasked_and_other_mistakes_are_named(teacher
     with pytest.raises(ConfigError, match=r"--out .* is there already"):
         popmi("fit", *MICRO, "--out", path)
     with pytest.raises(ConfigError, match="is a folder or a device"):
-        popmi("fit", *MICRO, "--out", tmp_path)
+        require_file("--out", tmp_path, [], force=False)
     with pytest.raises(ConfigError, match="is under PREA already: leave --group out"):
         popmi("distill", path, "--data", SITE, "--out", out, "--group", "C4")
     with pytest.raises(ConfigError, match="--fold writes a plain network"):
@@ -118,3 +133,22 @@ def test_a_file_that_answers_otherwise_than_the_model_is_noticed(teacher, tmp_pa
     monkeypatch.setattr("popmi_core.cli.trained.open_model", lambda path: other)
     with pytest.raises(ModelError, match="answers otherwise than the model that was written"):
         save_model(tmp_path / "x.safetensors", opened.model, {"card": {"model": opened.card}}, image_size=32)
+
+
+def site(classes: tuple[str, ...], count: int) -> SiteData:
+    images = ImageSet(np.zeros((count, 8, 8, 3), np.uint8), np.arange(count, dtype=np.int64) % len(classes))
+    return SiteData("a", classes, images, ImageSet.empty(8), ImageSet.empty(8), ImageSet.empty(8))
+
+
+def test_images_that_cannot_be_used_are_told(monkeypatch, tmp_path):
+    with pytest.raises(DataError, match="there is no validation or test image to score on"):
+        scores_of({}, {"a": site(("x", "y"), 4)})
+    sites = {"a": site(("x", "y"), 4), "b": site(("x", "z"), 4)}
+    monkeypatch.setattr("popmi_core.cli.sites.read_sites", lambda specs, **options: sites)
+    with pytest.raises(ConfigError, match=r"the sites have different classes \(x, y; x, z\)"):
+        popmi("fit", *MICRO, "--out", tmp_path / "x.safetensors")
+
+
+def test_auto_is_no_group_of_a_model():
+    with pytest.raises(ModelError, match="group 'auto' is no group yet"):
+        build_model(ModelConfig(backbone="popmi_vit_micro", image_size=32, adapter={"group": "auto"}), 2, seed=0)
