@@ -141,6 +141,7 @@ def result(trial: Trial, runs: Path) -> dict[str, Any]:
     from measure import SUBSET_SEED, hits
     from models import fresh_copies, get_model
 
+    from popmi_core.data import ImageSet
     from popmi_core.invariance.build import build_method
     from popmi_core.invariance.method import MethodContext
     from popmi_core.learning.fit import FitConfig, fit
@@ -160,7 +161,7 @@ def result(trial: Trial, runs: Path) -> dict[str, Any]:
         config = FitConfig(
             epochs=EPOCHS, learning_rate=RATES[trial.trained], seed=trial.seed, augment="none", choose="last"
         )
-        fit(model, few, images.val, config)
+        fit(model, few, ImageSet.empty(images.image_size), config)
     tested = subset(images.test, trial.experiment.tested, SUBSET_SEED)[0]
     return {
         "key": trial.key, "experiment": trial.experiment.name, "aggregation": trial.aggregation, "group": trial.group,
