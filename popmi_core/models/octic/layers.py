@@ -112,7 +112,10 @@ class OcticNorm(nn.Module):
 
 
 class OcticAttention(nn.Module):
-    """Softmax attention whose heads are whole fields: inner products of queries and keys are invariant."""
+    """Softmax attention whose heads are whole fields: inner products of queries and keys are invariant.
+
+    Rows of ``qkv`` are queries, keys and values, of E each its first copies and its second; then heads.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -127,15 +130,17 @@ class OcticAttention(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
         """Return what each token takes from all, projected."""
-        count, length, width = tokens.shape
-        parts = self.qkv.tokens(*split(tokens.flatten(0, 1)))
-        packed = torch.cat([part.unflatten(-1, (3, self.heads, -1)) for part in parts], dim=-1)
+        count, length = tokens.shape[:2]
+        *lines, first, second = self.qkv.tokens(*split(tokens.flatten(0, 1)))
+        slabs = [line.unflatten(-1, (3, self.heads, -1)) for line in lines]
+        for component in (first, second):
+            slabs += component.unflatten(-1, (3, 2, self.heads, -1)).unbind(2)
+        packed = torch.cat(slabs, dim=-1)
         packed = packed.unflatten(0, (count, length))
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(query, key, value).transpose(1, 2).flatten(0, 1)
-        half = width // self.heads // 2
-        lines = mixed[..., :half].unflatten(-1, (4, -1)).permute(2, 0, 1, 3).flatten(2)
-        planes = mixed[..., half:].unflatten(-1, (2, -1)).permute(2, 0, 1, 3).flatten(2)
+        mixed = attend(query, key, value).transpose(1, 2).flatten(0, 1).unflatten(-1, (8, -1))
+        lines = mixed[:, :, :4].permute(2, 0, 1, 3).flatten(2)
+        planes = mixed[:, :, 4:].unflatten(2, (2, 2)).permute(2, 0, 3, 1, 4).flatten(2)
         return torch.cat(self.proj.tokens(lines, planes), dim=1).unflatten(0, (count, length))
 
 

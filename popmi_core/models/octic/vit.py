@@ -13,6 +13,7 @@ from popmi_core.errors import ModelError
 from popmi_core.groups import act, grid_permutation
 from popmi_core.groups.octic import D4
 from popmi_core.models.octic.layers import Fourier, OcticBlock, OcticNorm, OcticReadout, copies
+from popmi_core.models.octic.symmetry import describe_octic
 
 
 class OcticPatchEmbed(nn.Module):
@@ -96,7 +97,7 @@ class OcticVit(nn.Module):
             raise ModelError("octic ViT: global_pool 'token' needs class_token=True. Set it, or pool by 'avg'.")
         self.num_classes, self.embed_dim, self.global_pool = num_classes, embed_dim, global_pool
         self.num_features = self.head_hidden_size = embed_dim // 2
-        self.num_prefix_tokens = int(class_token)
+        self.num_prefix_tokens, self.num_heads = int(class_token), num_heads
         self.patch_embed = OcticPatchEmbed(side, patch_size, in_chans, embed_dim)
         self.pos_embed = OcticPositions(self.patch_embed.grid_side, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, copies(embed_dim))) if class_token else None
@@ -138,6 +139,10 @@ class OcticVit(nn.Module):
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=self.num_features**-0.5)
             nn.init.zeros_(self.head.bias)
+
+    def describe_symmetry(self, build: Any) -> None:
+        """Tell what may move (``build``: a Builder of popmi_core.matching): only what commutes with D4."""
+        describe_octic(build, depth=len(self.blocks), heads=self.num_heads, copies=copies(self.embed_dim))
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters that timm's optimisers do not decay."""
