@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from popmi_core.errors import ModelError
+from popmi_core.invariance.method import Phase, Train
 
 _SEARCHED = 512
 
@@ -20,6 +21,7 @@ class InvariantNet(nn.Module):
     ``pool`` returns is invariant, so the last layer may be anything.
     """
 
+    trained: Train = "all"
     num_classes: int
     num_features: int
     head_hidden_size: int
@@ -46,6 +48,12 @@ class InvariantNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits [n, num_classes] of normalised images [n, channels, side, side]."""
         return self.forward_head(self.forward_features(images))
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return one phase in which ``trained`` moves: everything unless the catalogue was asked for less."""
+        if self.trained == "none":
+            return ()
+        return (Phase(self.trained, 1.0, ("",) if self.trained == "all" else ("head.",)),)
 
     def get_classifier(self) -> nn.Module:
         """Return the last layer."""

@@ -6,13 +6,13 @@ from functools import partial
 
 import timm
 import torch
-from torch import nn
 
 import popmi_core.invariance.registered  # noqa: F401  (registers them with timm)
 from popmi_core.invariance.method import Method, MethodContext
+from popmi_core.invariance.network import InvariantNet
 
 
-def build_network(name: str, context: MethodContext) -> nn.Module:
+def build_network(name: str, context: MethodContext) -> InvariantNet:
     """Return timm's model ``name`` for the context's images and classes, with weights drawn from its seed.
 
     The group is the network's own, the context's is not looked at; nor is its backbone, as it replaces that.
@@ -22,9 +22,11 @@ def build_network(name: str, context: MethodContext) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(context.seed)
-        model: nn.Module = timm.create_model(
+        model = timm.create_model(
             name, img_size=context.image_size, in_chans=context.in_chans, num_classes=context.num_classes
         )
+    assert isinstance(model, InvariantNet)
+    model.trained = context.train
     return model
 
 

@@ -10,7 +10,7 @@ from popmi_core.groups import act, point_group
 from popmi_core.invariance.catalogue import METHODS, method
 from popmi_core.invariance.gcnn import GroupCnn, GroupDenseNet
 from popmi_core.invariance.gevit import GroupTransformer, ModernGeVit
-from popmi_core.invariance.method import MethodContext
+from popmi_core.invariance.method import MethodContext, phases_of
 from popmi_core.models import build_model
 
 CLASSES = 3
@@ -176,3 +176,11 @@ def test_the_catalogue_builds_every_network_from_its_seed(name):
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert first.eval()(images(28, 2).float()).shape == (2, CLASSES)
     assert all((entry.guarantee, entry.cost, entry.source, entry.caveat))
+
+
+@pytest.mark.parametrize(("train", "prefixes"), [("all", [("",)]), ("head", [("head.",)]), ("none", [])])
+def test_the_context_says_what_of_a_network_is_trained(train, prefixes):
+    model = method("p4-cnn").build(MethodContext(lambda: pytest.fail("no backbone"), "C4", 28, 1, CLASSES, 0, train))
+    assert [phase.trained for phase in phases_of(model)] == prefixes
+    if prefixes:
+        assert any(name.startswith(prefixes[0]) for name, _ in model.named_parameters())
