@@ -96,18 +96,7 @@ def decide(
         ConfigError: If there is no figure, one is undefined or out of range, the metric is unknown, or no candidate is
             better than chance by more than a standard error.
     """
-    if metric not in SHARES:
-        raise ConfigError(f"groups are not chosen by {metric!r}, expected one of {', '.join(SHARES)}.")
-    for candidate, figures in scores.items():
-        bad = [figure for figure in figures if not 0 <= figure <= 1]
-        if bad or not figures:
-            got = bad[0] if bad else "no pilot"
-            raise ConfigError(
-                f"the {SHARES[metric]} of the pilots of {candidate.name} is {got}, expected numbers between 0 and 1. "
-                "Give more validation images of every class, or name the group."
-            )
-    if not scores or images < 1:
-        raise ConfigError("there is no pilot to choose a group by. Give validation images, or name the group.")
+    _require_figures(scores, images, metric)
     means = {candidate: statistics.fmean(figures) for candidate, figures in scores.items()}
     best = max(means, key=lambda candidate: means[candidate])
     pilots = scores[best]
@@ -131,6 +120,21 @@ def decide(
         left_out=dict(left_out or {}),
     )
     return replace(choice, sentence=_sentence(choice, best.name, len(pilots)))
+
+
+def _require_figures(scores: Mapping[Candidate, Sequence[float]], images: int, metric: str) -> None:
+    if metric not in SHARES:
+        raise ConfigError(f"groups are not chosen by {metric!r}, expected one of {', '.join(SHARES)}.")
+    for candidate, figures in scores.items():
+        bad = [figure for figure in figures if not 0 <= figure <= 1]
+        if bad or not figures:
+            got = bad[0] if bad else "no pilot"
+            raise ConfigError(
+                f"the {SHARES[metric]} of the pilots of {candidate.name} is {got}, expected numbers between 0 and 1. "
+                "Give more validation images of every class, or name the group."
+            )
+    if not scores or images < 1:
+        raise ConfigError("there is no pilot to choose a group by. Give validation images, or name the group.")
 
 
 def choose_group(
