@@ -37,6 +37,8 @@ def test_every_preset_describes_a_run_and_survives_a_round_trip(strategy):
         ({"local": {"learning_rate": -1}}, "local.learning_rate"),
         ({"modle": {}}, "modle"),
         ({"model": {"adapter": {"group": "C8"}}}, "model.adapter.group"),
+        ({"model": {"adapter": {"adapters": "lifted"}}}, "model.adapter.adapters"),
+        ({"model": {"adapter": {"adapters": "none+lora"}}}, "model.adapter.adapters"),
         ({"model": {"lora": {"rank": 0}}}, "model.lora.rank"),
         ({"model": {"lora": {"alpha": 0}}}, "model.lora.alpha"),
         ({"model": {"lora": {"targets": []}}}, "model.lora.targets"),
@@ -135,6 +137,16 @@ def test_parts_that_do_not_fit_together_are_told_without_the_whole_table():
 )
 def test_the_backbone_is_frozen_where_either_kind_of_adapter_asks_for_it(parts, train):
     assert ModelConfig(**parts).train == train
+
+
+def test_an_adapter_of_the_old_kind_is_told_as_before_there_were_others():
+    old = {"group": "C4", "merge_block": 1, "weights": "mean", "rank": 8, "train": "all"}
+    config = parse_config({"model": {"adapter": {"group": "C4", "merge_block": 1, "adapters": "bottleneck"}}})
+    assert config.model_dump(mode="json")["model"]["adapter"] == old
+    asked = {"group": "D1", "adapters": "lifted-conv+lora", "allow_approximate": True}
+    told = parse_config({"model": {"adapter": asked}}).model_dump(mode="json")
+    assert told["model"]["adapter"] == {**old, "merge_block": None, **asked}
+    assert parse_config(told).model_dump(mode="json") == told
 
 
 def test_a_model_without_low_rank_adapters_is_told_as_before_there_were_any():

@@ -8,6 +8,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 
 from popmi_core.adapters import attach, detach, equivariance_error
+from popmi_core.adapters.trunk import depth
 from popmi_core.errors import ModelError
 from popmi_core.groups import act, point_group
 from popmi_core.models import build, exchanged_state, load_exchanged
@@ -133,6 +134,17 @@ def test_attaching_leaves_the_original_alone():
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "convnext", "resnet", "efficientnet"])
+def test_by_default_names_and_shapes_are_those_of_files_before_there_were_other_adapters(name):
+    backbone, _ = make(name)
+    dim, merged = backbone.num_features, attach(backbone, group="C4", weights="lambda", rank=5)
+    own = {f"backbone.{key}": tensor.shape for key, tensor in backbone.state_dict().items()}
+    own |= {"prea.score.weight": (1, dim), "prea.down.weight": (5, dim), "prea.down.bias": (5,)}
+    own |= {"prea.up.weight": (dim, 5), "prea.up.bias": (dim,)}
+    assert {key: tensor.shape for key, tensor in merged.state_dict().items()} == own
+    assert name == "vit" or merged.merge_block == depth(backbone)
 
 
 @pytest.mark.parametrize(("layers", "block"), [(1, 1), (2, 1), (4, 1), (8, 2), (12, 3)])
