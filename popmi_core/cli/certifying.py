@@ -137,7 +137,7 @@ def plain_words(found: Certificate) -> Sequence[str]:
         )
     else:
         lines.append(
-            f"Nothing is certified for {algebra.group}. Measured on two test images, logits move by "
+            f"Nothing is proved for {algebra.group}. Measured on two test images, logits move by "
             f"{algebra.error32:.2g} of their spread."
         )
     for site in found.sites:
