@@ -114,8 +114,8 @@ def page(found: dict[str, Any]) -> str:
         "# LEE: which published orderings show on small models",
         "",
         f"Cells of 28 pixels, {found['train_images']} training images, shifts as views; LEE of "
-        f"{found['lee_images']} test images in float64. LEE is the root mean square change of logits per pixel of movement over their spread "
-        "between images (docs/metrics.md), with 95 % intervals over images. One seed.",
+        f"{found['lee_images']} test images in float64: the root mean square change of logits per pixel of movement, "
+        "over their spread between images (docs/metrics.md), with 95 % intervals over images. One seed.",
         "",
         "| net | epochs | accuracy | translation | rotation | scale | shear | hyperbolic |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
