@@ -112,7 +112,8 @@ def _judge(
         return "not proved", f"uneven geometry: {reasons[0]}"
     if not _known(model):
         return "not proved", f"{type(model).__name__} is not known layer by layer: only measured, not proved"
-    return "proved", f"{len(found)} constrained weight(s) on the subspace, every step even: exact but for rounding"
+    weights = f"all {len(found)} constrained weights lie" if found else "no weight is constrained, so all lie"
+    return "proved", f"{weights} on the subspace and every step is even: exact but for rounding"
 
 
 def _known(model: nn.Module) -> bool:

@@ -27,7 +27,7 @@ from popmi_core.equivariance.certificate.residues import is_octic
 from popmi_core.equivariance.turning import rotate
 from popmi_core.errors import ModelError
 
-FIRST, LAST = "up to the first place", "head"
+FIRST, LAST = "stem (and merge)", "head"
 
 
 @dataclass(frozen=True, eq=False)

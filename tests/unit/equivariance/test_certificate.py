@@ -190,7 +190,7 @@ def test_the_layer_that_breaks_the_symmetry_is_the_one_that_is_blamed() -> None:
     # 36 pixels are 9 cells: the second stage halves them unevenly.
     guilty = max(sizes, key=lambda name: sizes[name])
     assert guilty == "stages.1"
-    assert sizes["up to the first place"] < 1e-12
+    assert sizes["stem (and merge)"] < 1e-12
     assert sizes["stages.0"] < 1e-12
 
 
