@@ -35,11 +35,24 @@ class Cut:
 
 
 def cut_of(backbone: Backbone) -> Cut | None:
-    """Return how the backbone is taken apart; None where it is not known (then only its last map can be merged).
+    """Return how the backbone is taken apart; None where it is not known (then only its last map can be merged)."""
+    family = family_of(backbone)
+    return None if family is None else _CUTS[family]
 
-    Only the classes themselves count: a subclass may let places enter anywhere.
+
+def family_of(backbone: Backbone) -> type[nn.Module] | None:
+    """Return timm's class that the backbone is taken apart as.
+
+    Of transformers only the class itself counts: a subclass may let places enter anywhere. Of convolutional networks a
+    subclass that runs in the same order does too: places enter by its kernels all the same.
     """
-    return _CUTS.get(type(backbone))
+    kind = type(backbone)
+    if kind in _CUTS:
+        return kind
+    for family in (ConvNeXt, ResNet, EfficientNet, MobileNetV3):
+        if isinstance(backbone, family) and kind.forward_features is family.forward_features:
+            return family
+    return None
 
 
 def _children(name: str) -> Callable[[Backbone], Stages]:
@@ -65,11 +78,12 @@ def _in_turn(*names: str) -> Callable[[Backbone, Tensor], Tensor]:
 
 
 def _first_conv(stages: Callable[[Backbone], Stages]) -> Callable[[Backbone, int], int]:
-    """A stage of a convolutional network reads what its first convolution reads."""
+    """A stage of a convolutional network reads what its first convolution reads (an empty one: what the next reads)."""
 
     def width(backbone: Backbone, block: int) -> int:
-        modules = stages(backbone)[block][1].modules()
-        return next(module.in_channels for module in modules if isinstance(module, nn.Conv2d))
+        modules = (module for _, stage in stages(backbone)[block:] for module in stage.modules())
+        found = (module.in_channels for module in modules if isinstance(module, nn.Conv2d))
+        return next(found, int(backbone.num_features))
 
     return width
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from popmi_core.adapters import symmetric, trunk
+from popmi_core.adapters.cuts import cut_of
 from popmi_core.adapters.geometry import check_geometry
 from popmi_core.adapters.lora import add_lora
 from popmi_core.adapters.merge import OrbitMerge
@@ -171,18 +172,24 @@ def require_geometry(
 ) -> None:
     """Refuse an image size at which the group is not exact, before anything is built.
 
+    Backbones that are not known are merged on their last map only, where every size is right (``require_exact`` looks
+    at their heads).
+
     Raises:
         ModelError: If it is not; the reasons and the nearest exact size are named.
     """
+    if cut_of(backbone) is None:
+        return
     found = check_geometry(backbone, image_size, group=group, merge_block=block)
     if found.verdict == "exact" or (found.verdict == "approximate" and allow_approximate):
         return
     nearest = "" if found.nearest_exact is None else f" {found.nearest_exact} is the nearest exact image size."
     why = "; ".join(str(reason) for reason in found.reasons[:3])
+    last = trunk.depth(backbone)
+    later = "" if block == last else f", or merge later (merge_block {last} works at every size)"
     raise ModelError(
         f"{type(backbone).__name__} at {image_size}x{image_size} pixels, merged after block {block}, is not exact "
-        f"under {group.name} ({found.verdict}): {why}.{nearest} Change image_size, or merge later (merge_block "
-        f"{trunk.depth(backbone)} works at every size)."
+        f"under {group.name} ({found.verdict}): {why}.{nearest} Change image_size{later}."
     )
 
 

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from popmi_core.adapters import Prea, trunk
+from popmi_core.adapters.cuts import family_of
 from popmi_core.matching.builder import Builder
 
 
@@ -26,7 +27,10 @@ def features_space(model: Prea, build: Builder, block: int) -> str | None:
         # MobileNetV3 has one more layer between the last map's mean and the classifier.
         after = ("backbone.conv_head",) if isinstance(backbone, MobileNetV3) else classifiers_of(model)
         return _one({(f"{name}.weight", 1) for name in after}, build)
-    name, axis = _WRITERS[type(backbone)](backbone, block)
+    family = family_of(backbone)
+    if family is None:
+        return None
+    name, axis = _WRITERS[family](backbone, block)
     return _one({(f"backbone.{name}", axis)}, build)
 
 
@@ -82,9 +86,10 @@ def _convnext(backbone: Any, block: int) -> tuple[str, int]:
 
 
 def _resnet(backbone: Any, block: int) -> tuple[str, int]:
-    # The first convolution of a stage reads what the stage before wrote.
-    del backbone
-    return f"layer{block + 1}.0.conv1.weight", 1
+    # The first convolution of a stage reads what the stage before wrote; empty stages pass it on.
+    layers = [name for name, _ in backbone.named_children() if name.startswith("layer")]
+    later = [name for name in layers[block:] if len(backbone.get_submodule(name))]
+    return (f"{later[0]}.0.conv1.weight" if later else "fc.weight"), 1
 
 
 def _efficientnet(backbone: Any, block: int) -> tuple[str, int]:

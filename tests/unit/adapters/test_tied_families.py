@@ -45,6 +45,8 @@ FAMILIES = {
     "convnext": (lambda: timm.create_model("convnext_atto", **STAGES), 32),
     "resnet": (lambda: ResNet(BasicBlock, **NARROW), 33),
     "bottleneck": (lambda: ResNet(Bottleneck, **NARROW), 33),
+    # A subclass with an empty last stage.
+    "resnet20": (lambda: timm.create_model("popmi_resnet20", num_classes=5), 9),
     "efficientnet": (
         lambda: EfficientNet(decode_arch_def(BLOCKS), stem_size=8, num_features=16, num_classes=5, **SAME), 33
     ),

@@ -110,3 +110,10 @@ def test_a_head_that_knows_places_cannot_be_made_exact():
     config = ModelConfig(backbone="resnet50_clip", image_size=64, adapter=AdapterConfig(group="C4"))
     with pytest.raises(ModelError, match="Its head depends on places"):
         build_model(config, 7, seed=0)
+
+
+def test_a_size_that_is_not_exact_is_refused_with_the_nearest_that_is():
+    config = ModelConfig(backbone="popmi_resnet20", image_size=32, adapter=AdapterConfig(group="C4", merge_block=0))
+    with pytest.raises(ModelError, match=r"at 32x32 pixels, merged after block 0, is not exact under C4 .* 33 is the"):
+        build_model(config, 5, seed=0)
+    build_model(config.model_copy(update={"image_size": 33}), 5, seed=0)

@@ -68,6 +68,7 @@ MODELS = {
     "resnet_start": tied(lambda: ResNet(BasicBlock, **NARROW), 33, 0, group="C4"),
     "resnet_early": tied(lambda: ResNet(Bottleneck, **NARROW), 33, 1),
     "resnet_groupnorm": tied(lambda: ResNet(BasicBlock, norm_layer=partial(GroupNorm, num_groups=4), **NARROW), 33, 2),
+    "resnet20_passing": tied(lambda: create_model("popmi_resnet20", num_classes=5), 9, 3, group="C4"),
     "efficientnet_start": tied(
         lambda: EfficientNet(decode_arch_def(BLOCKS), stem_size=16, num_features=48, num_classes=5), 33, 0
     ),
