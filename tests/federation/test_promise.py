@@ -1,4 +1,4 @@
-"""Rounds of models that promise equivariance: what the card says, and what becomes of updates that break the promise."""
+"""Rounds of models that promise equivariance: what the card says, and what becomes of updates that break it."""
 
 from __future__ import annotations
 
