@@ -57,7 +57,9 @@ def _check(
     try:
         model = make(image_size)
     except (TypeError, ValueError, AssertionError, ZeroDivisionError, RuntimeError) as error:
-        raise ModelError(f"timm cannot make {name} at {image_size} pixels: {error}. Change --image-size.") from error
+        raise ModelError(
+            f"timm cannot make {name} at {image_size} pixels: {error}. Change --image-size or --model-arg."
+        ) from error
     blocks = None if merge_block is None else (merge_block,)
     return check_all(model, image_size, group=group, merge_blocks=blocks)
 
