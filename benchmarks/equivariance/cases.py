@@ -29,7 +29,16 @@ COMMON = {"batch_size": 64, "weight_decay": 0.05, "warmup": 0.1}
 # How figures are measured: images that are turned and probed, drawn once. A test set is read whole unless that takes
 # longer than ``patience`` seconds, then ``fewer`` of its images, then ``fewest``; models slower than ``slow`` images a
 # second turn ``turned_slow`` of them only.
-MEASURED = {"turned": 256, "turned_slow": 64, "slow": 400, "lie": 32, "fewer": 10_000, "fewest": 1000, "patience": 30}
+MEASURED = {
+    "version": 2,
+    "turned": 256,
+    "turned_slow": 64,
+    "slow": 400,
+    "lie": 32,
+    "fewer": 10_000,
+    "fewest": 1000,
+    "patience": 30,
+}
 # Raised when what a run gives has changed in a way its description does not show.
 VERSION = 1
 

@@ -6,13 +6,14 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from popmi_core.data import ImageSet, load_site, locate
+from popmi_core.equivariance.turning import soft_disk
 
 DIGITS = "rotated_mnist_rebuilt_28.npz"
 BLOOD = "bloodmnist_rebuilt_28.npz"
@@ -40,6 +41,12 @@ class Images:
     val: ImageSet
     test: ImageSet
     native: ImageSet
+
+    @cached_property
+    def outside(self) -> tuple[float, ...]:
+        """Return the mean colour of the training images beyond the disk of radius half a side."""
+        beyond = soft_disk(self.image_size).numpy() == 0
+        return tuple(float(value) for value in self.train.images[:, beyond].mean(axis=(0, 1)))
 
 
 def data_folder() -> Path:

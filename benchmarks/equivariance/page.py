@@ -55,10 +55,10 @@ once where all would take longer than {patience} s (then marked *). *delta_rot*:
 {turned} test images ({turned_slow} where a model reads fewer than {slow} images/s) turned to 36 angles
 (docs/metrics.md); *over floor*: as a multiple of what a rotation-invariant function of the same pixels shows;
 *flips*: share of answers that change; *worst angle*: accuracy at the worst of the angles, on these images under a
-soft disk. *LEE rotation*: root mean square of the logits' derivative per pixel of movement, over their spread, end to
-end, {lie} images. *error*: how far logits move under the group, as a share of their spread (float32). *parameters*:
-free ones. *x FLOPs*, *x time*: inference against the plain backbone, time in one interleaved run of one thread;
-*training*: processor seconds.
+soft disk (the training images' mean colour at their rim beyond it). *LEE rotation*: root mean square of the logits'
+derivative per pixel of movement, over their spread, end to end, {lie} images. *error*: how far logits move under the
+group, as a share of their spread (float32). *parameters*: free ones. *x FLOPs*, *x time*: inference against the plain
+backbone, time in one interleaved run of one thread; *training*: processor seconds.
 """
 
 
