@@ -18,13 +18,12 @@ from popmi_core.data.native import native_size
 from popmi_core.equivariance.curve import Curve, rotation_curve
 from popmi_core.equivariance.lie import Lee, lee_figures, lie_derivatives
 from popmi_core.equivariance.lie_layers import LayerTerms, layer_terms
-from popmi_core.equivariance.turning import turn_images
+from popmi_core.equivariance.turning import border_colour, turn_images
 from popmi_core.errors import ConfigError, DataError, ModelError
 from popmi_core.metrics import classification_metrics
 from popmi_core.metrics.resampling import RESAMPLES
 from popmi_core.metrics.turning import TurningFigures, softmax, turning_figures
 from popmi_core.models import normalise, predict
-from popmi_core.models.inputs import channel_statistics
 
 Tell = Callable[[str], None]
 Bytes = npt.NDArray[np.uint8]
@@ -236,13 +235,14 @@ def _samples(
     variation = np.abs(scores - scores[0]).sum(axis=2) / 2
     worst = variation.argmax(axis=0)
     places = [(site, row) for site, part in parts.native.items() for row in range(len(part))]
-    outside, _ = channel_statistics(opened.model)
+    colours = {site: border_colour(part.images) for site, part in parts.native.items()}
     size, found = opened.architecture.image_size, []
     for image in np.argsort(-variation.max(axis=0), kind="stable")[:count]:
         site, row = places[image]
         pixels = torch.from_numpy(parts.native[site].images[row]).permute(2, 0, 1)[None].float() / 255
         angle = curve.angles[worst[image]]
-        views = [turn_images(pixels, by, image_size=size, outside=outside.reshape(-1)) for by in (0.0, angle)]
+        outside = torch.tensor(colours[site])
+        views = [turn_images(pixels, by, image_size=size, outside=outside) for by in (0.0, angle)]
         pictures = [(255 * view[0].permute(1, 2, 0)).round().byte().numpy() for view in views]
         tables = [scores[0, image], scores[worst[image], image]]
         named = [(parts.classes[table.argmax()], float(table.max())) for table in tables]

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, UInt8
 from torch import Tensor, nn
 
 from popmi_core.equivariance.rings import ring_statistics
-from popmi_core.equivariance.turning import ANGLES, turn_images
+from popmi_core.equivariance.turning import ANGLES, border_colour, turn_images
 from popmi_core.errors import ModelError
 from popmi_core.models.inputs import channel_statistics
 
@@ -43,19 +43,20 @@ def rotation_curve(
     *,
     image_size: int,
     angles: Sequence[float] = ANGLES,
+    outside: Sequence[float] | None = None,
     batch_size: int = _BATCH,
     progress: Callable[[float], None] | None = None,
 ) -> Curve:
     """Run the model on the images turned to every angle.
 
-    Outside the soft disk lies the mean that the model's own normalisation subtracts, so the model sees 0 there. The
-    model is run as it stands, on the device where its weights are: put it in evaluation mode first.
+    The model is run as it stands, on the device where its weights are: put it in evaluation mode first.
 
     Args:
         model: Normalised images -> logits.
         images: At their highest native resolution, as they are stored.
         image_size: Pixels per side the model takes.
         angles: Degrees; the first is the upright one.
+        outside: Colour outside the soft disk, 0 to 1; None is the mean colour of these images beyond it.
         batch_size: Images at a time.
         progress: Told the share that is done, 0 to 1.
 
@@ -67,11 +68,12 @@ def rotation_curve(
             f"images to turn are {images.dtype} of shape {images.shape}, expected at least one of uint8 [n, side, "
             "side, 3]. Pass the images as they are stored."
         )
+    colour = border_colour(images) if outside is None else outside
     logits, rings = [], []
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
             part = torch.from_numpy(images[start : start + batch_size])
-            views = list(turned_views(model, part, image_size, angles))
+            views = list(turned_views(model, part, image_size, angles, outside=colour))
             logits.append(torch.stack([model(view).double().cpu() for view in views]))
             rings.append(_rings(views, angles))
             if progress is not None:
@@ -80,7 +82,12 @@ def rotation_curve(
 
 
 def turned_views(
-    model: nn.Module, images: UInt8[Tensor, "n source source 3"], image_size: int, angles: Sequence[float]
+    model: nn.Module,
+    images: UInt8[Tensor, "n source source 3"],
+    image_size: int,
+    angles: Sequence[float],
+    *,
+    outside: Sequence[float],
 ) -> Iterator[Float[Tensor, "n 3 image_size image_size"]]:
     """Yield the images as the model sees them (normalised) at every angle, in the order of ``angles``."""
     like = next(model.parameters(), torch.zeros(()))
@@ -91,7 +98,7 @@ def turned_views(
     for angle in angles:
         quarters, rest = divmod(float(angle), 90.0)
         if rest not in views:
-            turned = turn_images(pixels, rest, image_size=image_size, outside=mean.reshape(-1))
+            turned = turn_images(pixels, rest, image_size=image_size, outside=torch.tensor(outside, dtype=pixels.dtype))
             views[rest] = (turned - mean) / std
         yield torch.rot90(views[rest], int(quarters) % 4, (-2, -1))
 

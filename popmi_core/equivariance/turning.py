@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,6 +33,17 @@ def soft_disk(side: int) -> Float64[Tensor, "side side"]:
     radius = torch.sqrt(place[:, None] ** 2 + place[None, :] ** 2)
     inside = ((side / 2 - radius) / (side * _SOFT)).clamp(0, 1)
     return (1 - torch.cos(math.pi * inside)) / 2
+
+
+def border_colour(images: UInt8[np.ndarray, "n side side 3"]) -> tuple[float, float, float]:
+    """Return the mean colour of the images beyond the disk of radius side/2, brightness 0 to 1.
+
+    What a model of such images expects in the corners: with another constant there (grey around black digits) the
+    strange frame would be measured, at every angle.
+    """
+    beyond = soft_disk(images.shape[1]).numpy() == 0
+    red, green, blue = (images[:, beyond].mean(axis=(0, 1), dtype=np.float64) / 255).tolist()
+    return red, green, blue
 
 
 def rotate(images: Float[Tensor, "n c side side"], degrees: float) -> Float[Tensor, "n c side side"]:
@@ -64,7 +76,7 @@ def turn_images(
         images: Brightness 0 to 1, at the highest resolution there is.
         degrees: Counter-clockwise.
         image_size: Pixels per side of the result; if larger than the source, the images are enlarged after turning.
-        outside: Brightness outside the disk, one number or one per channel (such as the mean a model subtracts).
+        outside: Brightness outside the disk, one number or one per channel (such as ``border_colour``).
 
     Returns:
         Brightness 0 to 1; overshoots of the cubic kernel are cut. Quarter turns are exact moves of pixels.

@@ -12,6 +12,7 @@ from popmi_core.adapters import attach
 from popmi_core.data import make_phantom_site
 from popmi_core.equivariance.curve import rotation_curve
 from popmi_core.equivariance.rings import ring_statistics, ring_windows
+from popmi_core.equivariance.turning import border_colour
 from popmi_core.errors import ModelError
 from popmi_core.metrics.turning import turning_figures
 
@@ -34,6 +35,23 @@ def test_batches_change_nothing(backbone, curve):
     whole = rotation_curve(backbone, IMAGES.images, image_size=32, angles=(0, 30, 90, 120))
     assert np.allclose(curve.logits, whole.logits, atol=1e-12)
     assert curve.logits.shape == (4, len(IMAGES), 7)
+
+
+def test_beyond_the_disk_lies_the_colour_that_these_images_have_there(backbone):
+    black = IMAGES.images.copy()
+    row, col = np.mgrid[:48, :48] - 23.5
+    black[:, row**2 + col**2 >= 24**2] = [0, 51, 255]
+    assert border_colour(black) == (0.0, 0.2, 1.0)
+    seen = []
+    handle = backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    rotation_curve(backbone, black[:2], image_size=32, angles=(0, 30))
+    rotation_curve(backbone, black[:2], image_size=32, angles=(0, 30), outside=(0.5, 0.5, 0.5))
+    handle.remove()
+    # Brightness b is seen as 2 b - 1 by a model of mean and spread one half.
+    for view in seen[:2]:
+        assert torch.allclose(view[..., 0, 0].double(), torch.tensor([-1, -0.6, 1]).double(), atol=1e-6)
+    for view in seen[2:]:
+        assert torch.allclose(view[..., 0, 0].double(), torch.zeros(3).double(), atol=1e-6)
 
 
 def test_an_exact_d4_model_does_not_move_at_quarter_turns_and_does_between(backbone):
