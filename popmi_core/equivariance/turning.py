@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
@@ -35,7 +36,7 @@ def soft_disk(side: int) -> Float64[Tensor, "side side"]:
     return (1 - torch.cos(math.pi * inside)) / 2
 
 
-def border_colour(images: UInt8[np.ndarray, "n side side 3"]) -> tuple[float, float, float]:
+def border_colour(images: UInt8[npt.NDArray[np.uint8], "n side side 3"]) -> tuple[float, float, float]:
     """Return the mean colour of the images beyond the disk of radius side/2, brightness 0 to 1.
 
     What a model of such images expects in the corners: with another constant there (grey around black digits) the
