@@ -3,6 +3,9 @@
 A feature of width C is C/8 regular fields in slabs (``popmi_core.groups.octic``): channel = slab * copies + copy.
 Octic Vision Transformers (Nordstroem et al. 2025, arXiv:2505.15441) and "Flopping for FLOPs" (Boekman et al. 2025,
 arXiv:2502.05169) describe the idea; a linear layer takes 3/16 of the multiplications of a dense one (divided by 5.33).
+
+Layers take and give tokens [n, tokens, channels] that lie in memory by channel, each over all tokens of the batch: then
+slabs, heads and copies are views, and joining them copies long runs. Other tensors of this shape are taken as well.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from popmi_core.errors import ModelError
 from popmi_core.groups.octic import LINES, matrix_entries, shares
 
 _EPSILON = 1e-6
+# On a CPU plain products by channel cost less than the fused kernel and its turned copies, up to so many tokens.
+_FEW_TOKENS = 256
 # Two tensors of one shape, or: the four lines, and E by its two components.
 Pair = tuple[Tensor, Tensor]
 
@@ -82,21 +87,15 @@ class OcticLinear(nn.Module):
         """Return the blocks of A1, A2, B1 and B2."""
         return [self.a1, self.a2, self.b1, self.b2]
 
-    def tokens(self, lines: Float[Tensor, "4 rows inputs"], planes: Float[Tensor, "2 rows inputs2"]) -> list[Tensor]:
-        """Return the products row by row: four lines [rows, out/8], then E by component, two of [rows, out/4]."""
-        invariant, *others = torch.bmm(lines, torch.stack(self.line_weights()).mT).unbind(0)
-        components = torch.bmm(planes, self.e.T.expand(2, -1, -1)).unbind(0)
-        return [invariant + self.bias, *others, *components]
-
-    def columns(self, lines: Float[Tensor, "4 inputs rows"], planes: Float[Tensor, "2 inputs2 rows"]) -> Pair:
-        """Return the products column by column: [4, out/8, rows] and [2, out/4, rows]."""
+    def products(self, lines: Float[Tensor, "4 inputs rows"], planes: Float[Tensor, "2 inputs2 rows"]) -> Pair:
+        """Return the lines [4, out/8, rows] and E by component [2, out/4, rows] of the result."""
         weight = torch.stack(self.line_weights())
         start = functional.pad(self.bias[None, :, None], (0, 0, 0, 0, 0, 3))
         return torch.baddbmm(start, weight, lines), torch.bmm(self.e.expand(2, -1, -1), planes)
 
     def forward(self, features: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return the map of every token."""
-        return torch.cat(self.tokens(*split(features.flatten(0, -2))), dim=1).unflatten(0, features.shape[:-1])
+        return join(self.products(*split(features)), features.shape[:-1])
 
 
 class OcticNorm(nn.Module):
@@ -108,7 +107,9 @@ class OcticNorm(nn.Module):
 
     def forward(self, features: Float[Tensor, "*batch channels"]) -> Float[Tensor, "*batch channels"]:
         """Return tokens of root mean square 1."""
-        return features * (features.square().mean(dim=-1, keepdim=True) + _EPSILON).rsqrt()
+        columns = features.flatten(0, -2).T  # written out, so that gradients lie by channel as well
+        mean_square = (columns * columns).sum(dim=0, keepdim=True) / len(columns)
+        return (columns * (mean_square + _EPSILON).rsqrt()).unflatten(1, features.shape[:-1]).movedim(0, -1)
 
 
 class OcticAttention(nn.Module):
@@ -131,17 +132,16 @@ class OcticAttention(nn.Module):
     def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
         """Return what each token takes from all, projected."""
         count, length = tokens.shape[:2]
-        *lines, first, second = self.qkv.tokens(*split(tokens.flatten(0, 1)))
-        slabs = [line.unflatten(-1, (3, self.heads, -1)) for line in lines]
-        for component in (first, second):
-            slabs += component.unflatten(-1, (3, 2, self.heads, -1)).unbind(2)
-        packed = torch.cat(slabs, dim=-1)
-        packed = packed.unflatten(0, (count, length))
-        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(query, key, value).transpose(1, 2).flatten(0, 1).unflatten(-1, (8, -1))
-        lines = mixed[:, :, :4].permute(2, 0, 1, 3).flatten(2)
-        planes = mixed[:, :, 4:].unflatten(2, (2, 2)).permute(2, 0, 3, 1, 4).flatten(2)
-        return torch.cat(self.proj.tokens(lines, planes), dim=1).unflatten(0, (count, length))
+        mixed = attend(*self.heads_of(*self.qkv.products(*split(tokens)), count))
+        fields = mixed.unflatten(0, (8, -1)).transpose(1, 2).reshape(8, -1, count * length)  # slabs, heads x copies
+        return join(self.proj.products(fields[:4], fields[4:].reshape(2, -1, count * length)), (count, length))
+
+    def heads_of(self, lines: Tensor, planes: Tensor, count: int) -> tuple[Tensor, ...]:
+        """Return queries, keys and values of ``count`` images: [channels, heads, n, tokens], channels slab by slab."""
+        apart = [lines.unflatten(1, (3, self.heads, -1)).permute(1, 0, 3, 2, 4)]
+        for component in planes.unflatten(1, (3, 2, self.heads, -1)).unbind(0):
+            apart.append(component.transpose(2, 3))
+        return torch.cat(apart, dim=1).flatten(1, 2).unflatten(-1, (count, -1)).unbind(0)
 
 
 class OcticMlp(nn.Module):
@@ -156,11 +156,9 @@ class OcticMlp(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens width"]:
         """Return the map of every token."""
-        rows = tokens.flatten(0, 1)
-        values = active_fields(self.fc1, self.act, self.fourier, rows)
-        lines, planes = self.fourier.slabs(values)
-        columns = lines.view(4, -1, len(rows)), planes.view(2, -1, len(rows))
-        return torch.cat(self.fc2.tokens(columns[0].mT, columns[1].mT), dim=1).unflatten(0, tokens.shape[:2])
+        lines, planes = self.fourier.slabs(active_fields(self.fc1, self.act, self.fourier, tokens))
+        rows = tokens.shape[:2].numel()
+        return join(self.fc2.products(lines.view(4, -1, rows), planes.view(2, -1, rows)), tokens.shape[:2])
 
 
 class OcticBlock(nn.Module):
@@ -190,32 +188,39 @@ class OcticReadout(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n tokens invariants"]:
         """Return one number a hidden field."""
-        rows = tokens.flatten(0, 1)
-        values = active_fields(self.fc, self.act, self.fourier, rows)
-        invariants = (values[0] + values[1]).sum(dim=0).view(-1, len(rows)) * 8**-0.5
-        return invariants.T.unflatten(0, tokens.shape[:2])
+        values = active_fields(self.fc, self.act, self.fourier, tokens)
+        summed = values[0].sum(dim=0) + values[1].sum(dim=0)
+        return (summed * 8**-0.5).view(-1, *tokens.shape[:2]).movedim(0, -1)
 
 
-def active_fields(layer: OcticLinear, act: nn.Module, fourier: Fourier, rows: Float[Tensor, "rows width"]) -> Pair:
+def active_fields(layer: OcticLinear, act: nn.Module, fourier: Fourier, tokens: Float[Tensor, "*batch width"]) -> Pair:
     """Return ``act`` of the values of ``layer``'s fields, as ``Fourier.regular`` does: each [4, fields * rows]."""
-    lines, planes = split(rows)
-    made, paired = layer.columns(lines.mT, planes.mT)
-    values = fourier.regular(made.view(4, -1), paired.view(4, -1))
+    lines, planes = layer.products(*split(tokens))
+    values = fourier.regular(lines.view(4, -1), planes.view(4, -1))
     return act(values[0]), act(values[1])
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "n heads tokens channels"]:
-    """Return softmax attention; by plain products where timm's fused attention is switched off (forward AD)."""
-    if use_fused_attn():
-        return functional.scaled_dot_product_attention(query, key, value)
-    scores = query @ key.mT * query.shape[-1] ** -0.5
-    return scores.softmax(dim=-1) @ value
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "channels heads n tokens"]:
+    """Return softmax attention of [channels, heads, n, tokens]; fused where that is faster and timm's switch allows."""
+    if use_fused_attn() and (query.is_cuda or query.shape[-1] > _FEW_TOKENS):
+        turned = [part.permute(2, 1, 3, 0).contiguous() for part in (query, key, value)]
+        return functional.scaled_dot_product_attention(*turned).permute(3, 1, 0, 2)
+    batch = query.shape[1:3]
+    query, key, value = (part.flatten(1, 2).transpose(0, 1) for part in (query, key, value))
+    weights = (key.mT @ (query * query.shape[1] ** -0.5)).softmax(dim=1)  # keys x queries: as the values need them
+    return (value @ weights).transpose(0, 1).unflatten(1, batch)
 
 
-def split(rows: Float[Tensor, "rows channels"]) -> Pair:
-    """Return views of the lines [4, rows, copies] and of E by component [2, rows, 2 copies]."""
-    half = rows.shape[1] // 2
-    return rows[:, :half].unflatten(1, (4, -1)).transpose(0, 1), rows[:, half:].unflatten(1, (2, -1)).transpose(0, 1)
+def split(tokens: Float[Tensor, "*batch channels"]) -> Pair:
+    """Return views of the lines [4, copies, rows] and of E by component [2, 2 copies, rows]."""
+    columns = tokens.flatten(0, -2).T
+    half = len(columns) // 2
+    return columns[:half].unflatten(0, (4, -1)), columns[half:].unflatten(0, (2, -1))
+
+
+def join(products: Pair, batch: tuple[int, ...]) -> Float[Tensor, "*batch channels"]:
+    """Return tokens whose lines [4, copies, rows] and E [2, 2 copies, rows] these are."""
+    return torch.cat([part.flatten(0, 1) for part in products]).unflatten(1, batch).movedim(0, -1)
 
 
 def copies(width: int) -> int:

@@ -42,9 +42,10 @@ class OcticPatchEmbed(nn.Module):
         return (self.fourier.table() @ turned.flatten(1)).view(-1, *self.proj.shape[1:])
 
     def forward(self, images: Float[Tensor, "n in side side"]) -> Float[Tensor, "n tokens width"]:
-        """Return one token a patch, row by row."""
+        """Return one token a patch, row by row; in memory by channel."""
         bias = functional.pad(self.bias, (0, 7 * len(self.bias)))
-        return functional.conv2d(images, self.kernel(), bias, stride=self.patch_size).flatten(2).transpose(1, 2)
+        maps = functional.conv2d(images, self.kernel(), bias, stride=self.patch_size)
+        return maps.flatten(2).transpose(0, 1).contiguous().permute(1, 2, 0)
 
 
 class OcticPositions(nn.Module):
@@ -114,7 +115,8 @@ class OcticVit(nn.Module):
         tokens = self.patch_embed(images) + self.pos_embed()
         if self.cls_token is not None:
             start = functional.pad(self.cls_token, (0, 7 * self.cls_token.shape[-1]))
-            tokens = torch.cat([start.expand(len(tokens), -1, -1), tokens], dim=1)
+            parts = start.expand(len(tokens), -1, -1), tokens
+            tokens = torch.cat([part.movedim(-1, 0) for part in parts], dim=2).movedim(0, -1)  # in memory by channel
         return self.norm(self.blocks(tokens))
 
     def forward_head(self, features: Float[Tensor, "n tokens width"], pre_logits: bool = False) -> Tensor:
