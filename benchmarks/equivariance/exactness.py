@@ -90,7 +90,7 @@ def examined(subject: Subject, dtype: str) -> dict[str, Any]:
         model = subject.make(0).to(DTYPES[dtype])
     except ModelError as error:
         return {**row, "errors": errors, "why": str(error)}
-    images = noise(subject, 9, dtype)
+    images = blobs(subject, 9, dtype)
     errors["start"] = measured(model, images, subject.group)
     trained(model, subject, dtype, seed=0)
     errors["trained"] = measured(model, images, subject.group)
@@ -109,16 +109,20 @@ def measured(model: nn.Module, images: Tensor, group: str) -> float:
     return float(f"{equivariance_error(model.eval(), images, point_group(group)):.3g}")
 
 
-def noise(subject: Subject, seed: int, dtype: str) -> Tensor:
-    """Return a few images of noise."""
+def blobs(subject: Subject, seed: int, dtype: str) -> Tensor:
+    """Return a few smooth random images.
+
+    Noise of single pixels looks all alike to a net, and errors are shares of what images differ by.
+    """
     generator = torch.Generator().manual_seed(seed)
-    size = subject.image_size
-    return torch.randn(IMAGES, 3, size, size, generator=generator).to(DTYPES[dtype])
+    coarse = torch.randn(IMAGES, 3, 4, 4, generator=generator, dtype=torch.float64)
+    size = (subject.image_size, subject.image_size)
+    return nn.functional.interpolate(coarse, size=size, mode="bicubic").to(DTYPES[dtype])
 
 
 def trained(model: nn.Module, subject: Subject, dtype: str, seed: int) -> None:
-    """Train a few steps in place, on noise of the seed."""
-    images, target = noise(subject, 100 + seed, dtype), torch.arange(IMAGES) % CLASSES
+    """Train a few steps in place, on images of the seed."""
+    images, target = blobs(subject, 100 + seed, dtype), torch.arange(IMAGES) % CLASSES
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     model.train()
     for _ in range(STEPS):
@@ -131,7 +135,7 @@ def trained(model: nn.Module, subject: Subject, dtype: str, seed: int) -> None:
 
 
 def own_state(model: nn.Module, subject: Subject, dtype: str, seed: int) -> dict[str, Tensor]:
-    """Return what a client makes of the model on noise of its own."""
+    """Return what a client makes of the model on images of its own."""
     client = copy.deepcopy(model)
     trained(client, subject, dtype, 1 + seed)
     return dict(client.state_dict())

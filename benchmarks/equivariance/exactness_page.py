@@ -10,11 +10,12 @@ MOMENTS = {"start": "as made", "trained": "trained", "averaged": "five averaged"
 INTRODUCTION = """# Exactness: the promise and the measurement
 
 Printed by `python benchmarks/equivariance/exactness.py --out docs/results/exactness`, which fails if a promise is
-broken. Small nets of every family, images of noise. Error: the largest change of a logit under the group (C4: quarter
-turns; D4: and mirror images), over the logits' standard deviation between images. *Trained*: after a few steps; *five
-averaged*: five clients trained from there, averaged; *OPM of two*: a second model of another start, trained and put
-into a random basis, then matched and averaged. Exact means at most 1e-4 in float32 and 1e-10 in float64. Whether a
-backbone is promised to be exact at its size and k is what `check_geometry` says without looking at this table.
+broken. Small nets of every family, smooth random images. Error: the largest change of a logit under the group (C4:
+quarter turns; D4: and mirror images), over the logits' standard deviation between images. *Trained*: after a few
+steps; *five averaged*: five clients trained from there, averaged; *OPM of two*: a second model of another start,
+trained and put into a random basis, then matched and averaged. Exact means at most 1e-4 in float32 and 1e-10 in
+float64. Whether a backbone is promised to be exact at its size and k is what `check_geometry` says without looking at
+this table.
 """
 
 
