@@ -12,6 +12,8 @@ Result = Mapping[str, Any]
 # The figure that decides, by data set: classes of dermoscopy are very uneven.
 SCORE = {"rotated_mnist": "accuracy", "blood": "accuracy", "dermoscopy": "balanced_accuracy"}
 MOST_COST, P4_GOAL, POINT, TWICE = 1.4, 0.98, 0.01, 2.0
+# What is 1.00 as the table rounds it.
+PLAIN_COST = 1.005
 
 
 def goals(rows: Sequence[Result], dataset: str) -> list[str]:
@@ -36,10 +38,13 @@ def best(rows: Sequence[Result], dataset: str) -> str:
     word = "reached" if mine == first or (noise is not None and gap <= noise) else "**missed**"
     if mine != first and noise is None:
         word = "not to be said from one seed"
-    beside = "" if noise is None else f"; two seeds of a row differ by up to {100 * noise:.2f}"
+    beside = f"; two seeds of a row differ by up to {100 * (noise or 0):.2f}"
+    if noise is None:
+        beside = "; one seed, so it may be chance" if mine == first else ""
+    costs, times = (medians(ours, lambda row, key=key: row[key])[mine] for key in ("flops_of_plain", "times_plain"))
     return (
         f"PREA best or within noise of the best at <= {MOST_COST}x FLOPs: {word}. Best such row: {mine}, "
-        f"{100 * named[mine]:.2f}, {said}{beside}."
+        f"{100 * named[mine]:.2f} at {costs:.2f}x FLOPs, {times:.2f}x time, {said}{beside}."
     )
 
 
@@ -54,7 +59,7 @@ def distilled(rows: Sequence[Result], dataset: str) -> str:
         return "Distilled k = 0 within one point of the best PREA row: not run yet."
     mine, first = (max(names, key=lambda name: named[name]) for names in (taught, others))
     gap = named[first] - named[mine]
-    word = "reached" if gap <= POINT else "**missed**"
+    word = "reached" if gap <= POINT and costs[mine] < PLAIN_COST else "**missed**"
     return (
         f"Distilled k = 0 within one point of the best PREA row: {word}. {mine}: {100 * named[mine]:.2f} at "
         f"{costs[mine]:.2f}x FLOPs; {first}: {100 * named[first]:.2f} ({100 * gap:+.2f} points) at {costs[first]:.2f}x."
@@ -67,7 +72,7 @@ def worst_angle(rows: Sequence[Result], dataset: str) -> str:
     mine = [row for row in rows if row["row"] in exact]
     if not mine:
         return "Exact models' worst angle within twice the floor: no such row yet."
-    ratios = medians(mine, lambda row: row["turning"]["over_floor"]["total_variation_max"] or float("inf"))
+    ratios = medians(mine, _over_floor)
     within = [name for name, ratio in ratios.items() if ratio <= TWICE]
     word = "reached by all" if len(within) == len(ratios) else f"reached by {len(within)} of {len(ratios)} rows"
     low, high = (pick(ratios, key=lambda name: ratios[name]) for pick in (min, max))
@@ -75,6 +80,12 @@ def worst_angle(rows: Sequence[Result], dataset: str) -> str:
         f"Exact models' worst angle (mean over images of the largest total variation) within {TWICE:g} times "
         f"the floor: {word}; from {ratios[low]:.1f} ({low}) to {ratios[high]:.1f} ({high})."
     )
+
+
+def _over_floor(row: Result) -> float:
+    found = row["turning"]["over_floor"]["total_variation_max"]
+    # None: over a floor of nought.
+    return float("inf") if found is None else float(found)
 
 
 def p4(rows: Sequence[Result]) -> str:

@@ -4,8 +4,9 @@
 
 Experiments: rotated digits to rotated digits; upright digits to rotated ones; a tenth of the rotated digits; and an
 EfficientNet-Lite0 pretrained on ImageNet, fine-tuned on dermoscopy. Each of the seven aggregations over 4, 8 and 16
-rotations, with nothing trained afterwards, the head (and what the aggregation adds), or everything. Runs are resumable
-as those of study.py, in whose folder the plain models lie. Images come from the folder POPMI_DATA.
+rotations, with nothing trained afterwards, the head (and what the aggregation adds), or everything; beside them the
+plain model, as it was trained and trained on as long. Runs are resumable as those of study.py, in whose folder the
+plain models lie. Images come from the folder POPMI_DATA.
 """
 
 from __future__ import annotations
@@ -111,6 +112,8 @@ def trials(seeds: int) -> Iterator[Trial]:
     for seed in range(seeds):
         for experiment in EXPERIMENTS:
             yield Trial(experiment, "plain", "C1", "none", seed)
+            # What the passes afterwards are worth without any aggregation.
+            yield Trial(experiment, "plain", "C1", "all", seed)
         for group in GROUPS:
             for trained in TRAINED:
                 for experiment in EXPERIMENTS:

@@ -110,10 +110,18 @@ def test_prea_is_judged_against_the_best_row_and_the_seeds_noise(goals, prea, ri
     assert word in goals.best(rows, "blood")
 
 
+def test_a_goal_reached_by_one_seed_says_so_and_what_it_cost(goals):
+    rows = [run_of("PREA C4, k = 0", 0.91, flops=1.01), run_of("plain", 0.9)]
+
+    said = goals.best(rows, "blood")
+
+    assert "91.00 at 1.01x FLOPs, 1.01x time, best; one seed, so it may be chance." in said
+
+
 def test_a_prea_row_above_the_cost_limit_does_not_reach_the_goal_for_the_others(goals):
     rows = [run_of("PREA D4", 0.99, flops=3.6), run_of("PREA C4, k = 0", 0.9)]
 
-    assert "Best such row: PREA C4, k = 0, 90.00, 9.00 points behind PREA D4" in goals.best(rows, "blood")
+    assert "PREA C4, k = 0, 90.00 at 1.00x FLOPs, 1.00x time, 9.00 points behind PREA D4" in goals.best(rows, "blood")
 
 
 @pytest.mark.parametrize(("accuracy", "word"), [(0.905, "reached"), (0.895, "**missed**")])
@@ -121,6 +129,19 @@ def test_distillation_is_judged_by_one_point(goals, accuracy, word):
     rows = [run_of("PREA D4", 0.91, flops=3.6), run_of("PREA D4, k = 0, distilled", accuracy)]
 
     assert f"best PREA row: {word}." in goals.distilled(rows, "blood")
+
+
+def test_a_distilled_row_that_costs_more_than_the_plain_one_misses(goals):
+    rows = [run_of("PREA D4", 0.91, flops=3.6), run_of("PREA D4, k = 0, distilled", 0.91, flops=1.1)]
+
+    assert "best PREA row: **missed**." in goals.distilled(rows, "blood")
+
+
+@pytest.mark.parametrize(
+    ("over", "told"), [(0.0, "reached by all; from 0.0"), (None, "reached by 0 of 1 rows; from inf")]
+)
+def test_a_ratio_of_nought_is_none_at_all_and_one_over_nought_is_infinite(goals, over, told):
+    assert told in goals.worst_angle([run_of("PREA C4", 0.9, over=over)], "blood")
 
 
 def test_the_worst_angle_is_judged_for_exact_rows_alone(goals):
@@ -176,6 +197,14 @@ def test_a_model_that_could_not_be_made_breaks_its_promise(load_from):
     assert not exactness.kept_promise(exactness_row([None] * 4))
 
 
+def test_every_posthoc_cell_is_planned_and_the_plain_model_trained_on_is_beside_them(load_from):
+    planned = [trial for trial in load_from(FOLDER, "posthoc").trials(3) if trial.seed == 0]
+
+    cells = {(trial.experiment.name, trial.aggregation, trial.group, trial.trained) for trial in planned}
+    learned_untrained = 4 * 2 * 3
+    assert len(cells) == len(planned) == 4 * (7 * 3 * 3 + 2) - learned_untrained
+
+
 def test_posthoc_cells_that_were_not_run_are_dashes(load_from):
     told = load_from(FOLDER, "posthoc_page")
     row = {"experiment": "a tenth of the data", "aggregation": "mean", "group": "C4", "trained": "none", "seed": 0}
@@ -184,7 +213,7 @@ def test_posthoc_cells_that_were_not_run_are_dashes(load_from):
     said = told.report({"planned": 9, "runs": [plain, {**row, "accuracy": 0.6, "balanced_accuracy": 0.6}]})
 
     assert "**Not finished: 2 of 9 cells are here**" in said
-    assert "The plain model: 50.0." in said
+    assert "The plain model: 50.0; trained on as *all* is: -." in said
     assert "| mean | 60.0 | - | - |" in said
 
 
