@@ -108,7 +108,7 @@ class OcticNorm(nn.Module):
     def forward(self, features: Float[Tensor, "*batch channels"]) -> Float[Tensor, "*batch channels"]:
         """Return tokens of root mean square 1."""
         columns = features.flatten(0, -2).T  # written out, so that gradients lie by channel as well
-        mean_square = (columns * columns).sum(dim=0, keepdim=True) / len(columns)
+        mean_square = (columns * columns).mean(dim=0, keepdim=True)
         return (columns * (mean_square + _EPSILON).rsqrt()).unflatten(1, features.shape[:-1]).movedim(0, -1)
 
 
@@ -203,8 +203,8 @@ def active_fields(layer: OcticLinear, act: nn.Module, fourier: Fourier, tokens: 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "channels heads n tokens"]:
     """Return softmax attention of [channels, heads, n, tokens]; fused where that is faster and timm's switch allows."""
     if use_fused_attn() and (query.is_cuda or query.shape[-1] > _FEW_TOKENS):
-        turned = [part.permute(2, 1, 3, 0).contiguous() for part in (query, key, value)]
-        return functional.scaled_dot_product_attention(*turned).permute(3, 1, 0, 2)
+        query, key, value = (part.permute(2, 1, 3, 0).contiguous() for part in (query, key, value))
+        return functional.scaled_dot_product_attention(query, key, value).permute(3, 1, 0, 2)
     batch = query.shape[1:3]
     query, key, value = (part.flatten(1, 2).transpose(0, 1) for part in (query, key, value))
     weights = (key.mT @ (query * query.shape[1] ** -0.5)).softmax(dim=1)  # keys x queries: as the values need them
