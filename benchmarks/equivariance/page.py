@@ -44,7 +44,7 @@ every run is in `equivariance.json`. Medians over seeds; in brackets the lowest 
 
 **One rule for all rows of a table**: the same number of passes over the training images ({epochs}), batches of
 {batch_size}, AdamW with weight decay {weight_decay}, warm-up over {warmup:.0%} of the steps and a cosine to zero, the
-epoch chosen by validation accuracy (balanced on dermoscopy). The learning rate is the architecture's: {rates}. No
+epoch chosen by validation accuracy (balanced on dermoscopy). The learning rate goes with the architecture: {rates}. No
 augmentation but where the row says *rotations* (any angle, bilinear); distillation draws shifts and changes of light.
 Backbones: {backbones}. Networks of rivals bring their own shape; dense, attention and modern ones learn from fewer
 images, drawn once, as all would take hours of a core (*seen*: thousands of images in all), and see dermoscopy at 32 px.
@@ -84,10 +84,11 @@ def report(rows: Sequence[Result], seeds: int) -> str:
 
 def introduction() -> str:
     """Return what the page says above its tables."""
-    epochs = ", ".join(f"{name} {recipe['epochs']}" for name, recipe in RECIPES.items())
-    backbones = ", ".join(f"{recipe['backbone']} ({name})" for name, recipe in RECIPES.items())
-    rates = ", ".join(f"{name} {recipe['learning_rate']:g}" for name, recipe in RECIPES.items())
-    rates += f" for backbones; group CNNs {CONVOLUTIONS:g}, attention networks {ATTENTION:g}"
+    recipes = {name: RECIPES[name] for name in DATASETS}
+    epochs = ", ".join(f"{name} {recipe['epochs']}" for name, recipe in recipes.items())
+    backbones = ", ".join(f"{recipe['backbone']} ({name})" for name, recipe in recipes.items())
+    rates = ", ".join(f"{recipe['backbone']} {recipe['learning_rate']:g}" for recipe in recipes.values())
+    rates += f", group CNNs {CONVOLUTIONS:g}, attention networks {ATTENTION:g}"
     return INTRODUCTION.format(epochs=epochs, backbones=backbones, rates=rates, **COMMON, **MEASURED)
 
 

@@ -6,9 +6,11 @@ M2( mean_i sum_j softmax_j(q_i . k_j / sqrt(d)) v_j ). Q and K read the mean of 
 Guarantee: exactly equivariant: the attention commutes with a permutation of the orbit, and the mean does not see it.
 Cost: |G| forward passes, two linear layers and |G|^2 products.
 
-Source: "(Even more) efficient equivariant transfer learning from pretrained models", a reproduction of Basu et al. 2023
-(arXiv:2305.09900), which found in that paper's public code a softmax applied twice and logits averaged without the
-inverse action. Here the mean over i is taken of the attention first: the same sum, one average of maps in place of |G|.
+Source: Vlasenko, Divak, Skylitsis, Miletic and Zifa-Kratira 2024, "(Even More) Efficient Equivariant Transfer Learning
+from Pretrained Models", a report (github.com/iasonsky/EfficientEquivariantTransferLearning; no paper) that reproduces
+Basu et al. 2023 (arXiv:2305.09900) and found in that paper's public code a softmax applied twice and logits averaged
+without the inverse action. Here the mean over i is taken of the attention first: the same sum, one average of maps in
+place of |G|.
 """
 
 from __future__ import annotations

@@ -73,9 +73,9 @@ _ROWS = (
     (
         "gsa-p4",
         "popmi_gsa_p4",
-        "none, as published (1 to 14 % of the logits' range at initialisation)",
+        "none, as published (6 to 14 % of the logits' range at initialisation)",
         "order^3 * window^2 scores per pixel, head and layer",
-        f"{_GSA}, eq. 16",
+        _GSA,
         "acts with v on g^-1 m, which is relative already; rule='exact' leaves it alone",
     ),
     (
@@ -99,7 +99,7 @@ _ROWS = (
         "popmi_modern_ge_vit",
         "exact for C4, any weights, sizes divisible by 4",
         "|G| patch embeddings, then ge-vit-p4 on (side / 4)^2 tokens",
-        f"Bant et al. 2024, on {_GE_VIT}",
+        f"Bant et al. 2024 (course report), on {_GE_VIT}",
         "published code averages a linear map of the turned patch, so that it keeps 3 of 16 numbers of a 4x4 patch",
     ),
 )

@@ -11,12 +11,18 @@ image permutes {z_g} and none sees the order:
 
 Guarantee: exact for a group that acts exactly. Cost: |G| forward passes. Used as they are, with the head trained
 (``train="head"``) or all (``"all"``); groups of 4, 8 and 16 rotations, those beyond 4 interpolated.
-Source: Bant et al. 2024, the post-hoc part of a study of equivariant vision transformers.
+Source: Bant, Bot, Eppink, Feng and Six Dijkstra 2024, "E(2) Equivariant Vision Transformer", the post-hoc part of a
+course's report (github.com/WouterBant/GEVit-DL2-Project); no paper.
 
-Said honestly: behind a linear head, mean is equitune on logits, and sum is mean with logits |G| times as large, so an
-untrained sum has the same accuracy and a worse calibration (its bias counts once). The same over-confidence is built
-into most-probable. Attention starts here from the mean, to which the transformer adds, from zero: the published one
-starts from a random transformer and cannot be used untrained.
+Published code: images are turned to the nearest pixel, with black corners, also in training; score divides by a sum of
+weights that may be negative or nought (here lambda > 0); most certain takes for every class the *logit* of the copy
+that gives it the highest probability, and logits of two copies do not compare, so that another class may win; most
+probable is smoothed by a temperature |G| / 2; a frozen backbone's batch norms go on measuring (here they do not).
+
+Said honestly: behind a linear head, mean is equitune on logits, and untrained, most probable decides as it does (sum_g
+log p_g is |G| times the mean logits up to what all classes share) and sum nearly so (its bias counts once): both are
+over-confident, their accuracy is the mean's. Attention starts here from the mean, to which the transformer adds, from
+zero: the published one starts from a random transformer and cannot be used untrained.
 """
 
 from __future__ import annotations
@@ -132,11 +138,11 @@ def _build(way: Way, context: MethodContext) -> nn.Module:
 
 _CAVEATS: dict[Way, str] = {
     "mean": "with a linear head the same function as equitune-logits",
-    "max": "none known",
+    "max": "untrained, the head reads larger values than it was trained on",
     "sum": "untrained: mean with logits |G| times as large, hence over-confident",
-    "most-probable": "a product of |G| probabilities of one image: over-confident",
-    "most-certain": "one confident copy decides",
-    "score": "untrained it is the mean",
+    "most-probable": "decides as the mean of logits; a product of |G| probabilities of one image: over-confident",
+    "most-certain": "one confident copy decides; published code compares logits of different copies",
+    "score": "untrained it is the mean; published weights may be negative, and their sum nought",
     "attention": "untrained it is the mean (ours); the published one starts at random",
 }
 
@@ -145,7 +151,7 @@ ENTRIES = tuple(
         name=f"posthoc-{way}",
         guarantee="exact for C1 to D4, any weights",
         cost="|G|",
-        source=f"Bant et al. 2024, post-hoc: {way.replace('-', ' ')}",
+        source=f"Bant et al. 2024 (course report), post-hoc: {way.replace('-', ' ')}",
         caveat=caveat,
         build=partial(_build, way),
     )

@@ -68,8 +68,8 @@ class GroupAttention(nn.Module):
     """Field on the group [n, channels, order, side, side] -> the same with ``out`` channels.
 
     Output at v = sum over the query's elements g of the attention of (x, g) over all (y, m) of the window, with
-    scores q(x, g) . (k(y, m) + code(v^-1 (y - x), index(v, g, m))) / sqrt(dim) (GSA-Nets, equation 16). Cost per
-    pixel and head: order^3 * window^2 scores.
+    scores q(x, g) . (k(y, m) + code(v^-1 (y - x), index(v, g, m))) / sqrt(dim) (GSA-Nets' group
+    self-attention). Cost per pixel and head: order^3 * window^2 scores.
     """
 
     index: Tensor

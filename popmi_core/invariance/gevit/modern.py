@@ -40,7 +40,7 @@ class ModernGeVit(InvariantNet):
 
     Guarantee: logits do not change under ``group``, whatever the weights. Cost: |G| patch embeddings, then GE-ViT's
     attention on (side / patch_size)^2 tokens.
-    Source: Bant et al. (2024), a study of post-hoc and modern equivariant transformers, on top of Xu et al. (2023).
+    Source: Bant et al. (2024), "E(2) Equivariant Vision Transformer", a course's report, on top of Xu et al. (2023).
     What the published code gets wrong: it averages a *linear* map of the turned patches, which is that map of the
     averaged patch, so nearly all of the patch is lost (4x4: 3 of 16 numbers under D4); here a nonlinearity stands
     between. And its GE-ViT is the released p4m one, which is not equivariant (``rules``).

@@ -208,6 +208,16 @@ def test_behind_a_mean_and_a_linear_head_three_rivals_are_one_function():
     torch.testing.assert_close(three, two)
 
 
+def test_most_probable_decides_as_the_mean_of_logits():
+    x = noise(count=12)
+    mean, probable = (built(name)(x) for name in ("equitune-logits", "posthoc-most-probable"))
+    assert len(set(mean.argmax(dim=1).tolist())) > 1  # otherwise agreeing would show nothing
+    assert torch.equal(probable.argmax(dim=1), mean.argmax(dim=1))
+    # |G| times as large, up to what all classes of an image share.
+    apart = probable - 4 * mean
+    torch.testing.assert_close(apart, apart.mean(dim=1, keepdim=True).expand_as(apart))
+
+
 def test_behind_a_class_token_features_and_logits_differ():
     model, x = built("equitune-features", "convnext"), noise(40)
     logits = Equitune(model.backbone, model.action).eval()(x)
