@@ -58,7 +58,7 @@ the best a little, whoever it is.
 
 Columns. *accuracy*, *balanced* (accuracy), *AUROC*: upright test images, all of them, or {fewer:,} ({fewest:,}) drawn
 once where all would take longer than {patience} s (then marked *). *delta_rot*: mean total variation of the answer to
-{turned} test images ({turned_slow} where a model reads fewer than {slow} images/s) turned to 36 angles
+{turned} test images ({turned_slow} where a model reads fewer than {slow} images/s, then marked °) turned to 36 angles
 (docs/metrics.md); *over floor*: as a multiple of what a rotation-invariant function of the same pixels shows;
 *flips*: share of answers that change; *worst angle*: accuracy at the worst of the angles, on these images under a
 soft disk (the training images' mean colour at their rim beyond it). *LEE rotation*: root mean square of the logits'
@@ -108,14 +108,20 @@ def table(rows: Sequence[Result], dataset: str) -> str:
     if not rows:
         return "No run yet.\n"
     lines = ["| row | seeds | " + " | ".join(COLUMNS) + " |", "| --- | ---: |" + " ---: |" * len(COLUMNS)]
-    fewer = max(row["tested"] for row in rows)
+    most, turned = max(row["tested"] for row in rows), max(turned_images(row) for row in rows)
     for planned in rows_of(dataset):
         mine = [row for row in rows if row["row"] == planned.name]
         if mine:
-            star = "*" if any(row["tested"] < fewer for row in mine) else ""
+            star = "*" if any(row["tested"] < most for row in mine) else ""
+            star += "°" if any(turned_images(row) < turned for row in mine) else ""
             cells = [cell([value(row, path) for row in mine], digits, by) for path, digits, by in COLUMNS.values()]
             lines.append(f"| {planned.name}{star} | {len(mine)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def turned_images(row: Result) -> int:
+    """Return how many images were turned."""
+    return int(row["turning"].get("images", 0))
 
 
 def not_run(rows: Sequence[Result], dataset: str, seeds: int) -> str:

@@ -86,11 +86,16 @@ def test_a_cell_is_the_median_with_lowest_and_highest(page):
     assert page.cell([None], 1, 100) == "-"
 
 
-def test_a_row_tested_on_fewer_images_is_marked(page):
+def test_a_row_tested_or_turned_on_fewer_images_is_marked(page):
     rows = [run_of("plain", 0.9, dataset="rotated_mnist", tested=50_000)]
     rows.append(run_of("p4 CNN", 0.97, dataset="rotated_mnist", tested=10_000))
 
-    assert "| p4 CNN* | 1 |" in page.table(rows, "rotated_mnist")
+    rows.append(run_of("octic ViT", 0.97, dataset="rotated_mnist", tested=50_000))
+    for row, turned in zip(rows, (256, 64, 64), strict=True):
+        row["turning"]["images"] = turned
+
+    assert "| p4 CNN*° | 1 |" in page.table(rows, "rotated_mnist")
+    assert "| octic ViT° | 1 |" in page.table(rows, "rotated_mnist")
     assert "| plain | 1 |" in page.table(rows, "rotated_mnist")
 
 
