@@ -115,8 +115,8 @@ def page(found: dict[str, Any]) -> str:
         "",
         f"Cells of 28 pixels, {found['train_images']} training images, shifts as views; LEE of "
         f"{found['lee_images']} test images in float64: the root mean square change of logits per pixel of movement, "
-        "over their spread between images (docs/metrics.md), with 95 % intervals over images. One seed. Untrained nets are "
-        "shown, not judged: what was published is of trained ones.",
+        "over their spread between images (docs/metrics.md), with 95 % intervals over images. One seed. "
+        "Untrained nets are shown, not judged: what was published is of trained ones.",
         "",
         "| net | epochs | accuracy | translation | rotation | scale | shear | hyperbolic |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
