@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from popmi_core.adapters.cuts import cut_of
 from popmi_core.adapters.geometry import stages_of
 from popmi_core.adapters.geometry.trace import grid_axes
 from popmi_core.adapters.prea import Prea
@@ -81,7 +82,9 @@ def _places(model: Any) -> list[tuple[str, Entry]]:
     """Return where features can be turned: before every stage after the merge, and before the head."""
     adapted = isinstance(model, Prea)
     backbone: Any = model.backbone if adapted else model
-    if is_octic(model) or hasattr(model, "field_group") or not hasattr(backbone, "forward_head"):
+    # POPMI's own networks hold regular fields, whose channels turn too, if they are not of timm's scalar families.
+    scalar = cut_of(backbone) is not None or type(backbone).__module__.startswith("timm.")
+    if is_octic(model) or hasattr(model, "field_group") or not scalar or not hasattr(backbone, "forward_head"):
         raise ModelError(
             f"{type(model).__name__}: its features are not scalar fields behind timm's stages, expected a timm "
             "backbone or PREA around one. The other parts of the certificate do not need this one."

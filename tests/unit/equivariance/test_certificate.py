@@ -159,6 +159,39 @@ def test_a_stranger_is_measured_but_not_proved() -> None:
     assert "only measured" in found.why
 
 
+def test_a_group_that_the_model_is_not_made_for_is_not_proved_where_no_weight_says_so() -> None:
+    # What comes before the merge is symmetric but for a trace of a mirror, which rounding could have left.
+    backbone = fold(attach(vit(), group="D4", merge_block=0, adapters="none"))
+    with torch.no_grad():
+        backbone.patch_embed.proj.weight[0, 0, 0, 1] += 1e-8
+    model = attach(backbone, group="C4", merge_block=1, adapters="none").eval()
+
+    assert certify_algebra(model, 32, C4).verdict == "proved"
+    found = certify_algebra(model, 32, D4)
+
+    assert found.verdict == "not proved"
+    assert "made for C4" in found.why
+
+
+def test_a_head_that_knows_places_is_not_proved_though_float32_would_hide_it() -> None:
+    class Pool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places = nn.Parameter(1e-5 * torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(0)))
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return (features * (0.25 + self.places)).sum(dim=(2, 3))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        backbone = timm.create_model("resnet18", num_classes=4, layers=(1, 1, 1, 1), channels=(8, 8, 12, 16))
+    backbone.global_pool = Pool()
+    found = certify_algebra(attach(backbone.eval(), group="C4", merge_block=0, adapters="none").eval(), 33, C4)
+
+    assert found.verdict == "not proved"
+    assert "in float64" in found.why
+
+
 @pytest.mark.parametrize("angle", [90.0, 180.0, 33.0])
 @pytest.mark.parametrize("adapted", [False, True])
 def test_the_terms_add_up_to_the_whole_difference(angle: float, adapted: bool) -> None:
@@ -197,6 +230,14 @@ def test_the_layer_that_breaks_the_symmetry_is_the_one_that_is_blamed() -> None:
 def test_the_sum_of_a_network_of_other_fields_is_refused() -> None:
     with pytest.raises(ModelError, match="not scalar fields"):
         telescope(FieldNet(C4, seed=0), torch.zeros(1, 3, 9, 9, dtype=torch.float64), 90.0)
+
+
+def test_the_sum_of_a_group_network_of_the_catalogue_is_refused_too() -> None:
+    # Its channels turn with the image: turned in place only, exact layers would look broken.
+    model = timm.create_model("popmi_p4_cnn", num_classes=3).double().eval()
+
+    with pytest.raises(ModelError, match="not scalar fields"):
+        telescope(model, torch.zeros(1, 3, 28, 28, dtype=torch.float64), 90.0)
 
 
 def test_coverage_of_the_bound_is_what_it_promises() -> None:
