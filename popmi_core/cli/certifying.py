@@ -141,7 +141,13 @@ def plain_words(found: Certificate) -> Sequence[str]:
             f"{algebra.error32:.2g} of their spread."
         )
     for site in found.sites:
-        bound = "nothing (too few images)" if site.bound >= 1 else f"at most {site.bound:.3g} in total variation"
+        if site.bound >= 1:
+            lines.append(
+                f"{site.site}: no bound below 1 holds with probability {site.level:g}: the {site.images} calibration "
+                "images are too few, or turning changes their answers wholly."
+            )
+            continue
+        bound = f"at most {site.bound:.3g} in total variation"
         lines.append(
             f"{site.site}: turning a new image of this site changes the answer by {bound}, at the worst of "
             f"{site.angles} angles, with probability {site.level:g} (calibrated on {site.images} images; it held for "

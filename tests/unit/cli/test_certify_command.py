@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from popmi_core.adapters import attach
 from popmi_core.checkpoints import save_state
+from popmi_core.cli.certifying import Certificate, plain_words
 from popmi_core.cli.main import commands
+from popmi_core.equivariance.certificate import Algebraic, Conformal
 from popmi_core.errors import ConfigError, ModelError
 from popmi_core.models import PRESETS
 
@@ -69,3 +71,13 @@ def test_certify_writes_json_a_page_and_pictures(adapted, tmp_path):
 def test_certify_refuses_an_impossible_level(adapted):
     with pytest.raises(ConfigError, match="expected a share between 0 and 1"):
         RUN.invoke(commands, ["certify", str(adapted), *NAMED, "--alpha", "1.5"], catch_exceptions=False)
+
+
+def test_too_few_images_are_not_told_as_an_answer_that_does_not_change():
+    algebra = Algebraic("C4", "proved", "", (), (), 1e-6, 1e-15)
+    few = Conformal("a", 3, 3, 0.9, 1.0, 1.0, 1.0, 0.01, 0.02, 36)
+
+    told = plain_words(Certificate("C4", algebra, (), "", (few,)))
+
+    assert any("no bound below 1 holds" in line for line in told)
+    assert not any("changes the answer by nothing" in line for line in told)
