@@ -13,7 +13,7 @@ from popmi_core import __version__
 from popmi_core.cli.barrier import told
 from popmi_core.cli.outputs import as_json
 from popmi_core.config import ModelConfig, RunConfig, overlay, parse_config
-from popmi_core.errors import ConfigError
+from popmi_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -141,7 +141,13 @@ def _read(specs: list[str], model: ModelConfig) -> _Job:
             f"the sites have different classes ({'; '.join(', '.join(names) for names in sorted(lists))}). Give sites "
             "of one list of classes."
         )
-    return _Job(model, sites, next(iter(lists)))
+    classes = next(iter(lists))
+    if len(classes) < 2:
+        raise DataError(
+            f"all images are of one class ({', '.join(classes)}), expected two classes or more. "
+            "There is nothing to tell apart: give more images."
+        )
+    return _Job(model, sites, classes)
 
 
 def _choose(job: _Job, config: FitConfig, *, pilots: int, epochs: int, tell: Any) -> Choice:

@@ -147,6 +147,9 @@ def test_images_that_cannot_be_used_are_told(monkeypatch, tmp_path):
     monkeypatch.setattr("popmi_core.cli.sites.read_sites", lambda specs, **options: sites)
     with pytest.raises(ConfigError, match=r"the sites have different classes \(x, y; x, z\)"):
         popmi("fit", *MICRO, "--out", tmp_path / "x.safetensors")
+    monkeypatch.setattr("popmi_core.cli.sites.read_sites", lambda specs, **options: {"a": site(("x",), 4)})
+    with pytest.raises(DataError, match=r"all images are of one class \(x\)"):
+        popmi("fit", *MICRO, "--out", tmp_path / "x.safetensors")
 
 
 def test_auto_is_no_group_of_a_model():
