@@ -33,6 +33,7 @@ from popmi_core.errors import ModelError, UpdateError
 from popmi_core.fusion.dispatch import fuse
 from popmi_core.fusion.update import Update
 from popmi_core.groups import point_group
+from popmi_core.groups.finite import image_action
 from popmi_core.invariance.method import ExtraLoss
 from popmi_core.matching import apply, describe_model, random_element
 
@@ -81,9 +82,10 @@ def kept_promise(row: Mapping[str, Any]) -> bool:
 
 def examined(subject: Subject, dtype: str) -> dict[str, Any]:
     """Return one row: the error at every moment, None where there is no such moment, and why."""
+    promised, note = subject.promise()
     row: dict[str, Any] = {
         "family": subject.family, "design": subject.design, "group": subject.group, "size": subject.image_size,
-        "promised": subject.promised, "note": subject.note, "dtype": dtype,
+        "promised": promised, "note": note, "dtype": dtype,
     }  # fmt: skip
     errors: dict[str, float | None] = dict.fromkeys(("start", "trained", "averaged", "fused"))
     try:
@@ -105,8 +107,15 @@ def examined(subject: Subject, dtype: str) -> dict[str, Any]:
 
 
 def measured(model: nn.Module, images: Tensor, group: str) -> float:
-    """Return the error of a model in evaluation mode."""
-    return float(f"{equivariance_error(model.eval(), images, point_group(group)):.3g}")
+    """Return the error of a model, put in evaluation mode: over all turns of the group but none."""
+    model.eval()
+    if group in ("C4", "D4"):
+        return float(f"{equivariance_error(model, images, point_group(group)):.3g}")
+    action = image_action(group)
+    with torch.no_grad():
+        logits = model(images)
+        moved = [(model(action.act(index, images)) - logits).abs().max() for index in range(1, len(action))]
+    return float(f"{float(torch.stack(moved).max() / logits.std(dim=0).mean()):.3g}")
 
 
 def blobs(subject: Subject, seed: int, dtype: str) -> Tensor:
