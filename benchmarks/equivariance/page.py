@@ -48,10 +48,10 @@ epoch chosen by validation accuracy (balanced on dermoscopy). The learning rate 
 augmentation but where the row says *rotations* (any angle, bilinear); distillation draws shifts and changes of light.
 Backbones: {backbones}. Networks of rivals bring their own shape; dense, attention and modern ones learn from fewer
 images, drawn once, as all would take hours of a core (*seen*: thousands of images in all), and see dermoscopy at 32 px.
-A row on the *plain model* takes that model as it was trained; *head* trains what the method adds and the head, and
-*distilled* goes on from its teacher's weights, without labels: both have their passes on top of those of the model
-they take. Two rivals are as published where that does not suit these images: canonicalisation has its prior for upright
-images, and lambda-equitune spends a fifth of its passes on lambda alone, before the backbone knows anything.
+A row on the *plain model* takes that model as it was trained; *head* trains what the method adds and the head,
+*lambda-equitune* goes on from it, and *distilled* goes on from its teacher's weights, without labels: all three have
+their passes on top of those of the model they take. Canonicalisation is as published where that does not suit these
+images: its prior is for upright ones.
 
 Nothing was chosen by a test figure, but a goal names the best of several rows by their test figures, which flatters
 the best a little, whoever it is.

@@ -105,7 +105,7 @@ OTHERS = (
 ORBIT = (
     rival("equitune C4, logits", 1, "equitune-logits"),
     rival("equitune C4, features", 5, "equitune-features"),
-    rival("lambda-equitune C4", 3, "lambda-equitune"),
+    rival("lambda-equitune C4", 3, "lambda-equitune", start="plain"),
     rival("EquiAttention C4", 4, "equiattention"),
     rival("canonicalisation C4", 2, "canonicalisation"),
     frozen("equizero C4, plain model", 2, "equizero"),
