@@ -10,7 +10,6 @@ Nothing is assumed of the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,9 +97,3 @@ def conformal(
         site, len(first), len(second), 1 - alpha, bound, float((second <= bound).mean()), surely,
         float(np.median(first)), float(scores.max()), len(logits),
     )  # fmt: skip
-
-
-def together(parts: Sequence[Conformal]) -> str:
-    """Return in words what the bounds of several sites say at once: each holds for its own site only."""
-    worst = max(parts, key=lambda part: part.bound)
-    return f"at every site at most {worst.bound:.3g} ({worst.site}), each at its own level and for its own images"
