@@ -2,8 +2,9 @@
 
     python benchmarks/equivariance/study.py --out docs/results/equivariance
 
-trains what is not there yet: the most telling rows of all data sets from every seed, then the others; --minutes ends it early. Results and weights are kept below --runs by a hash of what they depend on, so that a
-study that was stopped goes on. One table alone: --datasets blood. With --from-json the rows of --out's own JSON count
+trains what is not there yet: the most telling rows of all data sets from every seed, then the others; --minutes
+ends it early. Results and weights are kept below --runs by a hash of what they depend on, so that a study that was
+stopped goes on. One table alone: --datasets blood. With --from-json the rows of --out's own JSON count
 as run; --kept-only runs nothing. The page says what has not been run. Images come from the folder POPMI_DATA.
 """
 
