@@ -25,8 +25,8 @@ WEIGHT_TOLERANCE = 1e-6
 """Relative: a dense float32 weight written from one coefficient is 0, one averaged in float32 is off by about 1e-7."""
 BROKEN_FROM = 1e-3
 """Measured error from which a model is called not equivariant; float32 leaves about 1e-5 in exact models."""
-ROUNDING = 1e-8
-"""Measured float64 error that rounding can leave where all residues are 0; exact models are met at 1e-12 and less."""
+ROUNDING = 1e-6
+"""Measured float64 error from which zero residues prove nothing: 1e-12 is usual, 2e-7 where logits hardly spread."""
 
 
 @dataclass(frozen=True)
