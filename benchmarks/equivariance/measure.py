@@ -14,9 +14,8 @@ from torch import nn
 
 from popmi_core.adapters import equivariance_error
 from popmi_core.data import ImageSet
+from popmi_core.equivariance.curve import rotation_curve
 from popmi_core.equivariance.lie import lee_figures, lie_derivatives
-from popmi_core.equivariance.rings import ring_statistics
-from popmi_core.equivariance.turning import ANGLES, turn_images
 from popmi_core.errors import ModelError
 from popmi_core.groups import point_group
 from popmi_core.learning.cost import flops
@@ -24,7 +23,6 @@ from popmi_core.learning.judge import predicted
 from popmi_core.metrics import classification_metrics
 from popmi_core.metrics.turning import turning_figures
 from popmi_core.models import normalise
-from popmi_core.models.inputs import channel_statistics
 
 # The same images for every row and seed of a data set.
 SUBSET_SEED = 20
@@ -62,8 +60,12 @@ def hits(model: nn.Module, test: ImageSet, speed: float) -> dict[str, Any]:
 
 def turning(model: nn.Module, turned: ImageSet, images: Images) -> dict[str, Any]:
     """Return delta_rot's figures of the model and of its floor."""
-    logits, rings = curve(model, turned, images)
-    found = turning_figures(logits, turned.targets, angles=ANGLES, invariant=rings, resamples=RESAMPLES)
+    # The training images' colour at their rim: that of a few test images would do, but this one is every row's.
+    outside = [value / 255 for value in images.outside]
+    curve = rotation_curve(model, turned.images, image_size=images.image_size, outside=outside)
+    found = turning_figures(
+        curve.logits, turned.targets, angles=curve.angles, invariant=curve.rings, resamples=RESAMPLES
+    )
     floor = found.floor
     assert floor is not None
     return {
@@ -74,24 +76,6 @@ def turning(model: nn.Module, turned: ImageSet, images: Images) -> dict[str, Any
         "floor": {name: rounded(value.value) for name, value in floor.figures.items()},
         "over_floor": {name: rounded(value.value) for name, value in found.over_floor.items()},
     }
-
-
-def curve(model: nn.Module, turned: ImageSet, images: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits and invariant features, each [angles, n, ...], of the images turned to every angle.
-
-    As ``rotation_curve``, but for the colour outside the disk: that of the data set, as a model trained on black
-    backgrounds has never seen grey ones.
-    """
-    pixels = torch.from_numpy(turned.images).permute(0, 3, 1, 2).float() / 255
-    mean, std = channel_statistics(model)
-    outside = torch.tensor(images.outside) / 255
-    logits, rings = [], []
-    with torch.inference_mode():
-        for angle in ANGLES:
-            seen = (turn_images(pixels, angle, image_size=images.image_size, outside=outside) - mean) / std
-            logits.append(torch.cat([model(part).double() for part in seen.split(64)]).numpy())
-            rings.append(ring_statistics(seen.double()).numpy())
-    return np.stack(logits), np.stack(rings)
 
 
 def lie(model: nn.Module, few: ImageSet) -> dict[str, Any]:
