@@ -45,7 +45,9 @@ def _check(
 
     from popmi_core.adapters.geometry import check_all
     from popmi_core.cli.parents import parse_arguments
+    from popmi_core.invariance.network import InvariantNet
     from popmi_core.models.build import create_sized, known_backbone
+    from popmi_core.models.octic import OcticVit
 
     name, arguments = known_backbone(backbone), parse_arguments(model_arg)
 
@@ -60,6 +62,11 @@ def _check(
         raise ModelError(
             f"timm cannot make {name} at {image_size} pixels: {error}. Change --image-size or --model-arg."
         ) from error
+    if isinstance(model, InvariantNet | OcticVit):
+        raise ModelError(
+            f"{name} turns with the image by its own layers, there is nothing for PREA to merge. The sizes it takes "
+            "are checked when it is made; popmi certify measures a trained one."
+        )
     blocks = None if merge_block is None else (merge_block,)
     return check_all(model, image_size, group=group, merge_blocks=blocks)
 

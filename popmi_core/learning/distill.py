@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -29,7 +29,7 @@ from popmi_core.adapters.soft import softness
 from popmi_core.data import ImageSet
 from popmi_core.errors import ConfigError, DataError, ModelError
 from popmi_core.learning.fit import Epoch, FitConfig, Fitted, Normalise, fit
-from popmi_core.learning.judge import Judge, predicted
+from popmi_core.learning.judge import Judge, better, predicted
 from popmi_core.models import normalise as own
 
 MIN_IMAGES = 10
@@ -108,6 +108,8 @@ def distill(
 ) -> Distilled:
     """Teach ``student`` in place, on images without labels; it is left at its best epoch, in evaluation mode.
 
+    Where no epoch is better than the start, the start is kept (its number is 0).
+
     Args:
         teacher: Put in evaluation mode; its weights are not touched.
         student: Of the same number of classes and, where features are matched, the same features.
@@ -141,9 +143,14 @@ def distill(
             del model, target
             return pair.loss(inputs, config)
 
+        started = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
         fitted = fit(
             student, train, aside, config.fit, normalise=as_inputs, objective=objective, judge=judge, on_epoch=on_epoch
         )
+    if not better(fitted.best.figures, before, config.fit.choose):
+        # A student that starts at its teacher can only lose by moving.
+        student.load_state_dict(started)
+        fitted = replace(fitted, state=started, best=Epoch(0, "start", math.nan, before, 0.0, 0.0))
     return Distilled(fitted, before, (len(train), len(aside)))
 
 

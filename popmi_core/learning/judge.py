@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, UInt8
 from torch import Tensor, nn
 
 from popmi_core.data import ImageSet
-from popmi_core.errors import DataError
+from popmi_core.errors import DataError, RunError
 from popmi_core.metrics import classification_metrics
 
 Judge = Callable[[nn.Module], Mapping[str, float]]
@@ -45,7 +45,15 @@ def judge_on(data: ImageSet, normalise: Normalise, *, needed: str) -> Judge:
         raise DataError(f"the validation images are of one class, of which no AUROC is defined. {remedy}")
 
     def judge(model: nn.Module) -> dict[str, float]:
-        return classification_metrics(predicted(model, data, normalise), data.targets) if len(data) else {}
+        if not len(data):
+            return {}
+        scores = predicted(model, data, normalise)
+        if not np.isfinite(scores).all():
+            raise RunError(
+                "the answers to validation images are NaN or infinite, expected finite numbers: training has diverged. "
+                "Lower the learning rate, raise the warm-up, or set max_grad_norm."
+            )
+        return classification_metrics(scores, data.targets)
 
     return judge
 

@@ -44,6 +44,12 @@ def test_geometry_names_reason_and_nearest_size_on_the_screen():
     assert "even" in done.output
 
 
+@pytest.mark.parametrize(("name", "size"), [("popmi_p4_cnn", "28"), ("popmi_octic_vit_nano", "64")])
+def test_geometry_has_nothing_to_say_of_networks_that_turn_by_their_own_layers(name, size):
+    with pytest.raises(ModelError, match=f"{name} turns with the image by its own layers"):
+        RUN.invoke(commands, ["geometry", name, "--image-size", size], catch_exceptions=False)
+
+
 def test_geometry_of_what_timm_refuses_is_an_error():
     asked = ["geometry", PRESETS[1], "--image-size", "32", "--model-arg", "nonsense=1"]
     with pytest.raises(ModelError, match="timm cannot make"):

@@ -85,6 +85,17 @@ def test_a_student_learns_its_teacher_and_stays_exact_at_the_cost_of_the_plain_b
     assert flops(model, inputs(1)) > 2 * flops(plain, inputs(1))
 
 
+def test_a_student_that_only_loses_by_moving_is_kept_as_it_started():
+    model = attach(detach(teacher()), group="C4", merge_block=0, adapters="none")
+    student = student_of(model)
+    started = copy.deepcopy(student.state_dict())
+    found = distill(model, student, images(), config(epochs=1, features=0.0))
+    assert found.fitted.history[0].figures["nll"] > found.before["nll"]
+    assert (found.fitted.best.number, found.fitted.best.figures) == (0, found.before)
+    for kept in (student.state_dict(), found.fitted.state):
+        assert all(torch.equal(kept[name], tensor) for name, tensor in started.items())
+
+
 def test_the_teacher_is_left_alone_and_the_same_seed_gives_the_same_bits():
     model = teacher()
     before = copy.deepcopy(model.state_dict())

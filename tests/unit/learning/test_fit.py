@@ -197,6 +197,11 @@ def test_a_loss_that_diverges_says_what_to_do():
         run(Net(), train=make_data(8), objective=lambda model, images, target: (model[6].bias * 0).sqrt().sum())
 
 
+def test_answers_that_overflow_after_a_finite_step_say_so_too():
+    with pytest.raises(RunError, match=r"answers to validation images are NaN or infinite.*Lower the learning rate"):
+        judge_on(make_data(4), lambda stored: stored.permute(0, 3, 1, 2) * math.inf, needed="accuracy")(Net())
+
+
 def test_what_cannot_be_trained_on_is_refused():
     with pytest.raises(DataError, match="the training set is empty"):
         run(Net(), train=ImageSet.empty(8))
