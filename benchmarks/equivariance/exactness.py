@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from popmi_core.adapters import equivariance_error
 from popmi_core.errors import ModelError, UpdateError
 from popmi_core.fusion.dispatch import fuse
+from popmi_core.fusion.repair import norm_statistics, pool_norm_statistics, with_norm_statistics
 from popmi_core.fusion.update import Update
 from popmi_core.groups import point_group
 from popmi_core.groups.finite import image_action
@@ -164,8 +165,11 @@ def fused(model: nn.Module, subject: Subject, dtype: str) -> nn.Module:
     element = random_element(symmetry, torch.Generator().manual_seed(3))
     moved = apply(other.state_dict(), symmetry, element, like=model.state_dict())
     updates = [Update("first", dict(model.state_dict()), 1), Update("second", moved, 1)]
-    both = copy.deepcopy(model)
-    both.load_state_dict(dict(fuse("opm", updates, reference=model.state_dict(), symmetry=symmetry).state))
+    both, state = copy.deepcopy(model), fuse("opm", updates, reference=model.state_dict(), symmetry=symmetry).state
+    both.load_state_dict(dict(state))
+    # As ``popmi fuse --repair``: with its parents' statistics a BatchNorm of an average lets all images look alike.
+    measured_anew = pool_norm_statistics([norm_statistics(both, blobs(subject, 300, dtype))])
+    both.load_state_dict(with_norm_statistics(state, measured_anew))
     return both
 
 

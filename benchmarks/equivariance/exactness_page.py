@@ -13,7 +13,9 @@ Printed by `python benchmarks/equivariance/exactness.py --out docs/results/exact
 broken. Small nets of every family, smooth random images. Error: the largest change of a logit under the group (C4:
 quarter turns; D4: and mirror images), over the logits' standard deviation between images. *Trained*: after a few
 steps; *five averaged*: five clients trained from there, averaged; *OPM of two*: a second model of another start,
-trained and put into a random basis, then matched and averaged. Exact means at most 1e-4 in float32 and 1e-10 in
+trained and put into a random basis, then matched, averaged, and BatchNorm statistics measured anew (as
+`popmi fuse --repair`; with the old ones all images look alike to the average, and float32 errors, which are shares of
+what images differ by, were up to 5e-4 for EfficientNet). Exact means at most 1e-4 in float32 and 1e-10 in
 float64. Whether a backbone is promised to be exact at its size and k is what `check_geometry` says without looking at
 this table.
 """

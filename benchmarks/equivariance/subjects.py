@@ -30,7 +30,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "Swin": ("swin_tiny_patch4_window7_224", _SWIN, 32),
     "Swin V2": ("swinv2_tiny_window8_256", _SWIN, 32),
     "ConvNeXt": ("convnext_atto", _CONVNEXT, 64),
-    "ResNet": ("test_resnet", {}, 33),
+    "ResNet": ("resnet18", {"channels": (8, 8, 12, 16)}, 33),
+    "ResNet-D, pooled shortcuts": ("test_resnet", {}, 33),
     "EfficientNet": ("test_efficientnet", {}, 33),
 }  # fmt: skip
 # Networks that are equivariant from their first layer on -> (arguments, image size, group, whether that is promised).
