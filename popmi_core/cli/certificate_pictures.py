@@ -84,7 +84,10 @@ def draw_sites(found: Certificate, folder: Path) -> list[Path]:
         for marker, colour, label in keys:
             panel.plot([], [], marker=marker, color=colour, linestyle="", label=label)
         panel.set_yticks(range(len(names)), names)
-        panel.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(names) - 0.4), xlabel="total variation from the upright answer")
+        # Changes lie between 0 and 1, most models' far below 1: the axis ends where these do.
+        end = 1.1 * max(max(site.bound, site.worst) for site in found.sites) or 1.0
+        panel.set(xlim=(-0.02 * end, end), ylim=(-0.6, len(names) - 0.4))
+        panel.set_xlabel("total variation from the upright answer (0 to 1)")
         panel.set_title(f"By how much turning changes answers (worst of {len(found.angles)} angles)")
         panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
         return save(figure, folder, "sites")
