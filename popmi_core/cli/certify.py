@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from popmi_core.cli.barrier import told
-from popmi_core.cli.outputs import as_json, require_writable
-from popmi_core.errors import ConfigError, RunError
+from popmi_core.cli.modelreport import about, require_place, show, write_texts
+from popmi_core.cli.outputs import as_json
+from popmi_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from popmi_core.cli.certifying import Certificate
-    from popmi_core.cli.opened import Opened
 
 FIGURES_FILE, PAGE_FILE = "certificate.json", "certificate.html"
 
@@ -43,8 +42,9 @@ def certify(
     if not 0 < alpha < 1:
         raise ConfigError(f"--alpha {alpha:g}: expected a share between 0 and 1, such as 0.1.")
     if out is not None:
-        _require_place(out, force=force)
+        require_place(out, FIGURES_FILE, what="a certificate", force=force)
     from popmi_core.cli import certifying
+    from popmi_core.cli.certificate_tables import all_tables
     from popmi_core.cli.evaluation import read_parts
     from popmi_core.cli.opened import open_model
 
@@ -65,69 +65,14 @@ def certify(
     if json_only:
         typer.echo(as_json(figures))
         return
-    _show(found)
-    for path in paths:
-        typer.echo(str(path))
-
-
-def about(opened: Opened, split: str) -> dict[str, Any]:
-    """Return what was certified; the model by its file's name without folders, and by its sha256."""
-    from popmi_core import __version__
-
-    made = opened.architecture
-    return {
-        "popmi": __version__,
-        "model": {
-            "file": opened.parent.file,
-            "sha256": opened.parent.sha256,
-            "backbone": made.name,
-            "adapter": made.adapter,
-            "merge_block": made.merge_block,
-            "image_size": made.image_size,
-        },
-        "split": split,
-    }
-
-
-def _show(found: Certificate) -> None:
-    from rich.console import Console
-
-    from popmi_core.cli import certificate_tables as tables
-    from popmi_core.cli.certifying import plain_words
-
-    console = Console()
-    for table in tables.all_tables(found):
-        console.print(table)
-    for line in plain_words(found):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    show(all_tables(found), certifying.plain_words(found), paths)
 
 
 def _write(found: Certificate, figures: dict[str, Any], out: Path, tell: Any) -> list[Path]:
-    from popmi_core.checkpoints import replace_atomically
     from popmi_core.cli.certificate_page import page
     from popmi_core.cli.certificate_pictures import draw_all
 
     tell("drawing")
     drawn = draw_all(found, out)
     texts = {FIGURES_FILE: as_json(figures) + "\n", PAGE_FILE: page(found, figures, [path.name for path in drawn])}
-    try:
-        for name, text in texts.items():
-            replace_atomically(out / name, text.encode())
-    except OSError as error:
-        raise RunError(f"cannot write to {out}: {error.strerror}. Choose another folder with --out.") from error
-    return [*(out / name for name in texts), *drawn]
-
-
-def _require_place(out: Path, *, force: bool) -> None:
-    try:
-        importlib.import_module("matplotlib")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"--out draws pictures with the package '{error.name}', which is not installed. "
-            "Install popmi[analysis], or leave --out away for the tables alone."
-        ) from error
-    require_writable(out, out)
-    if (out / FIGURES_FILE).exists() and not force:
-        raise ConfigError(
-            f"--out {out}: there is a certificate in it already. Choose another folder, or replace it with --force."
-        )
+    return [*write_texts(out, texts), *drawn]

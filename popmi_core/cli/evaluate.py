@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from popmi_core.cli.barrier import told
-from popmi_core.cli.outputs import as_json, require_writable
-from popmi_core.errors import ConfigError, RunError
+from popmi_core.cli.modelreport import about, require_place, show, write_texts
+from popmi_core.cli.outputs import as_json
 
 if TYPE_CHECKING:
     from popmi_core.cli.evaluation import Evaluation
-    from popmi_core.cli.opened import Opened
 
 FIGURES_FILE = "evaluation.json"
 PAGE_FILE = "evaluation.html"
@@ -44,9 +42,9 @@ def evaluate(
 ) -> None:
     """Judge one model: accuracy, calibration; with --rotations and --lee, how far it is from equivariant."""
     if out is not None:
-        _require_pictures()
-        _require_place(out, force=force)
+        require_place(out, FIGURES_FILE, what="an evaluation", force=force)
     from popmi_core.cli import evaluation
+    from popmi_core.cli import evaluation_tables as tables
     from popmi_core.cli.opened import open_model
 
     started = time.perf_counter()
@@ -63,77 +61,19 @@ def evaluate(
         found = evaluation.evaluate_model(
             opened, parts, rotations=rotations, lee=lee_images if lee else 0, samples=samples if out else 0, tell=tell
         )
-        figures = {**_about(opened, split), **found.to_json(), "seconds": round(time.perf_counter() - started, 2)}
+        figures = {**about(opened, split), **found.to_json(), "seconds": round(time.perf_counter() - started, 2)}
         paths = _write(found, figures, out, tell) if out is not None else []
     if json_only:
         typer.echo(as_json(figures))
         return
-    _show(found)
-    for path in paths:
-        typer.echo(str(path))
-
-
-def _about(opened: Opened, split: str) -> dict[str, Any]:
-    """Return what was judged; the model by its file's name without folders."""
-    from popmi_core import __version__
-
-    made = opened.architecture
-    return {
-        "popmi": __version__,
-        "model": {
-            "file": opened.parent.file,
-            "sha256": opened.parent.sha256,
-            "backbone": made.name,
-            "adapter": made.adapter,
-            "merge_block": made.merge_block,
-            "image_size": made.image_size,
-        },
-        "split": split,
-    }
-
-
-def _show(found: Evaluation) -> None:
-    from rich.console import Console
-
-    from popmi_core.cli import evaluation_tables as tables
-
-    console = Console()
-    for table in tables.all_tables(found):
-        console.print(table)
-    for line in tables.plain_words(found):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    show(tables.all_tables(found), tables.plain_words(found), paths)
 
 
 def _write(found: Evaluation, figures: dict[str, Any], out: Path, tell: Any) -> list[Path]:
-    from popmi_core.checkpoints import replace_atomically
     from popmi_core.cli import evaluation_pictures as pictures
     from popmi_core.cli.evaluation_page import page
 
     tell("drawing")
     drawn = pictures.draw_all(found, out)
     texts = {FIGURES_FILE: as_json(figures) + "\n", PAGE_FILE: page(found, figures, [p.name for p in drawn])}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            replace_atomically(out / name, text.encode())
-    except OSError as error:
-        raise RunError(f"cannot write to {out}: {error.strerror}. Choose another folder with --out.") from error
-    return [*(out / name for name in texts), *drawn]
-
-
-def _require_place(out: Path, *, force: bool) -> None:
-    require_writable(out, out)
-    if (out / FIGURES_FILE).exists() and not force:
-        raise ConfigError(
-            f"--out {out}: there is an evaluation in it already. Choose another folder, or replace it with --force."
-        )
-
-
-def _require_pictures() -> None:
-    try:
-        importlib.import_module("matplotlib")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"--out draws pictures with the package '{error.name}', which is not installed. "
-            "Install popmi[analysis], or leave --out away for the tables alone."
-        ) from error
+    return [*write_texts(out, texts), *drawn]
