@@ -85,7 +85,9 @@ def main() -> None:
     if not arguments.from_json:
         planned = list(trials(arguments.seeds))
         if not arguments.kept_only:
-            wanted = [trial for trial in planned if not result_path(trial, arguments.runs).exists()]
+            asked = set(filter(None, arguments.experiments.split(";"))) or {trial.experiment.name for trial in planned}
+            missing = [trial for trial in planned if not result_path(trial, arguments.runs).exists()]
+            wanted = [trial for trial in missing if trial.experiment.name in asked]
             run_all(run, wanted, arguments.runs, jobs=arguments.jobs, minutes=arguments.minutes)
         paths = [result_path(trial, arguments.runs) for trial in planned]
         rows = [json.loads(path.read_text()) for path in paths if path.exists()]
@@ -98,6 +100,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--experiments", default="", help="only these, with ; between; the page tells all there is")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so many minutes")
     parser.add_argument("--kept-only", action="store_true", help="run nothing; tell what is there")
