@@ -46,8 +46,9 @@ every run is in `equivariance.json`. Medians over seeds; in brackets the lowest 
 {batch_size}, AdamW with weight decay {weight_decay}, warm-up over {warmup:.0%} of the steps and a cosine to zero, the
 epoch chosen by validation accuracy (balanced on dermoscopy). The learning rate goes with the architecture: {rates}. No
 augmentation but where the row says *rotations* (any angle, bilinear); distillation draws shifts and changes of light.
-Backbones: {backbones}. Networks of rivals bring their own shape; dense, attention and modern ones learn from fewer
-images, drawn once, as all would take hours of a core (*seen*: thousands of images in all), and see dermoscopy at 32 px.
+Backbones: {backbones}. Networks of rivals bring their own shape, and all but
+octic ones see dermoscopy at 32 px (so their rows say); dense, attention and modern ones learn from fewer images, drawn
+once, as all would take hours of a core (*seen*: thousands of images in all).
 A row on the *plain model* takes that model as it was trained; *head* trains what the method adds and the head,
 *lambda-equitune* goes on from it, and *distilled* goes on from its teacher's weights, without labels: all three have
 their passes on top of those of the model they take. Canonicalisation is as published where that does not suit these
