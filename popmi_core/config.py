@@ -51,7 +51,8 @@ class DataConfig(_Frozen):
 class AdapterConfig(_Frozen):
     """PREA. ``merge_block`` k: rotated copies are merged after the first k blocks (None: a quarter).
 
-    ``adapters``: bottleneck, lifted-conv, lora, several joined by ``+``, or none; all of ``rank``.
+    ``fields``: trivial, or regular: no copies, channels turn with the image, for training from scratch.
+    ``adapters``: bottleneck (left out), lifted-conv, lora, several joined by ``+``, or none; all of ``rank``.
     ``allow_approximate`` takes image sizes at which the group is not exact.
     ``free_blocks``: so many of the last blocks may see orientation again (soft equivariance). ``group`` = ``auto``
     chooses by validation, with ``pilot_seeds`` short runs of ``pilot_rounds`` for every candidate.
@@ -59,10 +60,11 @@ class AdapterConfig(_Frozen):
 
     group: Literal["none", "auto", "C1", "C2", "C4", "D1", "D2", "D4"] = "none"
     merge_block: int | None = Field(default=None, ge=0)
+    fields: Literal["trivial", "regular"] = "trivial"
     weights: Literal["mean", "lambda"] = "mean"
     rank: int = Field(default=8, ge=1)
     train: Literal["all", "adapter"] = "all"
-    adapters: Annotated[str, Field(pattern=_ADAPTERS)] = "bottleneck"
+    adapters: Annotated[str, Field(pattern=_ADAPTERS)] | None = None
     allow_approximate: bool = False
     free_blocks: int = Field(default=0, ge=0)
     pilot_rounds: int = Field(default=2, ge=1)
@@ -74,7 +76,8 @@ class AdapterConfig(_Frozen):
         told: dict[str, Any] = handler(self)
         off = set() if self.group == "auto" else {"pilot_rounds", "pilot_seeds"}
         off |= set() if self.free_blocks else {"free_blocks"}
-        off |= {"adapters"} if self.adapters == "bottleneck" else set()
+        off |= {"adapters"} if self.adapters in (None, "bottleneck") else set()
+        off |= {"fields"} if self.fields == "trivial" else set()
         off |= set() if self.allow_approximate else {"allow_approximate"}
         return {key: value for key, value in told.items() if key not in off}
 

@@ -7,7 +7,7 @@ from typing import cast
 from torch import nn
 
 from popmi_core.adapters.lora import merge_lora
-from popmi_core.adapters.prea import Prea
+from popmi_core.adapters.prea import Prea, detach
 from popmi_core.adapters.soft import TABLE
 from popmi_core.adapters.tying import untie
 from popmi_core.errors import ModelError
@@ -16,8 +16,8 @@ from popmi_core.errors import ModelError
 def fold(model: nn.Module) -> nn.Module:
     """Return the plain timm model that computes the same, for designs that cost nothing at inference.
 
-    That is merge block 0 with low-rank adapters or none: its state dict is timm's own and loads anywhere. Kernels that
-    were freed are folded too.
+    That is merge block 0 with low-rank adapters or none, and regular fields: its state dict is timm's own and loads
+    anywhere. Kernels that were freed are folded too.
 
     Raises:
         ModelError: If the model is not under PREA, runs several copies, has adapters or tables of places that are no
@@ -39,6 +39,8 @@ def fold(model: nn.Module) -> nn.Module:
             "a freed table of places (free_blocks) is no part of a plain network. Keep the model under PREA, or "
             "attach without free blocks."
         )
+    if model.fields == "regular":
+        return detach(model)
     plain = cast(Prea, merge_lora(model))
     untie(plain.backbone, plain.group, plain.orbits, fit=True)
     backbone: nn.Module = plain.backbone

@@ -4,6 +4,8 @@ Copies of the image, one per group element, run through the backbone's first k b
 back and they are averaged; the rest of the network runs once. After that a turn of the image only moves places, and
 whatever lets places in afterwards (kernels, window tables, patch merging) is tied over the group, so training,
 averaging over sites and noise cannot break the symmetry. See docs/prea.md.
+
+With regular fields there are no copies: the channels themselves turn with the image (see ``regular``).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from popmi_core.adapters import symmetric, trunk
+from popmi_core.adapters import regular, symmetric, trunk
 from popmi_core.adapters.cuts import cut_of
 from popmi_core.adapters.geometry import check_geometry
 from popmi_core.adapters.lora import add_lora
@@ -25,6 +27,8 @@ from popmi_core.adapters.wishes import adapters_of
 from popmi_core.errors import ModelError
 from popmi_core.groups import PointGroup, point_group
 
+Fields = Literal["trivial", "regular"]
+
 
 class Prea(nn.Module):
     """A backbone (``backbone.``, timm's own names) with the adapter (``prea.``) at ``merge_block``."""
@@ -32,7 +36,14 @@ class Prea(nn.Module):
     orbits: Tensor | None
 
     def __init__(
-        self, backbone: nn.Module, group: PointGroup, merge_block: int, adapter: OrbitMerge, *, frozen: bool
+        self,
+        backbone: nn.Module,
+        group: PointGroup,
+        merge_block: int,
+        adapter: OrbitMerge,
+        *,
+        frozen: bool,
+        fields: Fields = "trivial",
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone
@@ -40,10 +51,12 @@ class Prea(nn.Module):
         self.group = group
         self.merge_block = merge_block
         self.frozen = frozen
+        self.fields = fields
         self.pretrained_cfg = getattr(backbone, "pretrained_cfg", {})
         # Folded: the merge is already in the weights, and only one copy runs.
         self.folded = merge_block == 0
-        self.register_buffer("orbits", tie(backbone, group, merge_block), persistent=False)
+        made = regular.make_regular(backbone, group) if fields == "regular" else tie(backbone, group, merge_block)
+        self.register_buffer("orbits", made, persistent=False)
 
     def forward(self, images: Float[Tensor, "n c side side"]) -> Float[Tensor, "n classes"]:
         """Return the logits; they do not change when the images are turned by the group.
@@ -66,6 +79,8 @@ class Prea(nn.Module):
     def _before(self, images: Tensor) -> Tensor:
         if not self.folded:
             return trunk.front(self.backbone, self.prea.rotate(images), self.merge_block)
+        if self.fields == "regular" and hasattr(self.backbone, "pos_embed"):
+            return regular.embed(self.backbone, images, len(self.group), self.orbits)
         if self.orbits is None:
             return trunk.front(self.backbone, images, 0)
         return symmetric.embed(self.backbone, images, self.orbits)
@@ -94,8 +109,9 @@ def attach(
     *,
     group: str,
     merge_block: int | None = None,
+    fields: Fields = "trivial",
     weights: Literal["mean", "lambda"] = "mean",
-    adapters: str = "bottleneck",
+    adapters: str | None = None,
     rank: int = 8,
     train: Literal["all", "adapter"] = "all",
     seed: int = 0,
@@ -110,11 +126,14 @@ def attach(
         backbone: A timm model that takes square images and gives logits.
         group: C4 (quarter turns) or D4 (quarter turns and mirror images); subgroups work too.
         merge_block: k, in a ViT's blocks or another backbone's stages; None is about a quarter of a ViT's blocks, and
-            the last map of other families.
+            the last map of other families; with regular fields it is 0.
+        fields: What channels are: ``trivial``: a turn only moves places; ``regular``: a field of channels, one for each
+            element, turns with the image. Nothing is merged, orientation is not lost, and linear layers keep 1 / |G| of
+            their weights; for training from scratch.
         weights: ``mean``, or ``lambda``: shares of the average are learned, per image.
         adapters: What is trained beside the backbone after the merge: ``bottleneck`` (a step per token),
             ``lifted-conv`` (a group convolution of tokens before every block or stage), ``lora`` (low-rank adapters on
-            attention), several joined by ``+``, or ``none``.
+            attention), several joined by ``+``, or ``none``; None is ``bottleneck``, and ``none`` with regular fields.
         rank: Width of all of these.
         train: ``all``, or ``adapter``: only adapters and the head are trained.
         seed: Fixes what does not start at zero.
@@ -123,9 +142,12 @@ def attach(
 
     Raises:
         ModelError: If the group is not exact on a grid, the backbone cannot be merged at ``merge_block`` or is not
-            exact at ``image_size``, or there is no such adapter or no place for it.
+            exact at ``image_size``, there is no such adapter or no place for it, or widths are no whole regular fields.
     """
-    symmetry, wanted = point_group(group), adapters_of(adapters)
+    symmetry, wanted = point_group(group), adapters_of(adapters, fields)
+    if fields == "regular":
+        _require_regular(merge_block, weights, wanted)
+        merge_block = 0
     block = trunk.choose_block(backbone, merge_block)
     if block == 0 and weights == "lambda":
         raise ModelError("merge_block 0 folds the merge into the weights: there is nothing to weight. Use 'mean'.")
@@ -141,13 +163,26 @@ def attach(
         bottleneck="bottleneck" in wanted,
         lifted=_places(backbone, block) if "lifted-conv" in wanted else None,
     ).to(next(backbone.parameters()))
-    model = Prea(backbone, symmetry, block, adapter, frozen=train == "adapter")
+    model = Prea(backbone, symmetry, block, adapter, frozen=train == "adapter", fields=fields)
     if model.frozen:
         model.backbone.requires_grad_(False)
         for head in _heads(model):
             head.requires_grad_(True)
     model.train(backbone.training)
     return add_low_rank(model, rank=rank, train=train, seed=seed) if "lora" in wanted else model
+
+
+def _require_regular(merge_block: int | None, weights: str, adapters: tuple[str, ...]) -> None:
+    asked = [
+        *([f"merge_block {merge_block}"] if merge_block else []),
+        *([f"weights {weights!r}"] if weights != "mean" else []),
+        *([f"adapters {'+'.join(adapters)!r}"] if adapters else []),
+    ]
+    if asked:
+        raise ModelError(
+            f"fields 'regular' with {', '.join(asked)}: nothing is merged and no adapter is known between regular "
+            "fields. Leave these out, or take trivial fields."
+        )
 
 
 def add_low_rank(model: Prea, *, rank: int, train: Literal["all", "adapter"] = "all", seed: int = 0) -> Prea:
@@ -212,5 +247,8 @@ def detach(model: Prea) -> nn.Module:
     merge them first (``merge_lora``) for timm's own names.
     """
     backbone: nn.Module = copy.deepcopy(model.backbone)
-    untie(backbone, model.group, model.orbits, fit=False)
+    if model.fields == "regular":
+        regular.make_dense(backbone, model.group, model.orbits)
+    else:
+        untie(backbone, model.group, model.orbits, fit=False)
     return backbone.requires_grad_(True)

@@ -56,6 +56,8 @@ def soften(model: Prea, *, free_blocks: int, image_size: int) -> Prea:
     Raises:
         ModelError: If there are not so many blocks after the merge, or the backbone's blocks are not known.
     """
+    if model.fields == "regular":
+        raise ModelError("regular fields see orientation already: there is no block to free. Leave free_blocks out.")
     model = copy.deepcopy(model)
     cut = cut_of(model.backbone)
     stages = [] if cut is None else [stage for _, stage in cut.stages(model.backbone)]

@@ -56,7 +56,7 @@ def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Modul
         model = _attach(model, name, config, seed)
     if path is not None and inside == "prea":
         load_local(model, state, source=path)
-    if isinstance(model, Prea) and "lora" in adapters_of(config.adapter.adapters):
+    if isinstance(model, Prea) and "lora" in adapters_of(config.adapter.adapters, config.adapter.fields):
         model = add_low_rank(model, rank=config.adapter.rank, train=config.train, seed=seed)
     if config.lora is not None:
         wanted = config.lora
@@ -72,11 +72,12 @@ def _attach(model: nn.Module, name: str, config: ModelConfig, seed: int) -> nn.M
         raise ModelError("group 'auto' is no group yet: choose first (popmi simulate and popmi fit do), or name one.")
     known = config in _PROVEN
     # Low-rank adapters come later: a file may hold the model as it was before it got them.
-    kinds = [kind for kind in adapters_of(wanted.adapters) if kind != "lora"]
+    kinds = [kind for kind in adapters_of(wanted.adapters, wanted.fields) if kind != "lora"]
     adapted = attach(
         model,
         group=wanted.group,
         merge_block=wanted.merge_block,
+        fields=wanted.fields,
         weights=wanted.weights,
         adapters="+".join(kinds) or "none",
         rank=wanted.rank,
