@@ -147,13 +147,11 @@ def attach(
     symmetry, wanted = point_group(group), adapters_of(adapters, fields)
     if fields == "regular":
         _require_regular(merge_block, weights, wanted)
-        merge_block = 0
-    block = trunk.choose_block(backbone, merge_block)
+    block = 0 if fields == "regular" else trunk.choose_block(backbone, merge_block)
     if block == 0 and weights == "lambda":
         raise ModelError("merge_block 0 folds the merge into the weights: there is nothing to weight. Use 'mean'.")
     if image_size is not None:
         require_geometry(backbone, image_size, symmetry, block, allow_approximate=allow_approximate)
-    backbone = copy.deepcopy(backbone)
     adapter = OrbitMerge(
         symmetry,
         trunk.width(backbone, block),
@@ -163,11 +161,9 @@ def attach(
         bottleneck="bottleneck" in wanted,
         lifted=_places(backbone, block) if "lifted-conv" in wanted else None,
     ).to(next(backbone.parameters()))
-    model = Prea(backbone, symmetry, block, adapter, frozen=train == "adapter", fields=fields)
+    model = Prea(copy.deepcopy(backbone), symmetry, block, adapter, frozen=train == "adapter", fields=fields)
     if model.frozen:
-        model.backbone.requires_grad_(False)
-        for head in _heads(model):
-            head.requires_grad_(True)
+        _freeze(model)
     model.train(backbone.training)
     return add_low_rank(model, rank=rank, train=train, seed=seed) if "lora" in wanted else model
 
@@ -234,9 +230,11 @@ def _places(backbone: nn.Module, block: int) -> dict[int, int]:
     return {index: trunk.width(backbone, index) for index in range(block, max(last, block + 1))}
 
 
-def _heads(model: Prea) -> tuple[nn.Module, ...]:
+def _freeze(model: Prea) -> None:
+    model.backbone.requires_grad_(False)
     found: Any = model.get_classifier()
-    return found if isinstance(found, tuple) else (found,)
+    for head in found if isinstance(found, tuple) else (found,):
+        head.requires_grad_(True)
 
 
 def detach(model: Prea) -> nn.Module:
