@@ -92,7 +92,8 @@ class Case:
     def plain(self) -> Case:
         """Return the run of the plain backbone that this row's cost is compared with."""
         own = "" if self.row.kind == "network" else self.row.backbone
-        return Case(self.dataset, Row("plain", 0, "plain", backbone=own), self.seed)
+        plain = (row for row in rows_of(self.dataset) if row.kind == "plain" and row.backbone == own)
+        return Case(self.dataset, next(plain, Row("plain", 0, "plain", backbone=own)), self.seed)
 
     def start(self) -> Case:
         """Return the run whose model this one starts from."""

@@ -66,17 +66,19 @@ def frozen(name: str, tier: int, method: str, group: str = "C4", **more: Any) ->
 
 VIT_SETS = ("blood", "dermoscopy")
 RESNET, ODD = "study_resnet20", 25
+# At full resolution, eight layers; its two strides keep the symmetry at 29 (29, 15, 8) and 33 (33, 17, 9) pixels.
+RESNET8 = "study_resnet8"
 # k of Swin, ResNet, ...: stages; of a ViT: blocks. None is the default that attach chooses.
 PREA_ROWS = (
-    prea("PREA C4, k = 0", 1, "C4", 0, only=VIT_SETS),
+    prea("PREA C4, k = 0", 2, "C4", 0, only=VIT_SETS),
     prea("PREA D4, k = 0", 0, "D4", 0, only=VIT_SETS),
     prea("PREA C4", 0, "C4", None),
     prea("PREA D4", 1, "D4", None, only=VIT_SETS),
     prea("PREA D4", 6, "D4", None, only=("rotated_mnist",)),
     prea("PREA C4, lambda", 2, "C4", None, weights="lambda"),
     prea("PREA C4 + rotations", 2, "C4", None, augment="rotations"),
-    prea("PREA D4, k = 0 + rotations", 1, "D4", 0, augment="rotations", only=VIT_SETS),
-    prea("PREA C4, k = 0, lifted convolutions", 1, "C4", 0, adapters="lifted-conv", only=VIT_SETS),
+    prea("PREA D4, k = 0 + rotations", 3, "D4", 0, augment="rotations", only=VIT_SETS),
+    prea("PREA C4, k = 0, lifted convolutions", 3, "C4", 0, adapters="lifted-conv", only=VIT_SETS),
     prea("PREA D4, k = 0, lifted convolutions", 2, "D4", 0, adapters="lifted-conv", only=VIT_SETS),
     prea("PREA C4, k = L", 3, "C4", 3, only=VIT_SETS[:1]),
     prea("PREA C4, k = L", 3, "C4", 4, only=VIT_SETS[1:]),
@@ -86,7 +88,11 @@ PREA_ROWS = (
     prea("PREA C4, k = 0, 25 px", 0, "C4", 0, image_size=ODD, only=("rotated_mnist",)),
     prea("PREA C4, k = 0, 33 px", 2, "C4", 0, image_size=33, only=("rotated_mnist",)),
     prea("PREA C4, k = 1, 25 px", 1, "C4", 1, image_size=ODD, only=("rotated_mnist",)),
-    prea("PREA C4, k = 0, 25 px + rotations", 1, "C4", 0, image_size=ODD, augment="rotations", only=("rotated_mnist",)),
+    prea("PREA C4, k = 0, 25 px + rotations", 3, "C4", 0, image_size=ODD, augment="rotations", only=("rotated_mnist",)),
+    prea("PREA C4, regular fields", 1, "C4", None, fields="regular", only=VIT_SETS),
+    prea("PREA C4, regular fields, 25 px", 0, "C4", None, fields="regular", image_size=ODD, only=("rotated_mnist",)),
+    prea("PREA C4, regular fields, 25 px + rotations, twice the epochs", 1, "C4", None, fields="regular",
+         image_size=ODD, augment="rotations", stretch=2, only=("rotated_mnist",)),
 )  # fmt: skip
 DISTILLED = (
     Row("PREA D4, k = 0, distilled", 1, "distilled", {"merge_block": 0}, augment="shifts", start="PREA D4",
@@ -94,8 +100,24 @@ DISTILLED = (
     Row("PREA C4, k = 0, 25 px, distilled", 1, "distilled", {"merge_block": 0}, augment="shifts",
         start="PREA C4, k = 1, 25 px", exact="C4", only=("rotated_mnist",), image_size=ODD),
 )  # fmt: skip
-# Other backbones, on one data set.
+
+
+def on_resnet8(data_set: str, plain_side: int, exact_side: int, rate: float) -> tuple[Row, ...]:
+    """Return the rows of a convolutional network at full resolution, plain and under PREA."""
+    common: dict[str, Any] = {"backbone": RESNET8, "rate": rate, "only": (data_set,)}
+    return (
+        Row("plain ResNet-8", 0, "plain", image_size=plain_side, **common),
+        prea("PREA C4 on ResNet-8, regular fields", 0, "C4", None, fields="regular", image_size=exact_side, **common),
+        prea("PREA D4 on ResNet-8, regular fields", 2, "D4", None, fields="regular", image_size=exact_side, **common),
+        prea("PREA C4 on ResNet-8, k = 0", 2, "C4", 0, image_size=exact_side, **common),
+        prea("PREA C4 on ResNet-8", 1, "C4", None, image_size=plain_side, **common),
+    )
+
+
+# Other backbones.
 OTHERS = (
+    *on_resnet8("blood", 28, 29, 1e-2),
+    *on_resnet8("dermoscopy", 33, 33, 1e-2),
     Row("plain ResNet-20", 3, "plain", backbone=RESNET, rate=2e-3, only=("blood",)),
     prea("PREA C4 on ResNet-20, k = 0, 25 px", 3, "C4", 0, backbone=RESNET, image_size=ODD, rate=2e-3, only=("blood",)),
     prea("PREA C4 on ResNet-20", 4, "C4", None, backbone=RESNET, rate=2e-3, only=("blood",)),

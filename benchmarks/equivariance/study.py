@@ -87,11 +87,11 @@ def result(case: Case, runs: Path) -> Result:
     """Return the row of one case: what it is, how it was trained, and its figures."""
     from data import load
     from measure import timed
-    from models import backbone, get_model
+    from models import build, get_model
 
     images = load(case.dataset)
     model, training = get_model(case, images, runs)
-    plain = backbone(case.plain(), images)
+    plain = build(case.plain(), images, runs)
     return {
         "key": case.key, "dataset": case.dataset, "row": case.row.name, "seed": case.seed,
         "described": case.described(), "measured": MEASURED, "training": training,
