@@ -30,10 +30,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "Swin": ("swin_tiny_patch4_window7_224", _SWIN, 32),
     "Swin V2": ("swinv2_tiny_window8_256", _SWIN, 32),
     "ConvNeXt": ("convnext_atto", _CONVNEXT, 64),
-    "ResNet": ("resnet18", {"channels": (8, 8, 12, 16)}, 33),
+    "ResNet": ("resnet18", {"channels": (8, 8, 16, 16)}, 33),
     "ResNet-D, pooled shortcuts": ("test_resnet", {}, 33),
     "EfficientNet": ("test_efficientnet", {}, 33),
 }  # fmt: skip
+# Where widths are whole regular fields and the size is exact: all but Swin, which has none.
+REGULAR = {
+    "C4": ("ViT", "ViT, class token and registers", "DeiT", "DeiT III", "ConvNeXt", "ResNet", "EfficientNet"),
+    "D4": ("ViT", "ViT, class token and registers", "DeiT", "DeiT III", "ConvNeXt", "ResNet"),
+}
 # Networks that are equivariant from their first layer on -> (arguments, image size, group, whether that is promised).
 NETWORKS: dict[str, tuple[dict[str, Any], int, str, bool]] = {
     "popmi_octic_vit_micro": ({}, 32, "D4", True),
@@ -134,6 +139,8 @@ def designs(family: str, group: str) -> Iterator[Subject]:
     yield adapted(family, group, min(1, last), adapters="lifted-conv")
     yield adapted(family, group, min(1, last), weights="lambda")
     yield adapted(family, group, last, weights="lambda")
+    if family in REGULAR[group]:
+        yield adapted(family, group, 0, fields="regular")
 
 
 def adapted(family: str, group: str, block: int, **options: Any) -> Subject:
@@ -152,7 +159,8 @@ def adapted(family: str, group: str, block: int, **options: Any) -> Subject:
         found = check_geometry(plain_net(family, 0), size, group=group, merge_block=block, measure=False)
         return found.verdict == "exact", "; ".join(f"{reason.module}: {reason.what}" for reason in found.reasons[:1])
 
-    return Subject(family, f"k = {block}{said}", group, size, promise, make)
+    design = f"k = {block}{said}" if "fields" not in options else "regular fields"
+    return Subject(family, design, group, size, promise, make)
 
 
 def rival(name: str, group: str) -> Subject:

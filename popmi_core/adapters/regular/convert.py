@@ -63,6 +63,8 @@ def make_regular(backbone: Backbone, group: PointGroup) -> Int[Tensor, "cells or
             )
         if hasattr(module, "head_dim"):
             _require_whole(name, "channels of a head", module.head_dim, group)
+        if isinstance(module, nn.GroupNorm):
+            _require_whole(name, "channels of a norm's group", module.num_channels // module.num_groups, group)
     if family not in _TOKENS:
         return None
     return tokens.share_tokens(backbone, group, _grid_side(backbone))
