@@ -15,6 +15,7 @@ from popmi_core.adapters.geometry import Reason, check_geometry
 from popmi_core.adapters.geometry.measure import blobs
 from popmi_core.adapters.prea import Prea, detach
 from popmi_core.adapters.trunk import depth
+from popmi_core.equivariance.certificate.regularfields import unread
 from popmi_core.equivariance.certificate.residues import Residue, is_octic, residues
 from popmi_core.errors import ModelError
 from popmi_core.groups import PointGroup
@@ -106,18 +107,15 @@ def _judge(
     off = [one for one in found if not one.relative <= WEIGHT_TOLERANCE]
     if error >= BROKEN_FROM:
         names = ", ".join(f"'{one.tensor}'" for one in off[:3]) or "; ".join(str(reason) for reason in reasons[:2])
-        what = names or "a layer that is not known"
+        what = names or _unmade(model, group) or _unknown(model) or "a layer that is not known"
         return "not equivariant", f"logits move by {error:.2g} of their spread; {len(off)} weight(s) off: {what}"
     if off:
         return "not proved", f"'{off[0].tensor}' is off the subspace by {off[0].relative:.2g} of its size"
     if reasons:
         return "not proved", f"uneven geometry: {reasons[0]}"
-    if not _known(model):
-        return "not proved", f"{type(model).__name__} is not known layer by layer: only measured, not proved"
-    # Copies and lifted convolutions run over the model's own group: of a larger one no weight was looked at.
-    own = group_of(model)
-    if own is not None and not set(group.elements) <= set(own.elements):
-        return "not proved", f"the model is made for {own.name}, of which {group.name} is no part"
+    unknown = _unknown(model) or _unmade(model, group)
+    if unknown:
+        return "not proved", unknown
     if error >= ROUNDING and not any(one.error for one in found):
         return (
             "not proved",
@@ -127,7 +125,19 @@ def _judge(
     return "proved", f"{weights} on the subspace and every step is even: exact but for rounding"
 
 
-def _known(model: nn.Module) -> bool:
+def _unknown(model: nn.Module) -> str | None:
+    if isinstance(model, Prea) and model.fields == "regular":
+        return unread(model)
     if isinstance(model, Prea):
-        return cut_of(model.backbone) is not None or model.merge_block == depth(model.backbone)
-    return group_of(model) is not None or cut_of(model) is not None
+        known = cut_of(model.backbone) is not None or model.merge_block == depth(model.backbone)
+    else:
+        known = group_of(model) is not None or cut_of(model) is not None
+    return None if known else f"{type(model).__name__} is not known layer by layer: only measured, not proved"
+
+
+def _unmade(model: nn.Module, group: PointGroup) -> str | None:
+    # Copies, lifted convolutions and fields are of the model's own group: of a larger one no weight was looked at.
+    own = group_of(model)
+    if own is None or set(group.elements) <= set(own.elements):
+        return None
+    return f"the model is made for {own.name}, of which {group.name} is no part"

@@ -2,16 +2,15 @@
 
 What is constrained depends on what the features are. *Scalar fields* (a turn only moves places: timm's families, PREA):
 kernels, position tables, window biases and patch merging have to be invariant; all else is free. *Regular fields*
-(group-equivariant networks, ``field_group``): kernels commute with moved places and permuted channels. *Slabs* (the
-octic transformer): linear maps commute with the isotypic action. Behind an orbit-merge at block k only what comes
-after block k counts; what comes before sees whole orbits and is free.
+(group-equivariant networks, ``field_group``; PREA's, see ``regularfields``): kernels commute with moved places and
+permuted channels. *Slabs* (the octic transformer): linear maps commute with the isotypic action. Behind an orbit-merge
+at block k only what comes after block k counts; what comes before sees whole orbits and is free.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,25 +23,13 @@ from popmi_core.adapters.soft import TABLE
 from popmi_core.adapters.symmetric import position_table
 from popmi_core.adapters.tied import TiedConv2d
 from popmi_core.adapters.windows import TiedNorm, TiedReduction, spread
+from popmi_core.equivariance.certificate.regularfields import of_regular
+from popmi_core.equivariance.certificate.residue import Residue as Residue
+from popmi_core.equivariance.certificate.residue import residue_of
 from popmi_core.groups import PointGroup, act, channel_permutation
 from popmi_core.groups.octic import act_on_slabs
 from popmi_core.models.octic.layers import OcticLinear
 from popmi_core.models.octic.vit import OcticPatchEmbed, OcticPositions
-
-
-@dataclass(frozen=True)
-class Residue:
-    """One constrained weight: ``error`` is max |rho W - W rho| over the group, ``size`` is max |W|."""
-
-    tensor: str
-    kind: str
-    error: float
-    size: float
-
-    @property
-    def relative(self) -> float:
-        """Return the error over the size; 0 for a weight that is zero."""
-        return self.error / self.size if self.size else self.error
 
 
 def residues(model: nn.Module, group: PointGroup) -> tuple[Residue, ...]:
@@ -52,6 +39,8 @@ def residues(model: nn.Module, group: PointGroup) -> tuple[Residue, ...]:
             return tuple(_of_fields(model, group))
         if is_octic(model):
             return tuple(_of_slabs(model, group))
+        if isinstance(model, Prea) and model.fields == "regular":
+            return tuple(of_regular(model, group))
         return tuple(_of_scalars(model, group))
 
 
@@ -68,7 +57,7 @@ def _of_scalars(model: Any, group: PointGroup) -> Iterator[Residue]:
         yield from _positions(model, backbone, prefix, group)
     for name, module in _after(backbone, block):
         for kind, last, weight, turned in _constrained(module, group):
-            yield _residue(f"{prefix}{name}.{last}", kind, weight, turned)
+            yield residue_of(f"{prefix}{name}.{last}", kind, weight, turned)
     for name, table in model.named_parameters():
         if name.rpartition(".")[2] == TABLE:
             yield _grid_residue(name, table, group, extra=None)
@@ -142,7 +131,7 @@ def _grid_residue(name: str, table: Tensor, group: PointGroup, extra: int | None
         side = math.isqrt(cells - cut)
         grid = grid[:, cut : cut + side * side].reshape(len(table), side, side, -1)
     dims = (1, 2) if grid.shape[1] == grid.shape[2] else (2, 3)
-    return _residue(name, "position table", grid, [act(element, grid, dims=dims) for element in group.elements])
+    return residue_of(name, "position table", grid, [act(element, grid, dims=dims) for element in group.elements])
 
 
 def _of_fields(model: nn.Module, group: PointGroup) -> Iterator[Residue]:
@@ -162,10 +151,10 @@ def _of_fields(model: nn.Module, group: PointGroup) -> Iterator[Residue]:
             if not first:
                 moved = moved.unflatten(1, (-1, order))[:, :, perm].flatten(1, 2)
             turned.append(moved)
-        yield _residue(f"{name}.weight", "regular field", dense, turned)
+        yield residue_of(f"{name}.weight", "regular field", dense, turned)
         if not last and module.bias is not None:
             bias = module.bias.detach().double().unflatten(0, (-1, order))
-            yield _residue(f"{name}.bias", "regular field", bias, [bias.roll(step, 1) for step in range(order)])
+            yield residue_of(f"{name}.bias", "regular field", bias, [bias.roll(step, 1) for step in range(order)])
         first = False
 
 
@@ -176,23 +165,15 @@ def _of_slabs(model: nn.Module, group: PointGroup) -> Iterator[Residue]:
             basis = torch.eye(8 * module.copies_in, dtype=weight.dtype, device=weight.device)
             out = module(basis)
             moved = [act_on_slabs(g.inverse(), module(act_on_slabs(g, basis))).double() for g in group.elements]
-            yield _residue(name, "isotypic blocks", out.double(), moved)
+            yield residue_of(name, "isotypic blocks", out.double(), moved)
         elif isinstance(module, OcticPatchEmbed):
             kernel = module.kernel().double()
             # As a field: f(gx) = rho(g) f(x), so that the kernel is its own turned and permuted copy.
             turned = [act_on_slabs(g, act(g, kernel).movedim(0, -1)).movedim(-1, 0) for g in group.elements]
-            yield _residue(f"{name}.proj", "isotypic kernel", kernel, turned)
+            yield residue_of(f"{name}.proj", "isotypic kernel", kernel, turned)
         elif isinstance(module, OcticPositions):
             table = module()[0].double()
             side = math.isqrt(len(table))
             grid = table.view(side, side, -1)
             turned = [act_on_slabs(g, act(g, grid, dims=(0, 1))) for g in group.elements]
-            yield _residue(f"{name}.table", "isotypic positions", grid, turned)
-
-
-def _residue(name: str, kind: str, weight: Tensor, turned: list[Tensor]) -> Residue:
-    size = float(weight.abs().max())
-    # A weight that is another shape after a turn is as far off as it can be.
-    errors = [float((one - weight).abs().max()) if one.shape == weight.shape else 2 * size for one in turned]
-    worst = max(errors, key=lambda error: math.inf if math.isnan(error) else error)
-    return Residue(name, kind, worst, size)
+            yield residue_of(f"{name}.table", "isotypic positions", grid, turned)

@@ -84,10 +84,11 @@ def _places(model: Any) -> list[tuple[str, Entry]]:
     backbone: Any = model.backbone if adapted else model
     # POPMI's own networks hold regular fields, whose channels turn too, if they are not of timm's scalar families.
     scalar = cut_of(backbone) is not None or type(backbone).__module__.startswith("timm.")
+    scalar = scalar and not (adapted and model.fields == "regular")
     if is_octic(model) or hasattr(model, "field_group") or not scalar or not hasattr(backbone, "forward_head"):
         raise ModelError(
             f"{type(model).__name__}: its features are not scalar fields behind timm's stages, expected a timm "
-            "backbone or PREA around one. The other parts of the certificate do not need this one."
+            "backbone or PREA with trivial fields around one. The other parts of the certificate do not need this one."
         )
     names = stages_of(backbone)[model.merge_block if adapted else 0 :]
     stages = [(name, _before_module(backbone.get_submodule(name))) for name in names if name]
