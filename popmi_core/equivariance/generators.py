@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from popmi_core.equivariance.sampler import sample, sample_slope
 from popmi_core.errors import ModelError
 from popmi_core.groups import Element
+from popmi_core.groups.sampler import sample, sample_slope
 
 Matrix2 = tuple[tuple[float, float], tuple[float, float]]
 _NOTHING: Matrix2 = ((0.0, 0.0), (0.0, 0.0))

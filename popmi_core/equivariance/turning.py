@@ -17,8 +17,7 @@ from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from popmi_core.equivariance.sampler import sample
-from popmi_core.errors import ModelError
+from popmi_core.groups.rotations import rotate
 
 ANGLES: tuple[float, ...] = tuple(float(degrees) for degrees in range(0, 360, 10))
 """Degrees, counter-clockwise."""
@@ -47,27 +46,6 @@ def border_colour(images: UInt8[npt.NDArray[np.uint8], "n side side 3"]) -> tupl
     return red, green, blue
 
 
-def rotate(images: Float[Tensor, "n c side side"], degrees: float) -> Float[Tensor, "n c side side"]:
-    """Return the images turned counter-clockwise about their exact centre, bicubic, reflected beyond the edge.
-
-    Quarter turns move pixels (rot90), so ``rotate(x, a + 90)`` is ``rot90(rotate(x, a))`` to the last bit, and 0 is x.
-
-    Raises:
-        ModelError: If the images are not square, or the angle is not finite.
-    """
-    side = images.shape[-1]
-    if images.ndim != 4 or images.shape[-2] != side or not math.isfinite(degrees):
-        raise ModelError(
-            f"cannot turn images of shape {tuple(images.shape)} by {degrees} degrees, expected [n, channels, side, "
-            "side] and a finite angle. Cut the images square first."
-        )
-    quarters, rest = divmod(degrees, 90.0)
-    if rest:
-        row, col = _turned_grid(side, math.radians(rest))
-        images = sample(images, row, col).unflatten(-1, (side, side))
-    return torch.rot90(images, int(quarters) % 4, (-2, -1))
-
-
 def turn_images(
     images: Float[Tensor, "n c source source"], degrees: float, *, image_size: int, outside: Tensor | float = 0.5
 ) -> Float[Tensor, "n c image_size image_size"]:
@@ -88,15 +66,6 @@ def turn_images(
     quarters, rest = divmod(degrees, 90.0)
     prepared = _masked(_resized(rotate(images, rest), image_size).clamp(0, 1), outside)
     return torch.rot90(prepared, int(quarters) % 4, (-2, -1))
-
-
-def _turned_grid(side: int, radians: float) -> tuple[Tensor, Tensor]:
-    """Return row and column of the source for every pixel, row-major; rows run downwards."""
-    place = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
-    row, col = (part.reshape(-1) for part in torch.meshgrid(place, place, indexing="ij"))
-    cosine, sine = math.cos(radians), math.sin(radians)
-    centre = (side - 1) / 2
-    return cosine * row + sine * col + centre, cosine * col - sine * row + centre
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

@@ -25,8 +25,8 @@ from popmi_core.adapters.geometry import stages_of
 from popmi_core.adapters.geometry.trace import grid_axes
 from popmi_core.adapters.prea import Prea
 from popmi_core.equivariance.certificate.residues import is_octic
-from popmi_core.equivariance.turning import rotate
 from popmi_core.errors import ModelError
+from popmi_core.groups.rotations import rotate
 
 FIRST, LAST = "stem (and merge)", "head"
 

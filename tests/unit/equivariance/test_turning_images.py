@@ -9,8 +9,9 @@ from PIL import Image
 from torch.nn import functional
 
 from popmi_core.data.decode import to_square
-from popmi_core.equivariance.turning import ANGLES, rotate, soft_disk, turn_images
+from popmi_core.equivariance.turning import ANGLES, soft_disk, turn_images
 from popmi_core.errors import ModelError
+from popmi_core.groups.rotations import rotate
 
 
 def _blobs(side: int, count: int = 2) -> torch.Tensor:
@@ -102,10 +103,9 @@ def test_brightness_stays_between_black_and_white():
     assert float(turned.max()) <= 1
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 8, 9), (3, 8, 8)])
-def test_images_that_are_not_square_are_refused(shape):
-    with pytest.raises(ModelError, match="cannot turn images of shape"):
-        rotate(torch.zeros(shape), 10.0)
+def test_images_that_are_not_square_are_refused():
+    with pytest.raises(ModelError, match="cannot turn images of 8x9 pixels"):
+        rotate(torch.zeros(1, 3, 8, 9), 10.0)
 
 
 def test_an_angle_that_is_no_number_is_refused():

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import ndimage
 from torch.nn import functional
 
 from popmi_core.errors import ModelError
@@ -88,19 +87,17 @@ def test_an_orbit_lies_element_after_element_along_the_batch():
         assert torch.equal(rows[index], action.act(index, x))
 
 
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_quarter_turns_among_many_rotations_move_pixels(mode):
-    action, x = RotationAction(16, mode), noise(2, 3, 7, 7)
+def test_quarter_turns_among_many_rotations_move_pixels():
+    action, x = RotationAction(16), noise(2, 3, 7, 7)
     for turns in range(4):
         assert torch.equal(action.act(4 * turns, x), torch.rot90(x, turns, (-2, -1)))
     assert not action.exact
     assert action.name == "C16"
 
 
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("side", [6, 7])
-def test_rotations_commute_with_quarter_turns(mode, side):
-    action, x = RotationAction(8, mode), noise(2, 1, side, side)
+def test_rotations_commute_with_quarter_turns(side):
+    action, x = RotationAction(8), noise(2, 1, side, side)
     for index in range(8):
         turned = action.act(index, torch.rot90(x, 1, (-2, -1)))
         # Rounding of float64 only: the kernel and the mirrored border are the same after a quarter turn.
@@ -132,25 +129,6 @@ def test_a_rotation_of_a_smooth_image_is_undone_up_to_interpolation():
     action, x = RotationAction(16), blob(41, 14, 24)
     for index in range(16):
         assert (action.undo(index, action.act(index, x)) - x)[..., disk(41)].abs().max() < 1e-2
-
-
-def test_bilinear_agrees_with_grid_sample():
-    x, angle = noise(2, 3, 9, 9), np.pi / 8
-    cos, sin = np.cos(angle), np.sin(angle)
-    theta = torch.tensor([[cos, -sin, 0], [sin, cos, 0]], dtype=torch.float64).expand(2, 2, 3)
-    grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
-    expected = functional.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    inside = slice(2, -2)  # the two reflect a tap and a coordinate: not the same at the border
-    torch.testing.assert_close(
-        RotationAction(16, "bilinear").act(1, x)[..., inside, inside], expected[..., inside, inside]
-    )
-
-
-def test_bilinear_agrees_with_scipy_up_to_the_border():
-    x, angle = noise(9, 9), 22.5
-    # scipy turns from the first axis to the second as rot90 does; its "reflect" repeats the edge pixel, as ours.
-    expected = ndimage.rotate(x.numpy(), angle, reshape=False, order=1, mode="reflect")
-    np.testing.assert_allclose(RotationAction(16, "bilinear").act(1, x).numpy(), expected, atol=1e-12)
 
 
 def test_bicubic_turns_a_quadratic_without_error():
@@ -200,7 +178,7 @@ def test_a_group_that_does_not_act_on_images_is_refused(name):
 
 @pytest.mark.parametrize("name", ["C4", "C8"])
 def test_images_that_are_not_square_are_refused(name):
-    with pytest.raises(ModelError, match="4x6 pixels, expected square"):
+    with pytest.raises(ModelError, match=r"4x6 pixels.* expected square"):
         image_action(name).act(1, noise(1, 3, 4, 6))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from popmi_core.equivariance.sampler import cubic_slopes, cubic_weights, sample, sample_slope
+from popmi_core.groups.sampler import cubic_slopes, cubic_weights, sample, sample_slope
 
 FRACTIONS = torch.linspace(0, 1, 21, dtype=torch.float64)
 
