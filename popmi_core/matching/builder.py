@@ -12,7 +12,7 @@ that has a method ``describe_symmetry(self, build)`` is described by it, and tes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from torch import Tensor
@@ -33,10 +33,22 @@ def next_step(family: str) -> str:
 
 
 class Builder:
-    """Collects spaces, axes, steps and taps; every size is checked against the tensors."""
+    """Collects spaces, axes, steps and taps; every size is checked against the tensors.
 
-    def __init__(self, family: str, state: Mapping[str, Tensor], *, prefix: str = "") -> None:
-        self.family, self.prefix = family, prefix
+    In a model of regular fields an entry of a space is a field. A layer reads its ``order`` channels side by side along
+    axis 1; those in ``summed`` (classifiers) have one number for all of them. 1: a field is a channel, a plain model.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        state: Mapping[str, Tensor],
+        *,
+        prefix: str = "",
+        order: int = 1,
+        summed: Collection[str] = (),
+    ) -> None:
+        self.family, self.prefix, self.order, self.summed = family, prefix, order, summed
         self.shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         self.spaces: dict[str, Space] = {}
         self.axes: list[Axis] = []
@@ -140,7 +152,40 @@ class Builder:
         else:
             self.still(f"{layer}.bias")
         if reads is not None:
-            self.axis(f"{layer}.weight", 1, reads, dual=True, repeat=repeat, spread=spread)
+            self.reads(layer, reads, repeat=repeat, spread=spread)
+
+    def reads(
+        self,
+        layer: str,
+        space: str,
+        *,
+        part: str = "",
+        start: int = 0,
+        stop: int | None = None,
+        repeat: int = 1,
+        spread: int = 1,
+    ) -> None:
+        """Say which space a layer reads (axis 1); ``start`` and ``stop`` count as in the layer before, in fields."""
+        order = self.order_of(layer)
+        self.axis(
+            f"{layer}.weight",
+            1,
+            space,
+            part=part,
+            dual=True,
+            start=start * order,
+            stop=None if stop is None else stop * order,
+            repeat=repeat,
+            spread=spread * order,
+        )
+
+    def order_of(self, layer: str) -> int:
+        """Return how many numbers a layer has for one field that it reads: |G|, or 1."""
+        return 1 if self.prefix + layer in self.summed else self.order
+
+    def inputs(self, layer: str) -> int:
+        """Return how many channels, or fields, a layer reads."""
+        return self.shape(f"{layer}.weight")[1] // self.order_of(layer)
 
     def depthwise(self, layer: str, space: str) -> None:
         """Say that a depthwise convolution works channel by channel in a space."""
@@ -169,8 +214,10 @@ class Builder:
         start: int = 0,
         stop: int | None = None,
     ) -> None:
-        """Say where a space shows in activations (module named without the prefix)."""
-        self.taps.append(Tap(self.prefix + module, side, axis, self.prefix + space, part, start, stop))
+        """Say where a space shows in activations (module named without the prefix; slices in channels or fields)."""
+        stop = None if stop is None else stop * self.order
+        at = (part, start * self.order, stop, self.order)
+        self.taps.append(Tap(self.prefix + module, side, axis, self.prefix + space, *at))
 
     def step(self, step: Step) -> None:
         """Add a step to the common spelling; its tensors carry the prefix already."""

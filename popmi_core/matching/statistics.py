@@ -229,7 +229,9 @@ def _dtype(state: State) -> torch.dtype:
 
 
 def _rows(activations: Tensor, tap: Tap, space: Space) -> Float[Tensor, "tokens width"]:
-    rows = activations.movedim(tap.axis, -1)[..., tap.start : tap.stop].flatten(0, -2).double()
+    rows = activations.movedim(tap.axis, -1)[..., tap.start : tap.stop].double()
+    # All channels of a field are turned alike: each is a token of its own.
+    rows = rows.unflatten(-1, (-1, tap.spread)).movedim(-1, 0).flatten(0, -2)
     return nn.functional.layer_norm(rows, rows.shape[-1:]) if space.kind == "orthogonal" else rows
 
 

@@ -50,7 +50,8 @@ class NormFold:
     """A LayerNorm's gamma goes into the columns of the layers that read it, beta into their bias.
 
     Where ``readers`` have no bias (``keep_beta``), beta stays in the norm as ``beta / gamma`` (Swin's patch merging,
-    ``repeat`` 4); see ``divided`` for what is done where gamma is small.
+    ``repeat`` 4); see ``divided`` for what is done where gamma is small. ``order``: the channels that each number of
+    the norm stands for (regular fields); a reader has a column for each, or one for all.
     """
 
     turn: ClassVar[int] = 0
@@ -58,6 +59,7 @@ class NormFold:
     readers: tuple[str, ...]
     keep_beta: bool = False
     has_beta: bool = True
+    order: int = 1
 
     def vectors(self) -> Vectors:
         beta = (f"{self.norm}.bias",) if self.has_beta else ()
@@ -70,11 +72,12 @@ class NormFold:
         gamma, beta = state[f"{self.norm}.weight"], state.get(f"{self.norm}.bias")
         kept = None if beta is None else torch.zeros_like(beta)
         if beta is not None and self.keep_beta:
-            kept = divided(beta[:, None], gamma, [state[f"{reader}.weight"] for reader in self.readers])[:, 0]
+            weights = [_by_entry(state[f"{reader}.weight"], len(gamma)) for reader in self.readers]
+            kept = divided(beta[:, None], gamma, weights)[:, 0]
         for reader in self.readers:
             weight = state[f"{reader}.weight"]
             if beta is not None and not self.keep_beta:
-                state[f"{reader}.bias"] = state[f"{reader}.bias"] + _columns(weight, beta)
+                state[f"{reader}.bias"] = state[f"{reader}.bias"] + _columns(weight, beta, self.order)
             state[f"{reader}.weight"] = weight * _along_columns(gamma, weight)
         state[f"{self.norm}.weight"] = _ones(gamma)
         if kept is not None:
@@ -86,7 +89,7 @@ class NormFold:
             weight = state[f"{reader}.weight"] / _along_columns(gamma, state[f"{reader}.weight"])
             state[f"{reader}.weight"] = weight
             if beta is not None and not self.keep_beta:
-                state[f"{reader}.bias"] = state[f"{reader}.bias"] - _columns(weight, beta.to(weight.dtype))
+                state[f"{reader}.bias"] = state[f"{reader}.bias"] - _columns(weight, beta.to(weight.dtype), self.order)
         state[f"{self.norm}.weight"] = state[f"{self.norm}.weight"] * gamma
         if beta is not None:
             folded = state[f"{self.norm}.bias"]
@@ -141,7 +144,8 @@ class ValueBias:
 
     def fold(self, state: dict[str, Tensor]) -> None:
         value = state[self.bias][self.start : self.stop]
-        state[f"{self.proj}.bias"] = state[f"{self.proj}.bias"] + state[f"{self.proj}.weight"] @ value
+        weight = _by_entry(state[f"{self.proj}.weight"], len(value))
+        state[f"{self.proj}.bias"] = state[f"{self.proj}.bias"] + weight @ value
         state[self.bias] = _with_zeros(state[self.bias], self.start, self.stop)
 
     def unfold(self, state: dict[str, Tensor], like: State) -> None:
@@ -206,11 +210,19 @@ def divided(
 
 
 def _along_columns(values: Tensor, weight: Tensor) -> Tensor:
-    return values.to(weight.dtype).reshape(1, -1, *[1] * (weight.ndim - 2))
+    spread = values.to(weight.dtype).repeat_interleave(weight.shape[1] // len(values))
+    return spread.reshape(1, -1, *[1] * (weight.ndim - 2))
 
 
-def _columns(weight: Tensor, values: Tensor) -> Tensor:
-    return weight.flatten(1) @ values if weight.ndim == 2 else weight.sum(dim=tuple(range(2, weight.ndim))) @ values
+def _columns(weight: Tensor, values: Tensor, order: int) -> Tensor:
+    """Return what a layer makes of a constant input with ``order`` equal channels for each of the values."""
+    per_place = weight if weight.ndim == 2 else weight.sum(dim=tuple(range(2, weight.ndim)))
+    return _by_entry(per_place, len(values)) @ values * (order * len(values) // weight.shape[1])
+
+
+def _by_entry(weight: Tensor, entries: int) -> Tensor:
+    """Return the weight with the columns of each entry (the channels of a field) added up."""
+    return weight if weight.shape[1] == entries else weight.unflatten(1, (entries, -1)).sum(dim=2)
 
 
 def _with_zeros(values: Tensor, start: int, stop: int) -> Tensor:

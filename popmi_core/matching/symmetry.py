@@ -77,7 +77,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a space shows in activations: one axis of a module's input or output, sliced as in ``Axis``."""
+    """Where a space shows in activations: one axis of a module's input or output, sliced and spread as in ``Axis``."""
 
     module: str
     side: Literal["input", "output"]
@@ -86,6 +86,7 @@ class Tap:
     part: str = ""
     start: int = 0
     stop: int | None = None
+    spread: int = 1
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ class Symmetry:
         for step in self.steps:
             vectors, sides = step.vectors()
             beside = [axis for axis in self.axes if (axis.tensor, axis.axis) in sides]
-            axes += [replace(axis, tensor=name, axis=0, dual=False) for axis in beside for name in vectors]
+            # A vector has one number for every entry, however many of a layer's inputs that is.
+            axes += [replace(axis, tensor=name, axis=0, dual=False, spread=1) for axis in beside for name in vectors]
         # Several readers of one norm say the same of it.
         return tuple({(axis.tensor, axis.axis, axis.space, axis.start, axis.part): axis for axis in axes}.values())

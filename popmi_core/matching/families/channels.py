@@ -77,32 +77,37 @@ class Layers:
             for part in ("weight", "bias"):
                 if self.build.has(f"{name}.{part}"):
                     self.build.axis(
-                        f"{name}.{part}", 0, writes.space, spread=self._spread(layer, writes), scales=not normed
+                        f"{name}.{part}", 0, writes.space, spread=self._spread(name, layer, writes), scales=not normed
                     )
         self.build.still(f"{name}.weight", f"{name}.bias")
         if reads is None:
             return
-        groups, width = getattr(layer, "groups", 1), self._width(reads)
+        groups, width = self.groups(name, layer), self._width(reads)
         repeat = 1
         if groups > 1:
             if writes is None or writes.space != reads.space or groups != width:
                 self.unknown(name, layer, f"a convolution with {width} groups or none")
         else:
-            repeat = self.build.shape(f"{name}.weight")[1] // (width * reads.spread)
-            self.build.axis(f"{name}.weight", 1, reads.space, dual=True, repeat=repeat, spread=reads.spread)
+            repeat = self.build.inputs(name) // (width * reads.spread)
+            self.build.reads(name, reads.space, repeat=repeat, spread=reads.spread)
         if tap and reads.spread == 1:
             axis = 1 if isinstance(layer, nn.Conv2d) else -1
             self.build.tap(name, "input", axis, reads.space, stop=width if repeat > 1 else None)
 
     def width(self, name: str, layer: Any) -> int:
-        """Return how many channels a convolution or linear layer writes.
+        """Return how many channels a convolution or linear layer writes (of a model of fields: how many fields).
 
         Raises:
             ModelError: If it is another kind of layer.
         """
         if not isinstance(layer, nn.Conv2d | nn.Linear | LoraLinear):
             self.unknown(name, layer, "a convolution or a linear layer")
-        return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
+        return self.build.shape(f"{name}.weight")[0]
+
+    def groups(self, name: str, layer: Any) -> int:
+        """Return the groups of a convolution; channel by channel means field by field in a model of fields."""
+        groups: int = getattr(layer, "groups", 1)
+        return groups // self.build.order if self.build.shape(f"{name}.weight")[1] == 1 < groups else groups
 
     def norm(self, name: str, layer: nn.Module, channels: Channels, *, scales: bool = True) -> None:
         """Describe a norm; ``scales`` is False where another norm after it carries the scale of a unit.
@@ -191,8 +196,8 @@ class Layers:
     def _squeeze(self, name: str, parts: tuple[str, str, str], layer: Any, act: nn.Module, channels: Channels) -> None:
         reduce, bn, expand = parts
         norm = getattr(layer, bn, nn.Identity())
-        inner = self.open(f"{name}.reduced", getattr(layer, reduce).out_channels, norm, act=act)
         first = (f"{name}.{reduce}", getattr(layer, reduce))
+        inner = self.open(f"{name}.reduced", self.width(*first), norm, act=act)
         self.conv_norm(first, (f"{name}.{bn}", norm), reads=channels, writes=inner, tap=False)
         # What it writes is a gate between 0 and 1: it follows the channels, but not their scale.
         self.conv(f"{name}.{expand}", getattr(layer, expand), reads=inner, writes=channels, normed=True)
@@ -200,9 +205,9 @@ class Layers:
     def _width(self, channels: Channels) -> int:
         return self.build.spaces[self.build.prefix + channels.space].width()
 
-    def _spread(self, layer: Any, channels: Channels) -> int:
+    def _spread(self, name: str, layer: Any, channels: Channels) -> int:
         # A depthwise convolution may write several channels for each that it reads.
-        return layer.out_channels // self._width(channels) if getattr(layer, "groups", 1) > 1 else channels.spread
+        return self.width(name, layer) // self._width(channels) if self.groups(name, layer) > 1 else channels.spread
 
 
 def passes_scale(act: nn.Module | None) -> bool:

@@ -13,6 +13,7 @@ from timm.layers.mlp import GlobalResponseNormMlp, Mlp
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import nn
 
+from popmi_core.adapters.regular.layers import RegularConvNeXtBlock
 from popmi_core.matching.builder import Builder
 from popmi_core.matching.families.channels import Channels, Layers
 
@@ -55,13 +56,13 @@ def _stem(stem: nn.Sequential, layers: Layers) -> Channels:
         layers.conv(name, conv, reads=reads, writes=writes, normed=False)
         reads = writes
     name, conv = convs[-1]
-    stream = layers.open("stem", conv.out_channels, norm)
+    stream = layers.open("stem", layers.width(name, conv), norm)
     layers.conv_norm((name, conv), (f"stem.{len(stem) - 1}", norm), reads=reads, writes=stream)
     return stream
 
 
 def _block(block: Any, name: str, layers: Layers, stream: Channels) -> None:
-    if type(block) is not ConvNeXtBlock:
+    if type(block) not in (ConvNeXtBlock, RegularConvNeXtBlock):
         layers.unknown(name, block, "timm's ConvNeXtBlock")
     layers.conv_norm((f"{name}.conv_dw", block.conv_dw), (f"{name}.norm", block.norm), reads=stream, writes=stream)
     mlp = block.mlp

@@ -83,7 +83,7 @@ def _inside(block: Any, name: str, layers: Layers, reads: Channels) -> Channels:
 def _expanded(block: Any, name: str, first: str, norm: Any, layers: Layers) -> Channels:
     """Open the expanded channels; those around a convolution with groups move as whole groups."""
     width = layers.width(f"{name}.{first}", getattr(block, first))
-    groups = block.conv_dw.groups if type(block) is InvertedResidual else 1
+    groups = layers.groups(f"{name}.conv_dw", block.conv_dw) if type(block) is InvertedResidual else 1
     if 1 < groups < width:
         layers.build.note(f"{name}.conv_dw: groups of channels move as wholes, the order inside a group stays")
         return layers.open(f"{name}.expanded", width, norm, spread=width // groups)

@@ -49,7 +49,7 @@ def _stem(model: Any, layers: Layers) -> Channels:
     reads: Channels | None = None
     for conv, norm, act in found:
         last = conv == found[-1][0]
-        writes = layers.open("stem" if last else conv[0], conv[1].out_channels, norm[1], act=None if last else act)
+        writes = layers.open("stem" if last else conv[0], layers.width(*conv), norm[1], act=None if last else act)
         layers.conv_norm(conv, norm, reads=reads, writes=writes)
         reads = writes
     if reads is None:
@@ -65,7 +65,7 @@ def _block(block: Any, name: str, layers: Layers, reads: Channels) -> Channels:
     norms = [(f"{name}.bn{i}", getattr(block, f"bn{i}")) for i in range(1, count + 1)]
     writes = reads
     if block.downsample is not None:
-        writes = layers.open(name.removesuffix(".0"), convs[-1][1].out_channels, norms[-1][1])
+        writes = layers.open(name.removesuffix(".0"), layers.width(*convs[-1]), norms[-1][1])
         for conv, norm, _ in _convolutions(_leaves(f"{name}.downsample", block.downsample)):
             # The tap of conv1 sees the same input.
             layers.conv_norm(conv, norm, reads=reads, writes=writes, tap=False)
@@ -81,7 +81,7 @@ def _block(block: Any, name: str, layers: Layers, reads: Channels) -> Channels:
 
 def _inner(block: Any, place: int, convs: list[Part], norms: list[Part], layers: Layers) -> Channels:
     """Open the channels after one convolution; those around a convolution with groups move as whole groups."""
-    groups = block.conv2.groups
+    groups = layers.groups(*convs[1])
     width = layers.width(*convs[place])
     if groups == 1:
         return layers.open(convs[place][0], width, norms[place][1], act=getattr(block, f"act{place + 1}"))

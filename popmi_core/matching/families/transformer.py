@@ -34,7 +34,7 @@ def attention(
 
     ``positions`` is a table of biases with one column a head; ``scale`` the LayerScale after it.
     """
-    dim = build.shape(f"{name}.proj.weight")[1]
+    dim = build.inputs(f"{name}.proj")
     normed = any(build.has(f"{name}.{norm}.weight") for norm in ("q_norm", "k_norm"))
     # A norm over all values, or a gate on each, sees the basis inside a head.
     seen = build.has(f"{name}.norm.weight") or build.has(f"{name}.gate.weight")
@@ -72,7 +72,7 @@ def packed(layer: str, space: str, dim: int, build: Builder, *, start: int = 0) 
 
 def project(layer: str, space: str, build: Builder, *, stream: str | None, scale: str = "") -> None:
     """Describe the projection that reads all heads' values and writes the stream."""
-    build.axis(f"{layer}.weight", 1, space, part="value", dual=True)
+    build.reads(layer, space, part="value")
     build.linear(layer, writes=stream)
     build.tap(layer, "input", -1, space, part="value")
     scaled(layer, scale, build, stream=stream)
@@ -103,7 +103,7 @@ def hidden(layer: nn.Module, name: str, build: Builder, *, stream: str | None, s
     if not isinstance(layer, Mlp | GluMlp | SwiGLU):
         raise refuse(build, name, layer, "an MLP of timm (Mlp, GluMlp or SwiGLU)")
     normed = build.has(f"{name}.norm.weight")
-    units = build.shape(f"{name}.fc2.weight")[1]
+    units = build.inputs(f"{name}.fc2")
     rescalable = isinstance(layer, Mlp) and isinstance(layer.act, nn.ReLU) and not normed
     build.space(name, "permutation", units, rescalable=rescalable)
     packs = 2 if isinstance(layer, GluMlp) else 1
@@ -112,7 +112,7 @@ def hidden(layer: nn.Module, name: str, build: Builder, *, stream: str | None, s
             if build.has(tensor):
                 build.axis(tensor, 0, name, repeat=packs)
         if stream is not None:
-            build.axis(f"{name}.{first}.weight", 1, stream, dual=True)
+            build.reads(f"{name}.{first}", stream)
     if normed:
         build.norm(f"{name}.norm", name)
     build.linear(f"{name}.fc2", reads=name, writes=stream)
@@ -146,7 +146,7 @@ def read_norm(
         return
     keep = has_beta and (pads or not all(build.has(f"{reader}.bias") for reader in readers))
     prefixed = tuple(build.prefix + reader for reader in readers)
-    build.step(NormFold(build.prefix + norm, prefixed, keep_beta=keep, has_beta=has_beta))
+    build.step(NormFold(build.prefix + norm, prefixed, keep_beta=keep, has_beta=has_beta, order=build.order))
     if keep:
         # It moves, but where gamma is small it is large and would drown what tells the channels apart.
         build.axis(f"{norm}.bias", 0, stream, repeat=repeat, counts=False)

@@ -55,11 +55,12 @@ def describe(model: Any, build: Builder) -> None:
     """
     kind = _stream_kind(model, build)
     stream = None if kind is None else STREAM
+    dim = build.shape("patch_embed.proj.weight")[0]
     if kind == "grouped":
         heads = model.attn_pool.num_heads
-        build.space(STREAM, kind, heads, inner=model.embed_dim // heads)
+        build.space(STREAM, kind, heads, inner=dim // heads)
     elif kind is not None:
-        build.space(STREAM, kind, model.embed_dim)
+        build.space(STREAM, kind, dim)
     _embeddings(build, stream)
     for index, block in enumerate(model.blocks):
         name = f"blocks.{index}"
@@ -101,7 +102,7 @@ def _side_by_side(block: Any, name: str, build: Builder, stream: str | None) -> 
 
 def _scaling(block: Any, name: str, build: Builder, stream: str | None) -> None:
     """MLP and attention in parallel: ``in_proj`` packs hidden units, queries, keys, values (arXiv:2302.05442)."""
-    units, dim = block.in_split[0], block.in_split[1]
+    units, dim = block.in_split[0] // build.order, block.in_split[1] // build.order
     normed = build.has(f"{name}.q_norm.weight")
     space = head_space(f"{name}.heads", block.num_heads, dim, build, normed=normed)
     mlp = build.space(f"{name}.mlp", "permutation", units)
@@ -118,8 +119,8 @@ def _scaling(block: Any, name: str, build: Builder, stream: str | None) -> None:
         build.tap(f"{name}.mlp_out_proj", "input", -1, mlp)
         proj = f"{name}.attn_out_proj"
     else:
-        build.axis(f"{name}.out_proj.weight", 1, space, part="value", dual=True, stop=dim)
-        build.axis(f"{name}.out_proj.weight", 1, mlp, dual=True, start=dim)
+        build.reads(f"{name}.out_proj", space, part="value", stop=dim)
+        build.reads(f"{name}.out_proj", mlp, start=dim)
         build.linear(f"{name}.out_proj", writes=stream)
         build.tap(f"{name}.out_proj", "input", -1, space, part="value", stop=dim)
         build.tap(f"{name}.out_proj", "input", -1, mlp, start=dim)

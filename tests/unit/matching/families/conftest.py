@@ -79,7 +79,7 @@ def tap_errors() -> Callable[[nn.Module, Symmetry], dict[str, float]]:
         before, after = _readings(model, state, symmetry), _readings(model, act(state, symmetry, element), symmetry)
         errors: dict[str, float] = {}
         for index, tap in enumerate(symmetry.taps):
-            axis = Axis("reading", tap.axis, tap.space, tap.part, start=tap.start, stop=tap.stop)
+            axis = Axis("reading", tap.axis, tap.space, tap.part, start=tap.start, stop=tap.stop, spread=tap.spread)
             only = replace(symmetry, axes=(axis,))
             for old, new in zip(before[index], after[index], strict=True):
                 expected = act({"reading": old}, only, element)["reading"]
