@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from popmi_core.adapters import attach
+from popmi_core.adapters.prea import Fields
 from popmi_core.adapters.soft import free_blocks_in, soften
 from popmi_core.cli.heads import ADAPTER, BACKBONE
 from popmi_core.errors import ModelError
@@ -23,7 +24,9 @@ def has_prea(parent: Parent) -> bool:
     return any(name.startswith((ADAPTER, BACKBONE)) for name in parent.state)
 
 
-def adapted(model: nn.Module, parent: Parent, *, group: str, merge_block: int | None, image_size: int) -> nn.Module:
+def adapted(
+    model: nn.Module, parent: Parent, *, group: str, merge_block: int | None, fields: Fields, image_size: int
+) -> nn.Module:
     """Return the plain ``model`` under PREA with the adapters and free blocks that ``parent`` has.
 
     Low-rank adapters are put on by who reads them (``low_rank_of``).
@@ -40,6 +43,7 @@ def adapted(model: nn.Module, parent: Parent, *, group: str, merge_block: int | 
         model,
         group=group,
         merge_block=merge_block,
+        fields=fields,
         weights="lambda" if f"{ADAPTER}score.weight" in parent.state else "mean",
         adapters="+".join(kind for kind, there in kinds.items() if there) or "none",
         rank=ranks[0] if ranks else 1,

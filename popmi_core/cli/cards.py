@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from popmi_core.adapters.prea import Fields
 from popmi_core.adapters.trunk import choose_block
 from popmi_core.errors import ModelError
 
@@ -19,6 +20,7 @@ _SIZES = ("img_size", "patch_size")
 _CONTRADICTIONS = {
     "backbone": ("are of different architectures", "one architecture"),
     "adapter": ("have different adapters", "one adapter"),
+    "fields": ("compute in different fields", "one kind of fields"),
     "merge_block": ("merge their copies after different blocks", "one adapter"),
     "arguments": ("were made with different arguments", "one kind"),
     "image_size": ("take images of different sizes", "one size, or say with --image-size which the images have"),
@@ -33,7 +35,7 @@ def card_of(parent: Parent) -> dict[str, Any]:
     if not lineage:
         return {}
     known = {"backbone": lineage.get("model"), "image_size": lineage.get("image_size")}
-    adapter = {"group": lineage.get("adapter"), "merge_block": lineage.get("merge_block")}
+    adapter = {"group": lineage.get("adapter"), **{key: lineage.get(key) for key in ("merge_block", "fields")}}
     return {**known, "arguments": lineage.get("model_arguments"), "adapter": adapter, "lora": lineage.get("lora")}
 
 
@@ -61,19 +63,21 @@ def check_cards(
     *,
     name: str | None = None,
     group: str | None = None,
+    fields: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     image_size: int | None = None,
 ) -> None:
     """Refuse what changes no shape and would therefore be taken, unseen, from the first card.
 
-    What is asked for (``name``, ``group``, ``arguments``) has to be what the cards say; an image size settles which.
+    What is asked for (``name``, ``group``, ``fields``, ``arguments``) has to be what the cards say; an image size
+    settles which.
 
     Raises:
         ModelError: If cards contradict one another or what is asked for; every file is named with what it says.
     """
     cards = {who: card for who, parent in named(parents).items() if (card := card_of(parent))}
     told = {who: _facts(card) for who, card in cards.items()}
-    asked = {"--model": {"backbone": name}, "--adapter": {"adapter": group}}
+    asked = {"--model": {"backbone": name}, "--adapter": {"adapter": group, "fields": fields}}
     known = next((_plain(arguments_of(card)) for card in cards.values()), {})
     changed = {key: value for key, value in (arguments or {}).items() if key in known}
     if changed:
@@ -95,6 +99,7 @@ def check_reference(parent: Parent, architecture: Architecture) -> None:
     facts, models = _facts(card), {"backbone": architecture.name, "adapter": architecture.adapter}
     models["arguments"] = _said(_plain(architecture.arguments))
     if architecture.merge_block is not None:
+        models["fields"] = architecture.fields
         models["merge_block"] = str(architecture.merge_block)
         facts["merge_block"] = str(_block_of(card, architecture.model.backbone))
     for what, value in models.items():
@@ -119,6 +124,7 @@ def _facts(card: Mapping[str, Any]) -> dict[str, str | None]:
     return {
         "backbone": card.get("backbone"),
         "adapter": group_of(card),
+        "fields": None if group_of(card) == "none" else fields_of(card),
         "arguments": _said(_plain(arguments_of(card))),
         "image_size": None if size is None else str(size),
     }
@@ -129,12 +135,18 @@ def group_of(card: Mapping[str, Any]) -> str:
     return str(_adapter(card).get("group") or "none")
 
 
+def fields_of(card: Mapping[str, Any]) -> Fields:
+    """Return in which fields the model under PREA computes."""
+    return "regular" if _adapter(card).get("fields") == "regular" else "trivial"
+
+
 def _adapter(card: Mapping[str, Any]) -> Mapping[str, Any]:
     return card.get("adapter") or {}
 
 
 def _block_of(card: Mapping[str, Any], backbone: Any) -> int:
-    return choose_block(backbone, _adapter(card).get("merge_block"))
+    # Between regular fields nothing is merged.
+    return 0 if fields_of(card) == "regular" else choose_block(backbone, _adapter(card).get("merge_block"))
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:

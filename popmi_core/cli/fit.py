@@ -33,10 +33,16 @@ def fit(
     merge_block: Annotated[
         int | None, typer.Option(min=0, help="PREA merges after this block; default a quarter.")
     ] = None,
+    fields: Annotated[str, typer.Option(help="PREA's: trivial, or regular: channels turn with the image.")] = "trivial",
     free_blocks: Annotated[
         int, typer.Option(min=0, help="So many of the last blocks may see orientation (auto tries 1).")
     ] = 0,
-    adapters: Annotated[str, typer.Option(help="bottleneck, lifted-conv, lora, joined by +, or none.")] = "bottleneck",
+    adapters: Annotated[
+        str | None,
+        typer.Option(
+            help="bottleneck, lifted-conv, lora, joined by +, or none; default bottleneck, none in regular fields."
+        ),
+    ] = None,
     image_size: Annotated[int, typer.Option(min=8, help="Pixels per side.")] = 64,
     patch_size: Annotated[int | None, typer.Option(min=1, help="Of a ViT.")] = None,
     weights: Annotated[str, typer.Option(help="random, pretrained or a safetensors file.")] = "random",
@@ -62,7 +68,8 @@ def fit(
 
     started = time.perf_counter()
     require_file("--out", out, [Path(weights)], force=force)
-    asked = {"group": group, "merge_block": merge_block, "free_blocks": free_blocks, "adapters": adapters}
+    asked = {"group": group, "merge_block": merge_block, "fields": fields, "free_blocks": free_blocks}
+    asked |= {"adapters": adapters}
     wanted = _model(
         {"backbone": model, "image_size": image_size, "patch_size": patch_size, "weights": weights, "adapter": asked}
     )
@@ -112,7 +119,7 @@ def with_candidate(model: ModelConfig, candidate: Candidate) -> ModelConfig:
     """Return the model's description with the candidate's group and free blocks."""
     changed = {"group": candidate.group, "free_blocks": candidate.free_blocks}
     if candidate.group == "none":
-        changed |= {"merge_block": None}
+        changed |= {"merge_block": None, "fields": "trivial"}
     return model.model_copy(update={"adapter": model.adapter.model_copy(update=changed)})
 
 
@@ -154,14 +161,14 @@ def _choose(job: _Job, config: FitConfig, *, pilots: int, epochs: int, tell: Any
     from dataclasses import replace
 
     from popmi_core.cli.trained import images_of
-    from popmi_core.learning.choose import candidates_of, choose_group
+    from popmi_core.learning.choose import candidates_for, choose_group
 
     return choose_group(
         lambda candidate, seed: job.of(candidate).build(seed),
         images_of(job.sites, "train"),
         images_of(job.sites, "val"),
         replace(config, epochs=epochs),
-        candidates=candidates_of(job.model.adapter.free_blocks or 1),
+        candidates=candidates_for(job.model.adapter),
         seeds=pilots,
         on_pilot=lambda candidate, seed, figure: tell(f"pilot {candidate.name}, seed {seed}: {figure:.3f}"),
     )
@@ -218,6 +225,7 @@ def _show(figures: dict[str, Any], out: Path) -> None:
     console = Console()
     adapter = figures["model"]["adapter"]
     free = f", {adapter['free_blocks']} free blocks" if adapter.get("free_blocks") else ""
+    free += " in regular fields" if adapter.get("fields") == "regular" else ""
     lines = [f"group chosen: {figures['choice']['sentence']}"] if figures["choice"] else []
     lines.append(
         f"{figures['model']['backbone']}, PREA {adapter['group']}{free}; best epoch {figures['epoch']} of "

@@ -85,6 +85,7 @@ def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
         "model_arguments": architecture.arguments,
         "adapter": architecture.adapter,
         "merge_block": architecture.merge_block,
+        "fields": architecture.fields,
         "lora": None if architecture.low_rank is None else architecture.low_rank.to_json(),
         "classes": architecture.classes,
         "image_size": architecture.image_size,

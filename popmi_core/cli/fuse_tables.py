@@ -79,6 +79,7 @@ def plain_words(job: Job, outcome: Outcome, out: Path | None) -> list[str]:
     """Return what the rule noted, that the result loads, and where it is."""
     fused, architecture = outcome.fused, job.architecture
     name = architecture.name if architecture.adapter == "none" else f"{architecture.name} under {architecture.adapter}"
+    name += " in regular fields" if architecture.fields == "regular" else ""
     lines = [f"{key}: {note}" for key, note in fused.notes.items()]
     lines += [] if architecture.low_rank is None else [architecture.low_rank.in_words()]
     if fused.regret is not None:

@@ -51,6 +51,7 @@ def about(opened: Opened, split: str) -> dict[str, Any]:
             "backbone": made.name,
             "adapter": made.adapter,
             "merge_block": made.merge_block,
+            "fields": made.fields,
             "image_size": made.image_size,
         },
         "split": split,

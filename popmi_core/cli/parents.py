@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from popmi_core.adapters.prea import Fields
 from popmi_core.checkpoints import file_sha256, open_state, with_more
 from popmi_core.cli.adapted import adapted, has_prea
-from popmi_core.cli.cards import arguments_of, card_of, check_cards, group_of, merge_block, named, sizes_of
+from popmi_core.cli.cards import arguments_of, card_of, check_cards, fields_of, group_of, merge_block, named, sizes_of
 from popmi_core.cli.heads import BACKBONE, classes_of
 from popmi_core.cli.lowranks import LowRank, low_rank_of
 from popmi_core.errors import ConfigError, ModelError
@@ -66,6 +67,7 @@ class Architecture:
     image_size: int
     model: nn.Module
     low_rank: LowRank | None = None
+    fields: Fields = "trivial"
 
 
 def read_parents(paths: Sequence[Path]) -> list[Parent]:
@@ -131,7 +133,8 @@ def architecture_of(
     """Return the architecture all parents are of; the number of classes is read from the head.
 
     What is not given (name, adapter, image size) is taken from the first card there is in a POPMI file. ``adapter`` is
-    a group, with a merge block behind a colon where it is not the default (``C4:2``). Low-rank adapters are read from
+    a group, with a merge block behind a colon where it is not the default (``C4:2``), or with ``regular`` for regular
+    fields (``C4:regular``). Low-rank adapters are read from
     the files; ``lora_alpha`` says their scale where no card does.
 
     Raises:
@@ -140,8 +143,8 @@ def architecture_of(
             low-rank adapters, or cards contradict one another or what is given (see ``check_cards``).
     """
     card = next((card for parent in parents if (card := card_of(parent))), {})
-    group, block = _asked(adapter)
-    check_cards(parents, name=name, group=group, arguments=arguments, image_size=image_size)
+    group, block, fields = _asked(adapter)
+    check_cards(parents, name=name, group=group, fields=fields, arguments=arguments, image_size=image_size)
     name = name or card.get("backbone")
     if not name:
         raise ConfigError(f"{parents[0].file} does not say which model it is. Give timm's name with --model.")
@@ -162,24 +165,30 @@ def architecture_of(
     size = image_size or own_size
     if size != own_size:
         _check_size(model, name, int(size))
+    fields = fields or fields_of(card)
     if under_prea:
-        block = merge_block(parents, model, block)
-        model = adapted(model, parents[0], group=group, merge_block=block, image_size=int(size))
+        block = 0 if fields == "regular" else merge_block(parents, model, block)
+        model = adapted(model, parents[0], group=group, merge_block=block, fields=fields, image_size=int(size))
     low_rank = low_rank_of(parents, [card_of(parent) for parent in parents], lora_alpha)
     if low_rank is not None:
         model = low_rank.on(model, file=parents[0].file)
-    return Architecture(name, made, group, block, count, int(size), model.eval(), low_rank)
+    return Architecture(name, made, group, block, count, int(size), model.eval(), low_rank, fields)
 
 
-def _asked(adapter: str | None) -> tuple[str | None, int | None]:
-    """Return the group and the merge block that were asked for."""
+def _asked(adapter: str | None) -> tuple[str | None, int | None, Fields | None]:
+    """Return the group, the merge block and the fields that were asked for."""
     if adapter in (None, "none"):
-        return adapter, None
+        return adapter, None, None
     group, colon, block = str(adapter).partition(":")
     point_group(group)
+    if block == "regular":
+        return group, None, "regular"
     if colon and not block.isdecimal():
-        raise ModelError(f"--adapter {adapter}: '{block}' is no merge block, expected a number such as in {group}:1.")
-    return group, int(block) if colon else None
+        raise ModelError(
+            f"--adapter {adapter}: '{block}' is no merge block, expected a number such as in {group}:1, or "
+            f"{group}:regular for regular fields."
+        )
+    return (group, int(block), "trivial") if colon else (group, None, None)
 
 
 def _check_size(model: nn.Module, name: str, size: int) -> None:

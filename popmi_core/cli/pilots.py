@@ -46,7 +46,7 @@ def choose_in_pilots(
         ModelError: If the plain model cannot be built.
         RunError: If ``out`` holds a run already.
     """
-    from popmi_core.learning.choose import candidates_of, decide
+    from popmi_core.learning.choose import candidates_for, decide
 
     if config.strategy in ("local", "ensemble"):
         raise ConfigError(f"adapter.group = 'auto' compares common models; {config.strategy} has none. Name the group.")
@@ -57,7 +57,7 @@ def choose_in_pilots(
     left_out: dict[str, str] = {}
     images, classes = 0, 0
     with tempfile.TemporaryDirectory(prefix="popmi-pilots-") as folder:
-        for candidate in candidates_of(adapter.free_blocks or 1):
+        for candidate in candidates_for(adapter):
             for number in range(adapter.pilot_seeds):
                 plan = plan_run(_pilot(config, candidate, number), Path(folder) / f"{candidate.name}-{number}")
                 if number == 0 and not _can_be_built(plan, candidate, left_out, needed=not scores):

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from popmi_core.config import AdapterConfig
 from popmi_core.data import ImageSet
 from popmi_core.errors import ConfigError, ModelError
 from popmi_core.learning.fit import FitConfig, fit
@@ -41,6 +42,24 @@ def candidates_of(free_blocks: int = 1) -> tuple[Candidate, ...]:
     """Return the candidates, from the smallest group to the largest; 0 free blocks leave the soft one out."""
     soft = (Candidate("soft C4", "C4", free_blocks),) if free_blocks else ()
     return (Candidate("C1", "none"), *soft, Candidate("C4", "C4"), Candidate("D4", "D4"))
+
+
+def candidates_for(adapter: AdapterConfig) -> tuple[Candidate, ...]:
+    """Return the candidates whose PREA is as described otherwise: in the same fields, softened by as many blocks, or 1.
+
+    Regular fields see orientation already, so that there is no soft candidate.
+
+    Raises:
+        ConfigError: If blocks between regular fields are to be freed.
+    """
+    if adapter.fields == "trivial":
+        return candidates_of(adapter.free_blocks or 1)
+    if adapter.free_blocks:
+        raise ConfigError(
+            f"fields = 'regular' with free_blocks = {adapter.free_blocks}: regular fields see orientation already, so "
+            "that there is no soft candidate. Leave free_blocks out, or take trivial fields."
+        )
+    return candidates_of(0)
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,14 @@ def student_of(teacher: Prea, *, merge_block: int = 0, adapters: str = "none", r
     """Return PREA at ``merge_block`` around the teacher's own backbone: symmetric weights where it is 0, same group.
 
     Raises:
-        ModelError: If the teacher is softened, or the backbone cannot be merged there (see ``attach``).
+        ModelError: If the teacher is softened or computes in regular fields, or the backbone cannot be merged there
+            (see ``attach``).
     """
+    if teacher.fields == "regular":
+        raise ModelError(
+            "the teacher computes in regular fields: it runs no copies and costs what its plain backbone does, so that "
+            "nothing is gained by distilling. Write it out as a plain timm model instead (popmi_core.adapters.fold)."
+        )
     if softness(teacher.state_dict()):
         raise ModelError(
             "the teacher sees orientation in its last blocks (free_blocks), which no model that is exact can learn. "
