@@ -56,6 +56,7 @@ def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Modul
         model = _attach(model, name, config, seed)
     if path is not None and inside == "prea":
         load_local(model, state, source=path)
+    _refuse_low_rank(model, config)
     if isinstance(model, Prea) and "lora" in adapters_of(config.adapter.adapters, config.adapter.fields):
         model = add_low_rank(model, rank=config.adapter.rank, train=config.train, seed=seed)
     if config.lora is not None:
@@ -92,6 +93,18 @@ def _attach(model: nn.Module, name: str, config: ModelConfig, seed: int) -> nn.M
     if wanted.free_blocks:
         return soften(adapted, free_blocks=wanted.free_blocks, image_size=config.image_size)
     return adapted
+
+
+def _refuse_low_rank(model: nn.Module, config: ModelConfig) -> None:
+    if not isinstance(model, Prea) or model.fields != "regular":
+        return
+    named = "lora" in adapters_of(config.adapter.adapters, config.adapter.fields)
+    if named or config.lora is not None:
+        what = f"adapter.adapters = {config.adapter.adapters!r}" if named else "[model.lora]"
+        raise ModelError(
+            f"{what} with adapter.fields = 'regular': what a low-rank adapter adds does not commute with channels that "
+            "turn. Leave it out, or take trivial fields."
+        )
 
 
 def _adapters_in(state: Mapping[str, Tensor]) -> Literal["none", "prea", "lora"]:
