@@ -49,7 +49,7 @@ rounds, torch {torch}); every figure is in `overhead.json`. Times are processor 
 the plain backbone; *adapter*: the backbone is frozen, adapter and head train. *folded*: written out as the plain timm
 model it is. Memory: what a training step (AdamW) or a forward pass needs at its peak beyond weights, gradients and
 moments, in a process of its own. *k = L* is averaging the orbit's features; *equitune* is that method of the
-catalogue (average of logits).
+catalogue (average of logits). *regular fields*: as they train; folded they are a plain timm model too.
 """
 
 
@@ -89,6 +89,7 @@ def variants(family: str) -> dict[str, Callable[[], nn.Module]]:
             found[f"{group}, k = {block}{' = L' if block == blocks[-1] else ''}"] = prea(group, block)
         found[f"{group}, k = 0, lifted convolutions"] = prea(group, 0, adapters="lifted-conv")
         found[f"{group}, k = 0, folded"] = lambda group=group: fold(prea(group, 0, adapters="none")())
+        found[f"{group}, regular fields"] = lambda group=group: attach(plain(), group=group, fields="regular")
         found[f"{group}, k = {blocks[1]}, adapter"] = prea(group, blocks[1], train="adapter")
         context = MethodContext(plain, group, size, 3, CLASSES, 0)
         found[f"{group}, equitune"] = lambda context=context: build_method("equitune-logits", context)
@@ -180,7 +181,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def summary(rows: Sequence[dict[str, Any]]) -> str:
     """Return the medians over families of the designs that every family has."""
     lines = ["| design | x training time | x inference time |", "| --- | ---: | ---: |"]
-    kinds = ("k = 0", "k = 0, folded", "k = 0, lifted convolutions", "k = 1", "equitune")
+    kinds = ("k = 0", "k = 0, folded", "k = 0, lifted convolutions", "regular fields", "k = 1", "equitune")
     for design in (f"{group}, {kind}" for group in ("C4", "D4") for kind in kinds):
         mine = [row for row in rows if row["variant"] == design]
         if mine:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
+from popmi_core.adapters.regular.layers import FreeKernel, Readout
 from popmi_core.errors import DataError
 
 # Rows widened to float64 at a time: bounds what an unfolded convolution's input takes.
@@ -21,7 +22,8 @@ def input_grams(
 
     The sum is over tokens (positions) and images, divided by the number of images; x is what multiplies the weight,
     without a constant for the bias (the paper's form). Convolutions with groups = 1 and zero padding count as linear
-    layers of their unfolded patches, in the order of ``weight.flatten(1)``; others are left out. Sums are float64.
+    layers of their unfolded patches, in the order of ``weight.flatten(1)``; others are left out. Of layers between
+    regular fields x is what the free weight multiplies, which is the one that is stored. Sums are float64.
     The model runs in evaluation mode on its own device and is left as it was. Memory: one d x d matrix per layer with
     d inputs, float64.
 
@@ -67,7 +69,7 @@ def _is_plain(module: nn.Linear | nn.Conv2d) -> bool:
 def _listen(name: str, module: nn.Linear | nn.Conv2d, sums: dict[str, Tensor]) -> RemovableHandle:
     def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         for part in _rows(module, inputs[0]).split(_ROWS):
-            wide = part.double()
+            wide = (module.free_inputs(part) if isinstance(module, FreeKernel | Readout) else part).double()
             gram = wide.T @ wide
             sums[name] = sums[name] + gram if name in sums else gram
 

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from popmi_core.adapters.regular import is_regular
+
 State = Mapping[str, Tensor]
 
 
@@ -40,7 +42,8 @@ def head_products(model: nn.Module, state: State) -> dict[str, HeadProducts]:
 
 def _is_attention(module: nn.Module) -> bool:
     layers = (getattr(module, "qkv", None), getattr(module, "proj", None))
-    linear = all(isinstance(layer, nn.Linear) for layer in layers)
+    # Between regular fields what is stored is no dense weight.
+    linear = all(isinstance(layer, nn.Linear) and not is_regular(layer) for layer in layers)
     return linear and isinstance(getattr(module, "num_heads", None), int) and not hasattr(module, "logit_scale")
 
 

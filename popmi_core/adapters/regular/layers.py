@@ -75,11 +75,20 @@ class FreeKernel(Regular):
         free: Tensor = self._parameters["weight"]
         return free.flatten(1).index_select(1, self.index).view(len(free) * self.order, *free.shape[1:])
 
+    def free_inputs(self, rows: Float[Tensor, "rows fan_in"]) -> Float[Tensor, "rows_order fan_in"]:
+        """Return what the free kernel multiplies where the dense one multiplies ``rows``: |G| orders of each."""
+        orders = self.index.view(self.order, -1).argsort(dim=1)
+        return rows[:, orders].flatten(0, 1)
+
 
 class Readout(Regular):
     """A classifier that reads fields: ``weight`` [classes, fields] is the same for all channels of a field."""
 
     weight = property(lambda self: self._dense("weight"))
+
+    def free_inputs(self, rows: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows fields"]:
+        """Return what the free weight multiplies where the dense one multiplies ``rows``: sums over fields."""
+        return rows.unflatten(1, (-1, self.order)).sum(dim=2)
 
 
 class RegularConv2d(FreeKernel, nn.Conv2d): ...

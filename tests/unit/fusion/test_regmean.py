@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from popmi_core.adapters import attach, equivariance_error
 from popmi_core.config import FuseConfig
 from popmi_core.errors import DataError, UpdateError
 from popmi_core.fusion import Update, fuse, needs
@@ -248,6 +249,32 @@ def test_every_linear_layer_of_a_vit_is_collected_and_fused(small_vit):
     for name, tensor in state.items():
         # Few images: Gram matrices shrunk by a tenth have condition numbers of some thousands.
         torch.testing.assert_close(fused.state[name], tensor, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("group", ["C4", "D4"])
+def test_between_regular_fields_the_stored_weight_is_what_is_solved_for(group):
+    plain = timm.create_model("popmi_resnet20", num_classes=5)
+    model = attach(plain, group=group, fields="regular").double().eval()
+    order, images = len(model.group), draw(3, 3, 9, 9)
+
+    grams = input_grams(model, images)
+
+    with torch.no_grad():
+        head, features = model.backbone.fc, model.backbone.forward_head(model.backbone.forward_features(images), True)
+        sums = head.free_inputs(features)
+        torch.testing.assert_close(sums @ model.state_dict()["backbone.fc.weight"].T + head.bias, head(features))
+        torch.testing.assert_close(grams["backbone.fc"], sums.T @ sums / 3)
+        conv = model.backbone.layer2[0].downsample[0]
+        rows = draw(7, conv.in_channels)
+        free = conv.free_inputs(rows) @ model.state_dict()["backbone.layer2.0.downsample.0.weight"].flatten(1).T
+        fields = (rows @ conv.weight.flatten(1).T).unflatten(1, (-1, order)).mT
+        torch.testing.assert_close(free.unflatten(0, (7, order)), fields)
+    states = [model.state_dict(), {name: 1.5 * tensor for name, tensor in model.state_dict().items()}]
+    fused = fuse("regmean", [Update(s, state, 3, grams) for s, state in zip("ab", states, strict=True)],
+                 reference=states[0])  # fmt: skip
+    model.load_state_dict(fused.state)
+    # Float64: rounding only.
+    assert equivariance_error(model, images, model.group) < 1e-10
 
 
 def test_a_convolution_padded_in_another_way_is_left_out():
