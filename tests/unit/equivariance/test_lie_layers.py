@@ -60,6 +60,12 @@ def test_shares_sum_to_the_derivative_where_copies_are_merged(name, group, block
     _assert_adds_up(attach(_net(name), group=group, merge_block=block).double().eval(), _images())
 
 
+@pytest.mark.parametrize(("name", "group"), [("popmi_vit_micro", "D4"), ("popmi_resnet20", "C4")])
+def test_shares_sum_to_the_derivative_where_channels_turn_with_the_image(name, group):
+    # A small turn moves places only: no element of the group is near, and channels stay.
+    _assert_adds_up(attach(_net(name), group=group, fields="regular").double().eval(), _images())
+
+
 def test_the_share_of_a_layer_is_what_its_own_derivative_leaves():
     """The definition, by forward mode: J_h X u - X v, seen through the rest of the net."""
     with torch.random.fork_rng(devices=[]):
