@@ -17,7 +17,7 @@ def fold(model: nn.Module) -> nn.Module:
     """Return the plain timm model that computes the same, for designs that cost nothing at inference.
 
     That is merge block 0 with low-rank adapters or none, and regular fields: its state dict is timm's own and loads
-    anywhere. Kernels that were freed are folded too.
+    anywhere. Kernels that were freed are folded too. What comes from regular fields is trainable again.
 
     Raises:
         ModelError: If the model is not under PREA, runs several copies, has adapters or tables of places that are no

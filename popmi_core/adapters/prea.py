@@ -11,7 +11,7 @@ With regular fields there are no copies: the channels themselves turn with the i
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -69,6 +69,9 @@ class Prea(nn.Module):
                 f"images are {images.shape[-2]}x{images.shape[-1]} pixels, expected square ones: quarter turns "
                 "change the shape. Crop or pad them."
             )
+        if self.fields == "regular":
+            # Nothing is merged or adapted.
+            return trunk.back(self.backbone, self._before(images), 0)
         grid, prefix = trunk.to_grid(self.backbone, self._before(images))
         if not self.folded:
             grid, prefix = self.prea.merge(grid, prefix)
@@ -145,6 +148,8 @@ def attach(
             exact at ``image_size``, there is no such adapter or no place for it, or widths are no whole regular fields.
     """
     symmetry, wanted = point_group(group), adapters_of(adapters, fields)
+    if fields not in get_args(Fields):
+        raise ModelError(f"fields {fields!r} are not known, expected one of {', '.join(get_args(Fields))}. Correct it.")
     if fields == "regular":
         _require_regular(merge_block, weights, wanted)
     block = 0 if fields == "regular" else trunk.choose_block(backbone, merge_block)

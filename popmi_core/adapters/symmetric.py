@@ -5,6 +5,7 @@ The table keeps one row per orbit of grid cells: with the kernel, all places ent
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,16 +52,31 @@ def position_table(vit: Vit, orbits: Int[Tensor, " cells"]) -> Float[Tensor, "1 
 
 def embed(vit: Vit, images: Float[Tensor, "n 3 side side"], orbits: Int[Tensor, " cells"] | None) -> Tensor:
     """Return the tokens before the first block, as timm does, with the table made from its coefficients."""
-    tokens = vit.patch_embed(images)
-    known = (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token)
-    specials = [token.expand(len(tokens), -1, -1) for token in known if token is not None]
     table = None if orbits is None else position_table(vit, orbits)
+    return embed_with(vit, images, [getattr(vit, name) for name in special_tokens(vit)], table)
+
+
+def special_tokens(vit: Vit) -> list[str]:
+    """Return the names of the class and register tokens, in the order in which timm puts them before the others."""
+    # DeiT's distilled transformer takes registers, and does not use them.
+    names = ("cls_token", "dist_token") if hasattr(vit, "dist_token") else ("cls_token", "reg_token")
+    return [name for name in names if getattr(vit, name, None) is not None]
+
+
+def embed_with(
+    vit: Vit, images: Float[Tensor, "n 3 side side"], specials: Sequence[Tensor], table: Tensor | None
+) -> Float[Tensor, "n tokens dim"]:
+    """Return the tokens before the first block, from dense class and register tokens and a dense position table."""
+    tokens = vit.patch_embed(images)
+    before = [token.expand(len(tokens), -1, -1) for token in specials]
     if table is not None and vit.no_embed_class:
         tokens = tokens + table
-    tokens = torch.cat([*specials, tokens], dim=1)
+    tokens = torch.cat([*before, tokens], dim=1)
     if table is not None and not vit.no_embed_class:
         tokens = tokens + table
-    embedded: Tensor = vit.norm_pre(vit.patch_drop(vit.pos_drop(tokens)))
+    if table is not None:
+        tokens = vit.pos_drop(tokens)
+    embedded: Tensor = vit.norm_pre(vit.patch_drop(tokens))
     return embedded
 
 

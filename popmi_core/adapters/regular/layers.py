@@ -3,8 +3,9 @@
 A regular field has one channel per group element, side by side in the order of the group's elements, and turns with the
 image: ``(g f)(h) = f(g^-1 h)`` (Cohen & Welling 2016, arXiv:1602.07576, section 4). F fields are F |G| channels. A
 layer that commutes with that is made of one free kernel a field (equations 10 and 11), and of one number a field
-wherever channels are scaled or shifted. ``state_dict`` holds what is free; read as attributes, ``weight``, ``bias`` and
-``gamma`` are dense, so timm's own ``forward`` runs on them. ``convert`` puts these classes over timm's.
+wherever channels are scaled or shifted. ``state_dict`` and ``parameters()`` hold what is free; read as attributes,
+``weight``, ``bias`` and ``gamma`` are dense, so timm's own ``forward`` runs on them. They are made anew at every
+reading: writing into them changes nothing. ``convert`` puts these classes over timm's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
+from popmi_core.errors import ModelError
+
 
 def per_channel(values: Float[Tensor, "*batch fields"], order: int) -> Float[Tensor, "*batch channels"]:
     """Return one number per channel from one per field: the same for all ``order`` channels of a field."""
@@ -32,8 +35,16 @@ class Regular:
     order: int
     _parameters: Any
 
+    def reset_parameters(self) -> None:
+        """Refuse: timm's initialisers write into dense weights, which are not stored.
+
+        Raises:
+            ModelError: Always.
+        """
+        raise ModelError("a layer between regular fields is not drawn anew. Draw the backbone's, then attach again.")
+
     def _dense(self, name: str) -> Any:
-        free = self._parameters[name]
+        free = self._parameters.get(name)
         return None if free is None else per_channel(free, self.order)
 
 

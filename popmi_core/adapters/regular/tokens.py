@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from popmi_core.adapters.regular.layers import per_channel
+from popmi_core.adapters.symmetric import embed_with, special_tokens
 from popmi_core.groups import PointGroup, grid_permutation
 
 # timm's ViTs are typed by convention only.
@@ -29,7 +30,8 @@ def share_tokens(vit: Vit, group: PointGroup, side: int) -> Int[Tensor, "cells o
     if vit.pos_embed is None:
         return None
     vit.pos_embed = _first_channels(vit.pos_embed, len(group))
-    return torch.stack([grid_permutation(element, side) for element in group.elements], dim=1)
+    index = torch.stack([grid_permutation(element, side) for element in group.elements], dim=1)
+    return index.to(vit.pos_embed.device)
 
 
 def dense_tokens(vit: Vit, order: int, index: Int[Tensor, "cells order"] | None) -> None:
@@ -53,18 +55,10 @@ def embed(
     vit: Vit, images: Float[Tensor, "n 3 side side"], order: int, index: Int[Tensor, "cells order"] | None
 ) -> Float[Tensor, "n tokens dim"]:
     """Return the tokens before the first block, as timm does, from what is stored free."""
-    tokens = vit.patch_embed(images)
-    known = (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token)
-    specials = [per_channel(token, order).expand(len(tokens), -1, -1) for token in known if token is not None]
     table = None if index is None else position_table(vit, order, index)
-    if table is not None and vit.no_embed_class:
-        tokens = tokens + table
-    tokens = torch.cat([*specials, tokens], dim=1)
-    if table is not None and not vit.no_embed_class:
-        tokens = tokens + table
-    embedded: Tensor = vit.norm_pre(vit.patch_drop(vit.pos_drop(tokens)))
-    return embedded
+    specials = [per_channel(getattr(vit, name), order) for name in special_tokens(vit)]
+    return embed_with(vit, images, specials, table)
 
 
 def _first_channels(table: Tensor, order: int) -> nn.Parameter:
-    return nn.Parameter(table.detach()[..., ::order].clone())
+    return nn.Parameter(table.detach()[..., ::order].clone(), requires_grad=table.requires_grad)

@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from popmi_core.adapters.merge import OrbitMerge
 from popmi_core.adapters.prea import Prea
+from popmi_core.adapters.regular.convert import holds_channels, together
 from popmi_core.adapters.regular.layers import BETWEEN, PLAIN, SharedStatistics, per_channel
 from popmi_core.adapters.regular.tokens import TOKENS, position_table
 from popmi_core.equivariance.certificate.residue import Residue, residue_of
@@ -49,14 +51,11 @@ def unread(model: Prea) -> str | None:
         owned = {part for part, _ in module.named_parameters(recurse=False)}
         if module is model.backbone and owned <= {*TOKENS, _POSITIONS}:
             continue
-        if owned and type(module) not in known:
+        if type(module) not in known and not isinstance(module, OrbitMerge | Prea) and holds_channels(module):
             return f"'{name}' ({type(module).__name__}) is not known between regular fields: only measured, not proved"
-        together = getattr(module, "head_dim", order)
-        if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
-            # What is stored may be one number a field; channels are as many as the dense scale.
-            together = module.num_channels // module.num_groups
-        if together % order:
-            return f"'{name}' takes {together} channels together, which tears fields of {order} apart"
+        for _, channels in together(module):
+            if channels % order:
+                return f"'{name}' takes {channels} channels together, which tears fields of {order} apart"
     return None
 
 

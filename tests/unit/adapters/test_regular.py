@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+from timm.layers import freeze_batch_norm_2d
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.efficientnet import EfficientNet
@@ -29,12 +30,20 @@ STAGES = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "num_classes": 5}
 BLOCKS = [["ds_r1_k3_s1_e1_c16_se1.0"], ["ir_r2_k5_s2_e2_c24_se0.5"]]
 NET = {"stem_size": 8, "num_features": 16, "num_classes": 5}
 GROUPED = {"norm_layer": partial(timm.layers.GroupNorm, num_groups=2), **NARROW}
+INVERTED = ("uir_r1_a3_k5_s2_e2_c16", "uir_r1_a0_k3_s1_e2_c16")
+ATTENDING = {
+    "block_args": decode_arch_def([["cn_r1_k3_s1_e1_c16"], [INVERTED[0], "mha_r1_k3_h8_s1_d8_c16", INVERTED[1]]]),
+    "layer_scale_init_value": None,
+}
+UNTRACKED = partial(torch.nn.BatchNorm2d, track_running_stats=False)
 # name -> (backbone, image size at which it is exact)
 FAMILIES = {
     "vit": (lambda: VisionTransformer(**VIT, reg_tokens=2, init_values=0.5, qk_norm=True), 16),
     "vit_pooled": (lambda: VisionTransformer(**VIT, class_token=False, global_pool="avg", pos_embed="none"), 16),
+    "vit_unplaced": (lambda: VisionTransformer(**VIT, pos_embed="none"), 16),
     "deit_distilled": (lambda: VisionTransformerDistilled(**VIT), 16),
     "convnext": (lambda: timm.create_model("convnext_atto", **STAGES), 32),
+    "convnext_without_scales": (lambda: timm.create_model("convnext_atto", **STAGES, ls_init_value=None), 32),
     "convnext_conv_mlp": (lambda: timm.create_model("convnext_atto", **STAGES, conv_mlp=True), 32),
     "resnet": (lambda: ResNet(BasicBlock, **NARROW), 33),
     "resnext": (lambda: ResNet(Bottleneck, **NARROW | {"channels": 4 * (16,)}, cardinality=2, base_width=32), 33),
@@ -195,6 +204,33 @@ def test_only_the_head_trains_where_the_backbone_is_frozen():
     }  # fmt: skip
 
 
+def test_what_is_frozen_stays_frozen_and_what_trains_trains():
+    backbone, _ = make("vit")
+    backbone.requires_grad_(False)
+    backbone.head.requires_grad_(True)
+    model = attach(backbone, group="C4", fields="regular")
+    assert {name for name, value in model.named_parameters() if value.requires_grad} == {
+        "backbone.head.weight", "backbone.head.bias",
+    }  # fmt: skip
+
+
+def test_layers_are_not_drawn_anew_behind_the_stored_numbers_back():
+    model, _ = regular("resnet", "C4")
+    with pytest.raises(ModelError, match="is not drawn anew"):
+        model.get_classifier().reset_parameters()
+
+
+def test_patches_may_be_dropped_in_training():
+    backbone = VisionTransformer(**VIT, patch_drop_rate=0.5).double()
+    model = attach(backbone, group="C4", fields="regular").train()
+    assert model(images(16)).shape == (3, 5)
+
+
+def test_unknown_fields_are_refused():
+    with pytest.raises(ModelError, match="fields 'Regular' are not known, expected one of trivial, regular"):
+        attach(make("vit")[0], group="C4", fields="Regular")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -233,7 +269,16 @@ def changed(name, **modules):
         (lambda: VisionTransformer(**VIT | {"img_size": 18}), "C4", "square patches that tile .* tile 18x18"),
         (lambda: changed("resnet", layer1__0__bn1=torch.nn.PReLU(8)), "C4", r"'layer1\.0\.bn1': PReLU is not known"),
         (lambda: changed("resnet", fc=torch.nn.Bilinear(16, 16, 5)), "C4", "'fc': a classifier of kind Bilinear"),
-        (lambda: changed("resnet", layer1__0__conv1=torch.nn.Conv2d(8, 8, 3, groups=4)), "C4", "2 channels read"),
+        (lambda: changed("resnet", layer1__0__conv1=torch.nn.Conv2d(8, 8, 3, groups=4)), "C4", "2 channels written"),
+        (lambda: changed("resnet", layer1__0__conv1=torch.nn.Conv2d(8, 16, 3, groups=4)), "C4", "2 channels read"),
+        (lambda: changed("resnet", layer1__0__conv1=torch.nn.Conv2d(8, 16, 3, groups=8)), "C4", "2 channels written"),
+        (lambda: changed("resnet", layer1__0__conv1=torch.nn.Conv2d(8, 8, (1, 3))), "C4", "a kernel of 1x3 pixels"),
+        (lambda: changed("resnet", fc=torch.nn.Identity()), "C4", "kind Identity, expected a linear layer. Give the"),
+        (lambda: freeze_batch_norm_2d(make("resnet")[0]), "C4", "FrozenBatchNorm2d is not known"),
+        (lambda: ResNet(BasicBlock, **NARROW, norm_layer=UNTRACKED), "C4", "BatchNorm without running statistics"),
+        (lambda: MobileNetV3(**ATTENDING, **NET), "C4", "2 channels of a head"),
+        (lambda: VisionTransformer(**VIT, dynamic_img_size=True), "C4", "PatchEmbed with dynamic_img_size"),
+        (lambda: timm.create_model("vit_small_resnet26d_224"), "C4", "got HybridEmbed"),
         (lambda: changed("resnet", bn1=torch.nn.BatchNorm2d(6)), "C4", r"'bn1\.weight': 6 channels, expected whole"),
     ],
 )  # fmt: skip
