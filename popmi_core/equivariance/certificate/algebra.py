@@ -20,6 +20,7 @@ from popmi_core.equivariance.certificate.residues import Residue, is_octic, resi
 from popmi_core.errors import ModelError
 from popmi_core.groups import PointGroup
 from popmi_core.groups.octic import D4
+from popmi_core.invariance.gcnn import GroupCnn, GroupDenseNet
 
 Verdict = Literal["proved", "not proved", "not equivariant"]
 WEIGHT_TOLERANCE = 1e-6
@@ -65,6 +66,8 @@ def group_of(model: nn.Module) -> PointGroup | None:
         return model.group
     if is_octic(model):
         return D4
+    if isinstance(model, GroupCnn | GroupDenseNet):
+        return model.group if len(model.group) > 1 else None
     promised = getattr(model, "field_group", None)
     return promised if isinstance(promised, PointGroup) else None
 

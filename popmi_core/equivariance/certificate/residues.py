@@ -28,6 +28,7 @@ from popmi_core.equivariance.certificate.residue import Residue as Residue
 from popmi_core.equivariance.certificate.residue import residue_of
 from popmi_core.groups import PointGroup, act, channel_permutation
 from popmi_core.groups.octic import act_on_slabs
+from popmi_core.invariance.gcnn import GroupCnn, GroupDenseNet, LiftConv, RegularConv
 from popmi_core.models.octic.layers import OcticLinear
 from popmi_core.models.octic.vit import OcticPatchEmbed, OcticPositions
 
@@ -39,6 +40,8 @@ def residues(model: nn.Module, group: PointGroup) -> tuple[Residue, ...]:
             return tuple(_of_fields(model, group))
         if is_octic(model):
             return tuple(_of_slabs(model, group))
+        if isinstance(model, GroupCnn | GroupDenseNet):
+            return tuple(_of_kernels(model, group))
         if isinstance(model, Prea) and model.fields == "regular":
             return tuple(of_regular(model, group))
         return tuple(_of_scalars(model, group))
@@ -156,6 +159,21 @@ def _of_fields(model: nn.Module, group: PointGroup) -> Iterator[Residue]:
             bias = module.bias.detach().double().unflatten(0, (-1, order))
             yield residue_of(f"{name}.bias", "regular field", bias, [bias.roll(step, 1) for step in range(order)])
         first = False
+
+
+def _of_kernels(model: GroupCnn | GroupDenseNet, group: PointGroup) -> Iterator[Residue]:
+    """Kernels of networks whose free ones commute by construction: the dense ones made of them are looked at."""
+    own = model.group
+    for name, module in model.named_modules():
+        if isinstance(module, LiftConv | RegularConv):
+            dense, turned = module.kernel().double(), []
+            for element in (element for element in group.elements if element in own.elements):
+                perm = channel_permutation(own, element)
+                moved = act(element, dense).unflatten(0, (-1, len(own)))[:, perm].flatten(0, 1)
+                if isinstance(module, RegularConv):
+                    moved = moved.unflatten(1, (-1, len(own)))[:, :, perm].flatten(1, 2)
+                turned.append(moved)
+            yield residue_of(f"{name}.weight", "regular field", dense, turned)
 
 
 def _of_slabs(model: nn.Module, group: PointGroup) -> Iterator[Residue]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from popmi_core.groups import PointGroup, point_group
 from popmi_core.invariance.gcnn.layers import FieldNorm, LiftConv, RegularConv
+from popmi_core.invariance.gcnn.symmetry import describe_head, describe_layers
 from popmi_core.invariance.network import InvariantNet, square_side
 
 
@@ -83,6 +86,11 @@ class GroupDenseNet(InvariantNet):
     def _side(self, img_size: int | tuple[int, int]) -> int:
         reason = f"transitions halve the side {self.times.bit_length() - 1} times, an odd rest is cut off on one side"
         return square_side("GroupDenseNet", img_size, lambda side: side % self.times == 0, reason)
+
+    def describe_symmetry(self, build: Any) -> None:
+        """Tell what may move (``build``: a Builder of popmi_core.matching): whole fields."""
+        layers = [(f"layers.{name}", layer) for name, layer in self.layers.named_children()]
+        describe_head(build, describe_layers(layers, build, []))
 
     def forward_features(
         self, images: Float[Tensor, "n channels side side"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from popmi_core.groups import point_group
 from popmi_core.invariance.gcnn.layers import FieldNorm, LiftConv, RegularConv
+from popmi_core.invariance.gcnn.symmetry import describe_head, describe_layers
 from popmi_core.invariance.network import InvariantNet, square_side
 
 _LAYERS = 6
@@ -66,6 +68,11 @@ class GroupCnn(InvariantNet):
         self.layers = nn.Sequential(*layers)
         self.dropout = nn.Dropout(drop_rate)
         self.set_head(wide, num_classes)
+
+    def describe_symmetry(self, build: Any) -> None:
+        """Tell what may move (``build``: a Builder of popmi_core.matching): whole fields."""
+        layers = [(f"layers.{name}", layer) for name, layer in self.layers.named_children()]
+        describe_head(build, describe_layers(layers, build, []))
 
     def forward_features(
         self, images: Float[Tensor, "n channels side side"]
