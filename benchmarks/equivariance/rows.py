@@ -68,6 +68,7 @@ VIT_SETS = ("blood", "dermoscopy")
 RESNET, ODD = "study_resnet20", 25
 # At full resolution, eight layers; its two strides keep the symmetry at 29 (29, 15, 8) and 33 (33, 17, 9) pixels.
 RESNET8 = "study_resnet8"
+CONVOLUTIONS, ATTENTION = 1e-2, 2e-3
 # k of Swin, ResNet, ...: stages; of a ViT: blocks. None is the default that attach chooses.
 PREA_ROWS = (
     prea("PREA C4, k = 0", 2, "C4", 0, only=VIT_SETS),
@@ -102,9 +103,9 @@ DISTILLED = (
 )  # fmt: skip
 
 
-def on_resnet8(data_set: str, plain_side: int, exact_side: int, rate: float) -> tuple[Row, ...]:
+def on_resnet8(data_set: str, plain_side: int, exact_side: int) -> tuple[Row, ...]:
     """Return the rows of a convolutional network at full resolution, plain and under PREA."""
-    common: dict[str, Any] = {"backbone": RESNET8, "rate": rate, "only": (data_set,)}
+    common: dict[str, Any] = {"backbone": RESNET8, "rate": CONVOLUTIONS, "only": (data_set,)}
     return (
         Row("plain ResNet-8", 0, "plain", image_size=plain_side, **common),
         prea("PREA C4 on ResNet-8, regular fields", 0, "C4", None, fields="regular", image_size=exact_side, **common),
@@ -116,8 +117,8 @@ def on_resnet8(data_set: str, plain_side: int, exact_side: int, rate: float) -> 
 
 # Other backbones.
 OTHERS = (
-    *on_resnet8("blood", 28, 29, 1e-2),
-    *on_resnet8("dermoscopy", 33, 33, 1e-2),
+    *on_resnet8("blood", 28, 29),
+    *on_resnet8("dermoscopy", 33, 33),
     Row("plain ResNet-20", 3, "plain", backbone=RESNET, rate=2e-3, only=("blood",)),
     prea("PREA C4 on ResNet-20, k = 0, 25 px", 3, "C4", 0, backbone=RESNET, image_size=ODD, rate=2e-3, only=("blood",)),
     prea("PREA C4 on ResNet-20", 4, "C4", None, backbone=RESNET, rate=2e-3, only=("blood",)),
@@ -140,7 +141,6 @@ ORBIT = (
     rival("post-hoc score C4, plain model, head", 3, "posthoc-score", start="plain", train="head"),
     rival("post-hoc attention C4, plain model, head", 3, "posthoc-attention", start="plain", train="head"),
 )
-CONVOLUTIONS, ATTENTION = 1e-2, 2e-3
 
 
 def network(name: str, tier: int, registered: str, exact: str, rate: float, **more: Any) -> Row:
