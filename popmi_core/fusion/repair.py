@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -123,9 +124,12 @@ def _keeps_statistics(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
-def _listen(name: str, module: nn.Module, sums: dict[str, Tensor]) -> RemovableHandle:
+def _listen(name: str, module: Any, sums: dict[str, Tensor]) -> RemovableHandle:
+    # As many rows as there are statistics: between regular fields all channels of a field share one.
+    kept = len(module.running_mean)
+
     def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0].double().transpose(0, 1).flatten(1)
+        rows = inputs[0].double().transpose(0, 1).reshape(kept, -1)
         # Moments around each batch's mean and then pooled: squares of large means would cancel.
         batch = torch.stack(
             [rows.mean(dim=1), rows.var(dim=1, correction=0), torch.full_like(rows[:, 0], rows.shape[1])]

@@ -84,7 +84,8 @@ class Layers:
             return
         groups, width = self.groups(name, layer), self._width(reads)
         repeat = 1
-        if groups > 1:
+        # A depthwise convolution of a single field has one group of it, and still reads no axis.
+        if groups > 1 or self._depthwise(name, layer):
             if writes is None or writes.space != reads.space or groups != width:
                 self.unknown(name, layer, f"a convolution with {width} groups or none")
         else:
@@ -107,7 +108,10 @@ class Layers:
     def groups(self, name: str, layer: Any) -> int:
         """Return the groups of a convolution; channel by channel means field by field in a model of fields."""
         groups: int = getattr(layer, "groups", 1)
-        return groups // self.build.order if self.build.shape(f"{name}.weight")[1] == 1 < groups else groups
+        return groups // self.build.order if self._depthwise(name, layer) else groups
+
+    def _depthwise(self, name: str, layer: Any) -> bool:
+        return self.build.shape(f"{name}.weight")[1] == 1 < getattr(layer, "groups", 1)
 
     def norm(self, name: str, layer: nn.Module, channels: Channels, *, scales: bool = True) -> None:
         """Describe a norm; ``scales`` is False where another norm after it carries the scale of a unit.

@@ -1,9 +1,12 @@
 """BatchNorm statistics after fusing: measured at the sites, pooled as if all images were in one place."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
+import popmi_core.models  # noqa: F401  (registers the presets)
+from popmi_core.adapters import attach
 from popmi_core.errors import DataError, UpdateError
 from popmi_core.fusion.repair import norm_statistics, pool_norm_statistics, with_norm_statistics
 
@@ -45,6 +48,23 @@ def test_one_batch_gives_what_pytorch_keeps():
 
     for name, expected in one_pass(model, batch).items():
         torch.testing.assert_close(state[name], expected, rtol=1e-12, atol=1e-13)
+
+
+def test_between_regular_fields_the_channels_of_a_field_share_what_is_measured():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = attach(timm.create_model("popmi_resnet20", num_classes=5), group="C4", fields="regular").double()
+        images = torch.randn(6, 3, 9, 9, dtype=torch.float64)
+    found = with_norm_statistics(model.state_dict(), norm_statistics(model, images, batch_size=6))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches, of which there is one
+            module.reset_running_stats()
+    model.train()(images)
+    for name, tensor in model.state_dict().items():
+        if "running" in name:
+            assert len(tensor) == len(found[name])
+            torch.testing.assert_close(found[name], tensor)
 
 
 def test_batches_and_sites_pool_to_one_pass_over_all_images():
