@@ -20,6 +20,7 @@ from popmi_core.adapters import Prea, trunk
 from popmi_core.adapters.cuts import cut_of
 from popmi_core.adapters.lora import scalings
 from popmi_core.adapters.soft import TABLE
+from popmi_core.invariance.orbit import OrbitModel
 from popmi_core.matching.builder import Builder
 from popmi_core.matching.families.placed import classifiers_of, features_space, lifted
 from popmi_core.matching.steps import NormFold, ScaleFold, State, Step, ValueBias, Vectors, divided, gauge
@@ -28,8 +29,12 @@ _A, _B = "lora_A", "lora_B"
 
 
 def inside(model: nn.Module) -> tuple[nn.Module, str]:
-    """Return the backbone that a family describes, and the prefix of its tensors."""
-    return (model.backbone, "backbone.") if isinstance(model, Prea) else (model, "")
+    """Return the backbone that a family describes, and the prefix of its tensors.
+
+    Methods over an orbit run a backbone on every copy: what may move in it may move in them. What some of them add
+    reads its features and is not described, which ``done`` says.
+    """
+    return (model.backbone, "backbone.") if isinstance(model, Prea | OrbitModel) else (model, "")
 
 
 def describe(model: nn.Module, build: Builder) -> None:

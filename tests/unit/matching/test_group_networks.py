@@ -1,4 +1,4 @@
-"""Networks on the group: OPM moves their fields, and what comes of it is exactly invariant."""
+"""Networks on the group and methods over an orbit: OPM knows what may move, and what comes of it is invariant."""
 
 import copy
 from dataclasses import replace
@@ -9,8 +9,11 @@ import torch
 
 import popmi_core.invariance.registered  # noqa: F401  (registers the networks)
 from popmi_core.adapters import equivariance_error
+from popmi_core.errors import ModelError
 from popmi_core.fusion import Update, fuse
 from popmi_core.groups import point_group
+from popmi_core.invariance.catalogue import method
+from popmi_core.invariance.method import MethodContext
 from popmi_core.matching import apply, describe_model, random_element, verify_symmetry
 
 NETWORKS = {
@@ -84,3 +87,27 @@ def test_forgetting_an_axis_is_noticed(name):
         kept = tuple(axis for index, axis in enumerate(found.axes) if index != lost)
         if {axis.space for axis in kept} == set(found.spaces):
             assert not verify_symmetry(model, replace(found, axes=kept)), found.axes[lost]
+
+
+def over_an_orbit(name):
+    context = MethodContext(lambda: timm.create_model("popmi_vit_micro", num_classes=5), "C4", 32, 3, 5, 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return method(name).build(context).double().eval()
+
+
+@pytest.mark.parametrize("name", ["equitune-logits", "equitune-features", "equizero", "tta", "posthoc-mean"])
+def test_a_backbone_run_over_an_orbit_moves_as_it_does_alone(name):
+    model = over_an_orbit(name)
+    found, x = describe_model(model), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    assert {space.removeprefix("backbone.") for space in found.spaces} == set(describe_model(model.backbone).spaces)
+    before, state = model(x), moved(model, 5)
+    assert any(not torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    model.load_state_dict(state)
+    torch.testing.assert_close(model(x), before, atol=ROUNDING, rtol=ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["lambda-equitune", "equiattention", "canonicalisation", "posthoc-score"])
+def test_what_a_method_adds_is_named_as_not_described(name):
+    with pytest.raises(ModelError, match=r"module '(score|query|key|energy|merge)[\w.]*' is not described"):
+        describe_model(over_an_orbit(name))
