@@ -156,7 +156,7 @@ def attach(
     if block == 0 and weights == "lambda":
         raise ModelError("merge_block 0 folds the merge into the weights: there is nothing to weight. Use 'mean'.")
     if image_size is not None:
-        require_geometry(backbone, image_size, symmetry, block, allow_approximate=allow_approximate)
+        require_geometry(backbone, image_size, symmetry, block, allow_approximate=allow_approximate, fields=fields)
     adapter = OrbitMerge(
         symmetry,
         trunk.width(backbone, block),
@@ -204,7 +204,13 @@ def add_low_rank(model: Prea, *, rank: int, train: Literal["all", "adapter"] = "
 
 
 def require_geometry(
-    backbone: nn.Module, image_size: int, group: PointGroup, block: int, *, allow_approximate: bool
+    backbone: nn.Module,
+    image_size: int,
+    group: PointGroup,
+    block: int,
+    *,
+    allow_approximate: bool,
+    fields: Fields = "trivial",
 ) -> None:
     """Refuse an image size at which the group is not exact, before anything is built.
 
@@ -222,7 +228,8 @@ def require_geometry(
     nearest = "" if found.nearest_exact is None else f" {found.nearest_exact} is the nearest exact image size."
     why = "; ".join(str(reason) for reason in found.reasons[:3])
     last = trunk.depth(backbone)
-    later = "" if block == last else f", or merge later (merge_block {last} works at every size)"
+    merge = "merge later" if fields == "trivial" else "take trivial fields, merged later"
+    later = "" if block == last else f", or {merge} (merge_block {last} works at every size)"
     raise ModelError(
         f"{type(backbone).__name__} at {image_size}x{image_size} pixels, merged after block {block}, is not exact "
         f"under {group.name} ({found.verdict}): {why}.{nearest} Change image_size{later}."
