@@ -51,7 +51,7 @@ octic ones see dermoscopy at 32 px (so their rows say); dense, attention and mod
 once, as all would take hours of a core (*seen*: thousands of images in all). *ResNet-8*: one block a stage behind a
 stem that keeps the resolution, learning rate {resnet8:g}; it sees blood cells at 28 px (29 with regular fields) and
 dermoscopy at 33. Rows of *regular fields* and of ResNet-8 were added after a look at validation figures of one seed:
-25 or 33 px, C4 or D4, four learning rates, with and without rotations, a ResNet-20 as well. No test figure was read.
+25 or 33 px, C4 or D4, four learning rates, with and without rotations, a ResNet-20 as well; no test figure chose them.
 A row on the *plain model* takes that model as it was trained; *head* trains what the method adds and the head,
 *lambda-equitune* goes on from it, and *distilled* goes on from its teacher's weights, without labels: all three have
 their passes on top of those of the model they take. Canonicalisation is as published where that does not suit these
