@@ -76,16 +76,23 @@ class Mlp(nn.Module):
 class SmallResNet(ResNet):
     """timm's ResNet in the CIFAR shape of He et al. (2016, arXiv:1512.03385, section 4.2): 16, 32, 64 channels.
 
-    Two things differ from the paper: the 3x3 stem has stride 2 instead of 1, so that an image costs a quarter, and the
-    shortcuts of stages 2 and 3 are 1x1 convolutions, as timm makes them. There is no max-pool.
+    Two things differ from the paper: the 3x3 stem has ``stem_stride`` 2 instead of 1, so that an image costs a quarter,
+    and the shortcuts of stages 2 and 3 are 1x1 convolutions, as timm makes them. There is no max-pool.
     """
 
-    def __init__(self, norm_layer: Any = nn.BatchNorm2d, in_chans: int = 3, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        norm_layer: Any = nn.BatchNorm2d,
+        in_chans: int = 3,
+        layers: tuple[int, int, int] = (3, 3, 3),
+        stem_stride: int = 2,
+        **kwargs: Any,
+    ) -> None:
         channels = (16, 32, 64)
         block: Any = BasicBlock  # timm's annotation asks for an instance
-        super().__init__(block, (3, 3, 3), in_chans=in_chans, channels=channels, norm_layer=norm_layer, **kwargs)
+        super().__init__(block, layers, in_chans=in_chans, channels=channels, norm_layer=norm_layer, **kwargs)
         # timm's stem is 64 channels wide whatever the stages are, and it runs a fourth stage in any case.
-        stem = nn.Conv2d(in_chans, channels[0], 3, stride=2, padding=1, bias=False)
+        stem = nn.Conv2d(in_chans, channels[0], 3, stride=stem_stride, padding=1, bias=False)
         first = BasicBlock(channels[0], channels[0], norm_layer=norm_layer)
         for module in (stem, first):
             module.apply(_he_init)

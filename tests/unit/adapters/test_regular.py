@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+from small_sites import averaged, images, trained
 from timm.layers import freeze_batch_norm_2d
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.deit import VisionTransformerDistilled
@@ -20,7 +21,6 @@ from popmi_core.adapters import attach, detach, equivariance_error, fold
 from popmi_core.adapters.soft import soften
 from popmi_core.errors import ModelError
 from popmi_core.groups import act, channel_permutation, point_group
-from popmi_core.models import exchanged_state, load_exchanged
 
 # Float32 keeps 7 digits and the sums over tokens cost two; float64 keeps 16, float noise only.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -63,29 +63,6 @@ def make(name, dtype=torch.float64):
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model, side
-
-
-def images(side, count=3, seed=9, dtype=torch.float64):
-    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def trained(model, side, seed):
-    model = copy.deepcopy(model)
-    dtype = next(model.parameters()).dtype
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
-    model.train()
-    for _ in range(2):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images(side, 2, seed, dtype)), torch.arange(2)).backward()
-        optimizer.step()
-    return model.eval()
-
-
-def averaged(models):
-    states = [exchanged_state(model) for model in models]
-    fused = copy.deepcopy(models[0])
-    load_exchanged(fused, {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]})
-    return fused
 
 
 def regular(name, group, dtype=torch.float64):

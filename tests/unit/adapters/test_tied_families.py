@@ -1,11 +1,11 @@
 """Every family, merged anywhere, is exact at the start, after training and after averaging; folded it is plain timm."""
 
-import copy
 from functools import partial
 
 import pytest
 import timm
 import torch
+from small_sites import averaged, images, trained
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.efficientnet import EfficientNet
@@ -22,7 +22,7 @@ from popmi_core.adapters.trunk import depth
 from popmi_core.config import AdapterConfig, ModelConfig
 from popmi_core.errors import ModelError
 from popmi_core.groups import act, point_group
-from popmi_core.models import build_model, exchanged_state, load_exchanged
+from popmi_core.models import build_model
 
 # Float32 keeps 7 digits and the sums over tokens cost two; float64 keeps 16, float noise only.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -60,29 +60,6 @@ def make(name, dtype=torch.float64):
         torch.manual_seed(0)
         model = backbone().to(dtype).eval()
     return model, side
-
-
-def images(side, count=3, seed=9, dtype=torch.float64):
-    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def trained(model, side, seed):
-    model = copy.deepcopy(model)
-    dtype = next(model.parameters()).dtype
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3, weight_decay=0.05)
-    model.train()
-    for _ in range(2):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images(side, 2, seed, dtype)), torch.arange(2)).backward()
-        optimizer.step()
-    return model.eval()
-
-
-def averaged(models):
-    states = [exchanged_state(model) for model in models]
-    fused = copy.deepcopy(models[0])
-    load_exchanged(fused, {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]})
-    return fused
 
 
 def check_everywhere(name, block, group, dtype, adapters, sites):

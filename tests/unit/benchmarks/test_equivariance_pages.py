@@ -229,3 +229,11 @@ def test_the_committed_page_is_what_its_committed_json_prints(load_from, name):
     said = module.report(told["runs"], told["seeds"]) if name == "equivariance" else module.report(told)
 
     assert said == (RESULTS / f"{name}.md").read_text()
+
+
+def test_cost_is_compared_with_the_plain_backbone_as_its_own_row_sees_the_images(cases):
+    named = {(case.dataset, case.row.name): case for case in cases.cases(cases.DATASETS, 1)}
+    mine = named["dermoscopy", "PREA C4 on ResNet-8, regular fields"].plain().row
+    assert (mine.name, mine.backbone, mine.image_size) == ("plain ResNet-8", "study_resnet8", 33)
+    assert named["blood", "PREA D4"].plain().row.name == "plain"
+    assert named["blood", "p4 CNN"].plain().row.backbone == ""
