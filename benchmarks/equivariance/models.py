@@ -112,7 +112,7 @@ def train(model: nn.Module, case: Case, images: Images, runs: Path) -> dict[str,
         images = replace(images, train=subset(images.train, case.row.images, DRAWN)[0])
     begun = time.process_time()
     if case.row.kind == "distilled":
-        fitted = teach(inner(get_model(case.start(), images, runs)[0]), model, images, config)
+        fitted = teach(get_model(case.start(), images, runs)[0], model, images, config)
     else:
         fitted = fit(model, images.train, images.val, config)
     return {
@@ -128,13 +128,16 @@ def train(model: nn.Module, case: Case, images: Images, runs: Path) -> dict[str,
 def teach(teacher: nn.Module, student: nn.Module, images: Images, config: FitConfig) -> Fitted:
     """Teach the student on the training images without their labels, as many passes as the others have."""
     own = inner(student)
+    settings = DistillConfig(fit=replace(config, choose="nll"))
+    if own.fields == "regular":
+        # Its features turn with the image; each of the two sees its own size.
+        return distill(teacher, student, images.train.images, replace(settings, features=0.0)).fitted
 
     def as_inputs(stored: Tensor) -> Tensor:
         pixels = normalise(stored, own)
         return enlarged(pixels, student.size) if isinstance(student, Enlarged) else pixels
 
-    settings = DistillConfig(fit=replace(config, choose="nll"))
-    return distill(teacher, own, images.train.images, settings, normalise=as_inputs).fitted
+    return distill(inner(teacher), own, images.train.images, settings, normalise=as_inputs).fitted
 
 
 def inner(model: nn.Module) -> Any:

@@ -3,10 +3,10 @@
     python benchmarks/equivariance/posthoc.py --out docs/results/posthoc
 
 Experiments: rotated digits to rotated digits; upright digits to rotated ones; a tenth of the rotated digits; and an
-EfficientNet-Lite0 pretrained on ImageNet, fine-tuned on dermoscopy. Each of the seven aggregations over 4, 8 and 16
-rotations, with nothing trained afterwards, the head (and what the aggregation adds), or everything; beside them the
-plain model, as it was trained and trained on as long. Runs are resumable as those of study.py, in whose folder the
-plain models lie. Images come from the folder POPMI_DATA.
+EfficientNet-Lite0 pretrained on ImageNet, fine-tuned on dermoscopy. Each of the seven aggregations over 4 rotations,
+with nothing trained afterwards, the head (and what the aggregation adds), or everything, and over 8 with nothing
+trained; beside them the plain model, as it was trained and trained on as long. Runs are resumable as those of
+study.py, in whose folder the plain models lie. Images come from the folder POPMI_DATA.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import Case, digest
-from posthoc_page import report
+from posthoc_page import SETTINGS, report
 from rows import Row
 from workers import run_all, write_whole
 
@@ -33,8 +33,6 @@ PLAIN = Row("plain", 0, "plain")
 AGGREGATIONS = ("mean", "max", "sum", "most-probable", "most-certain", "score", "attention")
 # Untrained, a learned aggregation says nothing of the method.
 LEARNED = ("score", "attention")
-GROUPS = ("C4", "C8", "C16")
-TRAINED = ("none", "head", "all")
 # After the plain training, the same for every method: passes over ``images`` of its training images, drawn once.
 RATES = {"head": 1e-3, "all": 3e-4}
 EPOCHS = 2
@@ -117,12 +115,11 @@ def trials(seeds: int) -> Iterator[Trial]:
             yield Trial(experiment, "plain", "C1", "none", seed)
             # What the passes afterwards are worth without any aggregation.
             yield Trial(experiment, "plain", "C1", "all", seed)
-        for group in GROUPS:
-            for trained in TRAINED:
-                for experiment in EXPERIMENTS:
-                    for aggregation in AGGREGATIONS:
-                        if trained != "none" or aggregation not in LEARNED:
-                            yield Trial(experiment, aggregation, group, trained, seed)
+        for group, trained in SETTINGS:
+            for experiment in EXPERIMENTS:
+                for aggregation in AGGREGATIONS:
+                    if trained != "none" or aggregation not in LEARNED:
+                        yield Trial(experiment, aggregation, group, trained, seed)
 
 
 def result_path(trial: Trial, runs: Path) -> Path:

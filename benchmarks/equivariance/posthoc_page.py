@@ -22,6 +22,8 @@ turned back by their known angle (bicubic), so they are interpolated twice. *A t
 passes. Lite0: weights of ImageNet, two passes over dermoscopy at 64 px, then two over 300 of its images; tested on
 500.
 """
+# Group, and what is trained afterwards.
+SETTINGS = (("C4", "none"), ("C4", "head"), ("C4", "all"), ("C8", "none"))
 DERMOSCOPY = "pretrained EfficientNet-Lite0"
 
 
@@ -43,8 +45,8 @@ def table(rows: Sequence[Mapping[str, Any]], experiment: str) -> str:
         [row for row in rows if row["aggregation"] == "plain" and row["trained"] == trained]
         for trained in ("none", "all")
     )
-    groups = [group for group in ("C4", "C8", "C16") if any(row["group"] == group for row in rows)]
-    kinds = [(group, trained) for group in groups for trained in ("none", "head", "all")]
+    groups = {row["group"] for row in rows}
+    kinds = [(group, trained) for group, trained in SETTINGS if group in groups]
     told = f"The plain model: {cell(plain, experiment)}; trained on as *all* is: {cell(longer, experiment)}.\n"
     lines = [f"## {experiment[0].upper()}{experiment[1:]}\n", told]
     if not kinds:

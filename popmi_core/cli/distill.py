@@ -1,4 +1,4 @@
-"""`popmi distill`: the default PREA model taught to one that costs what the plain backbone does, without labels."""
+"""`popmi distill`: a PREA model taught to one that costs what the plain backbone does, without labels."""
 
 from __future__ import annotations
 
@@ -44,17 +44,22 @@ def distill(
         str, typer.Option(help="The student's: none, lora, bottleneck, lifted-conv, joined by +.")
     ] = "none",
     rank: Annotated[int, typer.Option(min=1, help="Of these.")] = 8,
+    fields: Annotated[
+        str, typer.Option(help="The student's: trivial, or regular (channels turn with the image).")
+    ] = "trivial",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="The highest, after the warm-up.")] = 1e-3,
     temperature: Annotated[float, typer.Option(help="Softens both sides' probabilities.")] = 2.0,
-    features: Annotated[float, typer.Option(help="Weight of the feature term; 0 leaves it out.")] = 1.0,
+    features: Annotated[
+        float | None, typer.Option(help="Weight of the feature term; 1, or 0 with regular fields.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine: the same student.")] = 0,
     score: Annotated[bool, typer.Option("--score", help="Score both on the labelled val and test images.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
     json_only: Annotated[bool, typer.Option("--json", help="Print the result as JSON only.")] = False,
 ) -> None:
-    """Teach a model under PREA to a student merged at block 0, on images without labels."""
+    """Teach a model under PREA to a student without copies, on images without labels."""
     from popmi_core.cli.trained import require_file, save_model
     from popmi_core.learning.distill import DistillConfig
     from popmi_core.learning.fit import FitConfig
@@ -68,17 +73,22 @@ def distill(
     training = FitConfig(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, augment="shifts", choose="nll"
     )
+    if fields not in ("trivial", "regular"):
+        raise ConfigError(f"--fields {fields}: expected trivial or regular.")
+    if features is None:
+        features = 0.0 if fields == "regular" else 1.0
     config = DistillConfig(fit=training, temperature=temperature, features=features)
+    wanted = {"merge_block": merge_block, "adapters": adapters, "rank": rank, "fields": fields}
     with told(quiet=json_only) as tell:
         job = _read(teacher, data, model=model, model_arg=model_arg or [], adapter=adapter, group=group, score=score)
-        done = _teach(job, config, merge_block=merge_block, adapters=adapters, rank=rank, tell=tell)
+        done = _teach(job, config, wanted, tell)
         figures = _describe(job, done, config, score=score) | {"seconds": round(time.perf_counter() - started, 2)}
         size = job.opened.architecture.image_size
         figures["sha256"] = save_model(out, done.student, {"lineage": _lineage(job, done, figures)}, image_size=size)
         if fold is not None:
             from popmi_core.adapters import fold as folded
 
-            plain = {**_lineage(job, done, figures), "adapter": "none", "merge_block": None}
+            plain = {**_lineage(job, done, figures), "adapter": "none", "merge_block": None, "fields": "trivial"}
             figures["fold_sha256"] = save_model(fold, folded(done.student), {"lineage": plain}, image_size=size)
     paths = {option.removeprefix("--"): str(path) for option, path in targets}
     if json_only:
@@ -124,12 +134,12 @@ def _read(
     return _Job(opened, whole, read_sites(data, image_size=architecture.image_size, classes=classes))
 
 
-def _teach(job: _Job, config: DistillConfig, *, merge_block: int, adapters: str, rank: int, tell: Any) -> _Done:
+def _teach(job: _Job, config: DistillConfig, wanted: dict[str, Any], tell: Any) -> _Done:
     from popmi_core.cli.trained import images_of
     from popmi_core.learning.distill import distill as teach
     from popmi_core.learning.distill import student_of
 
-    student = student_of(job.teacher, merge_block=merge_block, adapters=adapters, rank=rank, seed=config.fit.seed)
+    student = student_of(job.teacher, **wanted, seed=config.fit.seed)
 
     def on_epoch(epoch: Any) -> None:
         tell(
@@ -150,6 +160,7 @@ def _describe(job: _Job, done: _Done, config: DistillConfig, *, score: bool) -> 
         "group": job.teacher.group.name,
         "teacher_merge_block": job.teacher.merge_block,
         "merge_block": done.student.merge_block,
+        "fields": done.student.fields,
         "images": {"train": found.images[0], "held_out": found.images[1]},
         "epoch": best.number,
         "before": found.before,
@@ -187,11 +198,11 @@ def _show(figures: dict[str, Any], paths: dict[str, str]) -> None:
 
     console = Console()
     cost, speed = figures["cost"]["ratio"], figures["cost"]["images_per_second"]
+    merged = "in regular fields" if figures["fields"] == "regular" else f"merged at block {figures['merge_block']}"
     lines = [
         f"teacher: {figures['group']}, merged after block {figures['teacher_merge_block']}; "
         f"cost x{cost['teacher']:.2f} of the plain backbone, {speed['teacher']:.0f} images/s",
-        f"student: {figures['group']}, merged at block {figures['merge_block']}; cost x{cost['student']:.2f}, "
-        f"{speed['student']:.0f} images/s",
+        f"student: {figures['group']}, {merged}; cost x{cost['student']:.2f}, {speed['student']:.0f} images/s",
         f"same answer on {figures['agreement']:.1%} of {figures['images']['held_out']} held-out images "
         f"(before: {figures['before']['agreement']:.1%}); divergence {figures['divergence']:.4f} nats "
         f"(before: {figures['before']['divergence']:.4f}); epoch {figures['epoch']}",

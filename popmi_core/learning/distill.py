@@ -1,8 +1,9 @@
 """Distillation of a PREA model into one that costs nothing more than the plain backbone, on unlabelled images.
 
 The teacher runs |G| copies through its first blocks; the student merges at block 0, where the merge is folded into
-symmetric weights (a plain timm model when written out). Both are invariant under the group, so turned views of an image
-would teach nothing that the image does not: only shifts and changes of light are drawn.
+symmetric weights, or computes in regular fields (either is a plain timm model when written out). Both sides are
+invariant under the group, so turned views of an image would teach nothing that the image does not: only shifts and
+changes of light are drawn.
 
     loss = w_logits T^2 KL(softmax(t / T) || softmax(s / T)) + w_features ||f_s - f_t||^2 / ||f_t||^2
 
@@ -16,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -82,13 +83,37 @@ class Distilled:
     images: tuple[int, int]
 
 
-def student_of(teacher: Prea, *, merge_block: int = 0, adapters: str = "none", rank: int = 8, seed: int = 0) -> Prea:
-    """Return PREA at ``merge_block`` around the teacher's own backbone: symmetric weights where it is 0, same group.
+def student_of(
+    teacher: Prea,
+    *,
+    merge_block: int = 0,
+    adapters: str = "none",
+    rank: int = 8,
+    fields: Literal["trivial", "regular"] = "trivial",
+    seed: int = 0,
+) -> Prea:
+    """Return the student of a teacher, under its group.
+
+    Args:
+        teacher: Exact, with copies.
+        merge_block: Where the student merges; 0 gives symmetric weights. Of trivial fields only, as what follows.
+        adapters: The student's.
+        rank: Of these.
+        fields: ``trivial``: PREA around the teacher's own backbone, whose weights it starts from. ``regular``: the same
+            architecture in regular fields, which start from the first channel of each that the teacher has (better
+            than a fresh draw, docs/learning.md); teach it by logits alone, as its features turn with the image.
+        seed: Fixes what is drawn.
 
     Raises:
-        ModelError: If the teacher is softened or computes in regular fields, or the backbone cannot be merged there
-            (see ``attach``).
+        ConfigError: If regular fields are to be merged, or to have adapters.
+        ModelError: If the teacher is softened or computes in regular fields, or the backbone cannot be merged there or
+            has no regular fields (see ``attach``).
     """
+    if fields == "regular" and (merge_block != 0 or adapters != "none"):
+        raise ConfigError(
+            f"merge_block {merge_block} and adapters '{adapters}' are of trivial fields: a student in regular fields "
+            "runs no copies. Leave both out."
+        )
     if teacher.fields == "regular":
         raise ModelError(
             "the teacher computes in regular fields: it runs no copies and costs what its plain backbone does, so that "
@@ -100,7 +125,10 @@ def student_of(teacher: Prea, *, merge_block: int = 0, adapters: str = "none", r
             "Distil an exact teacher."
         )
     plain = detach(cast(Prea, merge_lora(teacher)))
-    return attach(plain, group=teacher.group.name, merge_block=merge_block, adapters=adapters, rank=rank, seed=seed)
+    group = teacher.group.name
+    if fields == "regular":
+        return attach(plain, group=group, fields=fields, seed=seed)
+    return attach(plain, group=group, merge_block=merge_block, adapters=adapters, rank=rank, seed=seed)
 
 
 def distill(
@@ -125,10 +153,16 @@ def distill(
         on_epoch: Called with every ``Epoch``.
 
     Raises:
+        ConfigError: If features are to be matched that turn with the image on one side only.
         DataError: If there are fewer than ``MIN_IMAGES`` images.
         ModelError: If the two answer in different shapes.
         RunError: If the loss diverges.
     """
+    if config.features > 0 and getattr(student, "fields", "trivial") == "regular":
+        raise ConfigError(
+            "a student in regular fields has features that turn with the image, its teacher's do not. Set the weight "
+            "of features to 0: its logits teach it."
+        )
     if len(images) < MIN_IMAGES:
         raise DataError(
             f"there are {len(images)} images to distill on, expected at least {MIN_IMAGES} (some choose "

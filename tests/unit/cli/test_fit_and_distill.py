@@ -70,6 +70,28 @@ def test_a_student_costs_what_the_plain_backbone_does_and_folds_into_timm(teache
     assert open_model(plain).architecture.adapter == "none"
 
 
+def test_a_student_in_regular_fields_is_opened_in_them_and_folds(teacher, tmp_path):
+    out, plain = tmp_path / "student.safetensors", tmp_path / "plain.safetensors"
+    asked = ("distill", teacher[0], "--data", SITE, "--epochs", 1, "--fields", "regular")
+
+    figures = popmi(*asked, "--out", out, "--fold", plain, "--json")
+
+    assert (figures["fields"], figures["features"], figures["cost"]["ratio"]["student"]) == ("regular", 0.0, 1.0)
+    student, bare = open_model(out), open_model(plain)
+    assert (student.architecture.fields, bare.architecture.fields) == ("regular", "trivial")
+    assert (student.model.fields, bare.architecture.adapter) == ("regular", "none")
+    images = torch.randn(4, 3, 32, 32)
+    # The float32 residue of exact models, and two ways through the same arithmetic.
+    assert (student.model(images.rot90(1, (2, 3))) - student.model(images)).abs().max() < 1e-4
+    assert (bare.model(images) - student.model(images)).abs().max() < 1e-4
+    with pytest.raises(ConfigError, match="features that turn with the image"):
+        popmi(*asked, "--out", tmp_path / "other", "--features", 1)
+    with pytest.raises(ConfigError, match="merge_block 1 and adapters 'none' are of trivial fields"):
+        popmi(*asked, "--out", tmp_path / "other", "--merge-block", 1)
+    with pytest.raises(ConfigError, match="--fields octic: expected trivial or regular"):
+        popmi(*asked[:-1], "octic", "--out", tmp_path / "other")
+
+
 def coloured(count: int, seed: int) -> ImageSet:
     """The class is the brightest colour: learnt in seconds, whatever way it is turned."""
     rng = np.random.default_rng(seed)

@@ -105,6 +105,26 @@ def test_the_teacher_is_left_alone_and_the_same_seed_gives_the_same_bits():
     assert "forward_head" not in vars(model.backbone)
 
 
+def test_a_student_in_regular_fields_starts_from_its_teacher_and_learns_exactly_from_logits_alone():
+    model = teacher()
+    student = student_of(model, fields="regular")
+    # The first channel of each field, of the embedding too.
+    assert torch.equal(student.backbone.patch_embed.proj.weight[::4], model.backbone.patch_embed.proj.weight[::4])
+    logits_only = config(features=0.0)
+
+    found = distill(model, student, images(), logits_only)
+
+    assert student.fields == "regular"
+    # The float32 residue of exact models.
+    assert equivariance_error(student, inputs(), student.group) < 1e-4
+    assert found.fitted.best.figures["divergence"] < found.before["divergence"]
+    with pytest.raises(ConfigError, match=r"features that turn with the image, .* Set the weight of features to 0"):
+        distill(model, student, images(), config())
+    for wrong in ({"merge_block": 1}, {"adapters": "lora"}):
+        with pytest.raises(ConfigError, match="are of trivial fields: a student in regular fields runs no copies"):
+            student_of(model, fields="regular", **wrong)
+
+
 def test_what_cannot_be_distilled_is_refused():
     model = teacher()
     with pytest.raises(DataError, match="there are 9 images to distill on, expected at least 10"):
