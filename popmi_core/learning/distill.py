@@ -158,11 +158,7 @@ def distill(
         ModelError: If the two answer in different shapes.
         RunError: If the loss diverges.
     """
-    if config.features > 0 and getattr(student, "fields", "trivial") == "regular":
-        raise ConfigError(
-            "a student in regular fields has features that turn with the image, its teacher's do not. Set the weight "
-            "of features to 0: its logits teach it."
-        )
+    _require_features_alike(student, config)
     if len(images) < MIN_IMAGES:
         raise DataError(
             f"there are {len(images)} images to distill on, expected at least {MIN_IMAGES} (some choose "
@@ -264,6 +260,14 @@ def _listening(model: nn.Module, heard: dict[str, Tensor], who: str) -> Iterator
             backbone.forward_head = original
         else:
             del backbone.forward_head
+
+
+def _require_features_alike(student: nn.Module, config: DistillConfig) -> None:
+    if config.features > 0 and getattr(student, "fields", "trivial") == "regular":
+        raise ConfigError(
+            "a student in regular fields has features that turn with the image, its teacher's do not. Set the weight "
+            "of features to 0: its logits teach it."
+        )
 
 
 def _require_same(what: str, got: Tensor, expected: Tensor) -> None:
