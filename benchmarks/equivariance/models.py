@@ -27,6 +27,8 @@ from popmi_core.models import build_model, normalise
 
 # Of rows that train on some of the images.
 DRAWN = 21
+# Validation images that choose their epoch, at most, for every one that they learn from.
+TIMES_JUDGED = 2
 
 
 class Enlarged(nn.Module):
@@ -109,7 +111,9 @@ def train(model: nn.Module, case: Case, images: Images, runs: Path) -> dict[str,
         choose=recipe["choose"],
     )  # fmt: skip
     if case.row.images is not None:
-        images = replace(images, train=subset(images.train, case.row.images, DRAWN)[0])
+        # Every epoch is judged: with all validation images that would take longer than to learn from a few.
+        few, judged = case.row.images, TIMES_JUDGED * case.row.images
+        images = replace(images, train=subset(images.train, few, DRAWN)[0], val=subset(images.val, judged, DRAWN)[0])
     begun = time.process_time()
     if case.row.kind == "distilled":
         fitted = teach(get_model(case.start(), images, runs)[0], model, images, config)
