@@ -49,17 +49,17 @@ No augmentation but where the row says *rotations* (any angle, bilinear); distil
 light. Backbones: {backbones}. Networks of rivals bring their own shape, and all but octic ones see dermoscopy at 32
 px (so their rows say). Rows of *1,000 images* (250) learn from so many, drawn once, as all would take hours of a core
 with the dense, attention and modern networks; beside these, the plain model, PREA and the p4 CNN on the same images
-(*seen*: thousands of images in all, passes included), the epoch chosen on at most twice as many. *ResNet-8*: one
-block a stage behind a stem that keeps the resolution, learning rate {resnet8:g}; it sees digits and blood cells at 28
-px (29 with regular fields) and dermoscopy at 33. Rows of *regular fields* and of ResNet-8 were added after a look at
-validation figures of one seed: 25 or 33 px, C4 or D4, four learning rates, with and without rotations, a ResNet-20 as
-well; no test figure chose them. The digits' ResNet-8 was added once the p4 CNN's test figures were known. Left out,
-as another row answers what they would: equitune on features (it is k = L), D4 of digits, and the post-hoc
-aggregations whose decisions are those of the mean, or are learned ([posthoc.md](posthoc.md) has all seven). A row on
-the *plain model* takes that model as it was trained; *lambda-equitune* goes on from it, and *distilled* goes on from
-its teacher's weights (into regular fields: of a quarter of them, by logits alone), without labels: all have their
-passes on top of those of the model they take. Canonicalisation is as published where that does not suit these images:
-its prior is for upright ones.
+(*seen*: thousands of images in all, passes included), the epoch chosen on at most twice as many. GE-ViT p4m, slower
+still, was trained on digits alone. *ResNet-8*: one block a stage behind a stem that keeps the resolution, learning
+rate {resnet8:g}; it sees digits and blood cells at 28 px (29 with regular fields) and dermoscopy at 33. Rows of
+*regular fields* and of ResNet-8 were added after a look at validation figures of one seed: 25 or 33 px, C4 or D4,
+four learning rates, with and without rotations, a ResNet-20 as well; no test figure chose them. The digits' ResNet-8
+was added once the p4 CNN's test figures were known. Left out, as another row answers what they would: equitune on
+features (it is k = L), D4 of digits, and the post-hoc aggregations whose decisions are those of the mean, or are
+learned ([posthoc.md](posthoc.md) has all seven). A row on the *plain model* takes that model as it was trained;
+*lambda-equitune* goes on from it, and *distilled* goes on from its teacher's weights (into regular fields: of a
+quarter of them, by logits alone), without labels: all have their passes on top of those of the model they take.
+Canonicalisation is as published where that does not suit these images: its prior is for upright ones.
 
 Nothing was chosen by a test figure, but a goal names the best of several rows by their test figures, which flatters
 the best a little, whoever it is.
