@@ -69,8 +69,8 @@ ODD = 25
 # At full resolution, eight layers; its two strides keep the symmetry at 29 (29, 15, 8) and 33 (33, 17, 9) pixels.
 RESNET8 = "study_resnet8"
 CONVOLUTIONS, ATTENTION = 1e-2, 2e-3
-# k of Swin, ResNet, ...: stages; of a ViT: blocks. None is the default that attach chooses. On the digits' ResNet that
-# is the last stage; k = L averages what comes before the head, as equitune on features does.
+# k of Swin, ResNet, ...: stages; of a ViT: blocks. None is the default that attach chooses: on the digits' ResNet
+# k = L, where what comes before the head is averaged, as in equitune on features.
 PREA_ROWS = (
     prea("PREA C4, k = 0", 2, "C4", 0, only=VIT_SETS),
     prea("PREA D4, k = 0", 0, "D4", 0, only=VIT_SETS),

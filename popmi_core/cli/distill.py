@@ -73,8 +73,6 @@ def distill(
     training = FitConfig(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed, augment="shifts", choose="nll"
     )
-    if fields not in ("trivial", "regular"):
-        raise ConfigError(f"--fields {fields}: expected trivial or regular.")
     if features is None:
         features = 0.0 if fields == "regular" else 1.0
     config = DistillConfig(fit=training, temperature=temperature, features=features)

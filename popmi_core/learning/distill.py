@@ -96,24 +96,18 @@ def student_of(
 
     Args:
         teacher: Exact, with copies.
-        merge_block: Where the student merges; 0 gives symmetric weights. Of trivial fields only, as what follows.
+        merge_block: Where the student merges; 0 gives symmetric weights.
         adapters: The student's.
         rank: Of these.
         fields: ``trivial``: PREA around the teacher's own backbone, whose weights it starts from. ``regular``: the same
-            architecture in regular fields, which start from the first channel of each that the teacher has (better
-            than a fresh draw, docs/learning.md); teach it by logits alone, as its features turn with the image.
+            architecture in regular fields, which start from the first channel of each that the teacher has; teach it
+            by logits alone, as its features turn with the image.
         seed: Fixes what is drawn.
 
     Raises:
-        ConfigError: If regular fields are to be merged, or to have adapters.
-        ModelError: If the teacher is softened or computes in regular fields, or the backbone cannot be merged there or
-            has no regular fields (see ``attach``).
+        ModelError: If the teacher is softened or computes in regular fields, or the student cannot be what is asked
+            (see ``attach``).
     """
-    if fields == "regular" and (merge_block != 0 or adapters != "none"):
-        raise ConfigError(
-            f"merge_block {merge_block} and adapters '{adapters}' are of trivial fields: a student in regular fields "
-            "runs no copies. Leave both out."
-        )
     if teacher.fields == "regular":
         raise ModelError(
             "the teacher computes in regular fields: it runs no copies and costs what its plain backbone does, so that "
@@ -125,10 +119,15 @@ def student_of(
             "Distil an exact teacher."
         )
     plain = detach(cast(Prea, merge_lora(teacher)))
-    group = teacher.group.name
-    if fields == "regular":
-        return attach(plain, group=group, fields=fields, seed=seed)
-    return attach(plain, group=group, merge_block=merge_block, adapters=adapters, rank=rank, seed=seed)
+    return attach(
+        plain,
+        group=teacher.group.name,
+        merge_block=merge_block,
+        fields=fields,
+        adapters=adapters,
+        rank=rank,
+        seed=seed,
+    )
 
 
 def distill(

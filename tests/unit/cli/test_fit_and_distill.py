@@ -86,9 +86,9 @@ def test_a_student_in_regular_fields_is_opened_in_them_and_folds(teacher, tmp_pa
     assert (bare.model(images) - student.model(images)).abs().max() < 1e-4
     with pytest.raises(ConfigError, match="features that turn with the image"):
         popmi(*asked, "--out", tmp_path / "other", "--features", 1)
-    with pytest.raises(ConfigError, match="merge_block 1 and adapters 'none' are of trivial fields"):
+    with pytest.raises(ModelError, match="fields 'regular' with merge_block 1"):
         popmi(*asked, "--out", tmp_path / "other", "--merge-block", 1)
-    with pytest.raises(ConfigError, match="--fields octic: expected trivial or regular"):
+    with pytest.raises(ModelError, match="fields 'octic' are not known, expected one of trivial, regular"):
         popmi(*asked[:-1], "octic", "--out", tmp_path / "other")
 
 

@@ -121,8 +121,10 @@ def test_a_student_in_regular_fields_starts_from_its_teacher_and_learns_exactly_
     with pytest.raises(ConfigError, match=r"features that turn with the image, .* Set the weight of features to 0"):
         distill(model, student, images(), config())
     for wrong in ({"merge_block": 1}, {"adapters": "lora"}):
-        with pytest.raises(ConfigError, match="are of trivial fields: a student in regular fields runs no copies"):
+        with pytest.raises(ModelError, match=f"fields 'regular' with {next(iter(wrong))}"):
             student_of(model, fields="regular", **wrong)
+    with pytest.raises(ModelError, match="fields 'octic' are not known"):
+        student_of(model, fields="octic")
 
 
 def test_what_cannot_be_distilled_is_refused():

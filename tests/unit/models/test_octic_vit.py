@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+from small_sites import averaged
 from timm.layers import set_fused_attn, use_fused_attn
 
 from popmi_core.adapters import equivariance_error
@@ -12,7 +13,7 @@ from popmi_core.config import ModelConfig
 from popmi_core.errors import ModelError
 from popmi_core.groups import act, grid_permutation, point_group
 from popmi_core.groups.octic import D4, act_on_slabs
-from popmi_core.models import OcticVit, build_model, exchanged_state, load_exchanged
+from popmi_core.models import OcticVit, build_model
 from popmi_core.models.octic.layers import OcticLinear, OcticMlp
 
 CLASSES = 5
@@ -44,13 +45,6 @@ def train_a_little(model, side, seed, steps=2):
     return model.eval()
 
 
-def average(models):
-    states = [exchanged_state(model) for model in models]
-    fused = copy.deepcopy(models[0])
-    load_exchanged(fused, {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]})
-    return fused
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", SIZES)
 def test_exact_at_the_start_after_training_and_after_averaging_five_sites(name, dtype):
@@ -60,7 +54,7 @@ def test_exact_at_the_start_after_training_and_after_averaging_five_sites(name, 
     plain = make({"popmi_octic_vit_28": "popmi_vit_128"}.get(name, name.replace("octic_", "")), dtype)
     assert equivariance_error(plain, images, D4) > 0.1
     sites = [train_a_little(copy.deepcopy(start), side, seed) for seed in range(5)]
-    for model in (start, sites[0], average(sites)):
+    for model in (start, sites[0], averaged(sites)):
         assert equivariance_error(model, images, D4) <= TOLERANCE[dtype]
 
 
