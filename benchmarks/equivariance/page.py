@@ -55,15 +55,14 @@ rate {resnet8:g}; it sees digits and blood cells at 28 px (29 with regular field
 *regular fields* and of ResNet-8 were added after a look at validation figures of one seed: 25 or 33 px, C4 or D4,
 four learning rates, with and without rotations, a ResNet-20 as well; no test figure chose them. The digits' ResNet-8
 was added once the p4 CNN's test figures were known. Left out to stay within hours: equitune on features (k = L is it,
-with a bottleneck: PREA C4 of digits, and a row of blood cells), k = L on dermoscopy and under D4, D4 on digits,
-rotations with PREA C4 on digits, k = 0 at 33 px, on ResNet-8 and with lifted convolutions under D4, a ResNet-20 on
-blood cells, a ViT on digits, and the post-hoc aggregations *sum* and *most probable*, which decide as *mean* does or
-nearly so, and the two learned ones ([posthoc.md](posthoc.md) has all seven). None of these had been run by this
-recipe when they were left out; GE-ViT p4m on the other sets was once its figure on digits was known. A row on the
-*plain model* takes that model as it was trained; *lambda-equitune* goes on from it, and *distilled* goes on from its
-teacher's weights (into regular fields: of a quarter of them, by logits alone), without labels: all have their passes
-on top of those of the model they take. Canonicalisation is as published where that does not suit these images: its
-prior is for upright ones.
+with a bottleneck: PREA C4 of digits, and a row of blood cells), k = L on dermoscopy and under D4, D4 on digits, k = 0
+at 33 px, on ResNet-8 and with lifted convolutions under D4, a ResNet-20 on blood cells, a ViT on digits, and the
+post-hoc aggregations *sum* and *most probable*, which decide as *mean* does or nearly so, and the two learned ones
+([posthoc.md](posthoc.md) has all seven). None of these had been run by this recipe when they were left out; GE-ViT
+p4m on the other sets was once its figure on digits was known. A row on the *plain model* takes that model as it was
+trained; *lambda-equitune* goes on from it, and *distilled* goes on from its teacher's weights (into regular fields:
+of a quarter of them, by logits alone), without labels: all have their passes on top of those of the model they take.
+Canonicalisation is as published where that does not suit these images: its prior is for upright ones.
 
 Recipes were chosen by no test figure, but a goal names the best of several rows by their test figures, which flatters
 the best a little, whoever it is.

@@ -77,7 +77,7 @@ PREA_ROWS = (
     prea("PREA C4", 0, "C4", None),
     prea("PREA D4", 1, "D4", None, only=VIT_SETS),
     prea("PREA C4, lambda", 2, "C4", None, weights="lambda"),
-    prea("PREA C4 + rotations", 2, "C4", None, augment="rotations", only=VIT_SETS),
+    prea("PREA C4 + rotations", 2, "C4", None, augment="rotations"),
     prea("PREA D4, k = 0 + rotations", 3, "D4", 0, augment="rotations", only=VIT_SETS),
     prea("PREA C4, k = 0, lifted convolutions", 3, "C4", 0, adapters="lifted-conv", only=VIT_SETS),
     prea("PREA C4, k = L", 3, "C4", 3, only=VIT_SETS[:1]),
