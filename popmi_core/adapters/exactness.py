@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
+from popmi_core.adapters.geometry.measure import blobs
 from popmi_core.errors import ModelError
 from popmi_core.groups import Element, PointGroup, act
 
@@ -32,10 +32,7 @@ def require_exact(model: nn.Module, image_size: int, group: PointGroup, *, name:
         ModelError: If the logits move: something in the backbone (such as a head that knows places)
             breaks the symmetry, and no adapter on top can mend it.
     """
-    generator = torch.Generator().manual_seed(0)
-    blobs = torch.randn(2, 3, 4, 4, generator=generator)
-    images = functional.interpolate(blobs, size=(image_size, image_size), mode="bicubic")
-    error = _error(model, images, group.generators)
+    error = _error(model, blobs(model, image_size).to(next(model.parameters())), group.generators)
     if not error < _BROKEN:
         raise ModelError(
             f"{name}: logits move by {error:.2g} of their spread under {group.name}, expected < {_BROKEN:g}. "

@@ -7,8 +7,8 @@ from typing import cast
 from torch import nn
 
 from popmi_core.adapters.lora import merge_lora
+from popmi_core.adapters.merge import TABLE
 from popmi_core.adapters.prea import Prea, detach
-from popmi_core.adapters.soft import TABLE
 from popmi_core.adapters.tying import untie
 from popmi_core.errors import ModelError
 

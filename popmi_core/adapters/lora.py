@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
-from popmi_core.adapters.merge import OrbitMerge
+from popmi_core.adapters.merge import KERNEL, TABLE, OrbitMerge
 from popmi_core.errors import ModelError
 
 
@@ -86,8 +86,8 @@ def add_lora(
         targets: Ends of layer names.
         rank: Rank of every adapter.
         alpha: See ``LoraLinear``.
-        train: ``adapter``: only adapters, PREA's too, and the classifier (where the model has ``get_classifier``)
-            are trained and exchanged; ``all``: everything.
+        train: ``adapter``: only adapters, PREA's and what ``soften`` added too, and the classifier (where the model has
+            ``get_classifier``) are trained and exchanged; ``all``: everything.
         seed: Fixes the start of every A.
 
     Raises:
@@ -98,6 +98,9 @@ def add_lora(
         model.requires_grad_(False)
         for kept in (*_classifiers(model), *(part for part in model.modules() if isinstance(part, OrbitMerge))):
             kept.requires_grad_(True)
+        for name, tensor in model.named_parameters():
+            if name.rpartition(".")[2] in (TABLE, KERNEL):
+                tensor.requires_grad_(True)
     found = [name for name, _ in model.named_modules() if any(f".{name}".endswith(f".{end}") for end in targets)]
     if not found:
         raise ModelError(

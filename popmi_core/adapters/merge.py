@@ -14,6 +14,10 @@ from torch.nn.utils import skip_init
 from popmi_core.adapters.lifted import LiftedConv
 from popmi_core.groups import PointGroup, act
 
+# What soft.py lets into the last blocks, by the last part of its tensors' names: adapters, too, wherever these count.
+TABLE = "free_positions"
+KERNEL = "free_kernel"
+
 
 class OrbitMerge(nn.Module):
     """Average rotated copies in one frame, then adapt: a bottleneck per token, and lifted convolutions of tokens.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from popmi_core.adapters import regular, symmetric, trunk
 from popmi_core.adapters.cuts import cut_of
+from popmi_core.adapters.exactness import require_exact
 from popmi_core.adapters.geometry import check_geometry
 from popmi_core.adapters.lora import add_lora
 from popmi_core.adapters.merge import OrbitMerge
@@ -28,6 +29,8 @@ from popmi_core.errors import ModelError
 from popmi_core.groups import PointGroup, point_group
 
 Fields = Literal["trivial", "regular"]
+Weights = Literal["mean", "lambda"]
+Trained = Literal["all", "adapter"]
 
 
 class Prea(nn.Module):
@@ -55,6 +58,11 @@ class Prea(nn.Module):
         self.pretrained_cfg = getattr(backbone, "pretrained_cfg", {})
         # Folded: the merge is already in the weights, and only one copy runs.
         self.folded = merge_block == 0
+        if fields == "trivial" and getattr(getattr(backbone, "patch_drop", None), "prob", 0):
+            raise ModelError(
+                f"{type(backbone).__name__} drops patches in training, others in every copy: what is left cannot be "
+                "merged. Make it with patch_drop_rate=0, or take regular fields."
+            )
         made = regular.make_regular(backbone, group) if fields == "regular" else tie(backbone, group, merge_block)
         self.register_buffer("orbits", made, persistent=False)
 
@@ -113,10 +121,10 @@ def attach(
     group: str,
     merge_block: int | None = None,
     fields: Fields = "trivial",
-    weights: Literal["mean", "lambda"] = "mean",
+    weights: Weights = "mean",
     adapters: str | None = None,
     rank: int = 8,
-    train: Literal["all", "adapter"] = "all",
+    train: Trained = "all",
     seed: int = 0,
     image_size: int | None = None,
     allow_approximate: bool = False,
@@ -147,12 +155,11 @@ def attach(
         ModelError: If the group is not exact on a grid, the backbone cannot be merged at ``merge_block`` or is not
             exact at ``image_size``, there is no such adapter or no place for it, or widths are no whole regular fields.
     """
+    _require_known(fields=(fields, Fields), weights=(weights, Weights), train=(train, Trained))
     symmetry, wanted = point_group(group), adapters_of(adapters, fields)
-    if fields not in get_args(Fields):
-        raise ModelError(f"fields {fields!r} are not known, expected one of {', '.join(get_args(Fields))}. Correct it.")
     if fields == "regular":
         _require_regular(merge_block, weights, wanted)
-    block = 0 if fields == "regular" else trunk.choose_block(backbone, merge_block)
+    block = trunk.choose_block(backbone, 0 if fields == "regular" else merge_block)
     if block == 0 and weights == "lambda":
         raise ModelError("merge_block 0 folds the merge into the weights: there is nothing to weight. Use 'mean'.")
     if image_size is not None:
@@ -169,8 +176,22 @@ def attach(
     model = Prea(copy.deepcopy(backbone), symmetry, block, adapter, frozen=train == "adapter", fields=fields)
     if model.frozen:
         _freeze(model)
+    _require_head(model, None if allow_approximate else image_size)
     model.train(backbone.training)
     return add_low_rank(model, rank=rank, train=train, seed=seed) if "lora" in wanted else model
+
+
+def _require_known(**asked: tuple[str, Any]) -> None:
+    for what, (value, kind) in asked.items():
+        if value not in get_args(kind):
+            known = ", ".join(get_args(kind))
+            raise ModelError(f"{what} {value!r} is not known, expected one of {known}. Correct it.")
+
+
+def _require_head(model: Prea, image_size: int | None) -> None:
+    # Where no rule knows what the backbone does with places, only running it tells.
+    if image_size is not None and cut_of(model.backbone) is None:
+        require_exact(model.eval(), image_size, model.group, name=type(model.backbone).__name__)
 
 
 def _require_regular(merge_block: int | None, weights: str, adapters: tuple[str, ...]) -> None:
@@ -186,7 +207,7 @@ def _require_regular(merge_block: int | None, weights: str, adapters: tuple[str,
         )
 
 
-def add_low_rank(model: Prea, *, rank: int, train: Literal["all", "adapter"] = "all", seed: int = 0) -> Prea:
+def add_low_rank(model: Prea, *, rank: int, train: Trained = "all", seed: int = 0) -> Prea:
     """Return a copy with low-rank adapters on the attention behind the merge (``adapters = "lora"``).
 
     There every token is treated alike, so they keep the symmetry as any weights do; and they fold away.
@@ -214,8 +235,8 @@ def require_geometry(
 ) -> None:
     """Refuse an image size at which the group is not exact, before anything is built.
 
-    Backbones that are not known are merged on their last map only, where every size is right (``require_exact`` looks
-    at their heads).
+    Backbones that are not known are merged on their last map only, where every size is right (``attach`` runs them to
+    see that their heads do not know places).
 
     Raises:
         ModelError: If it is not; the reasons and the nearest exact size are named.

@@ -18,13 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from popmi_core.adapters.cuts import cut_of
+from popmi_core.adapters.merge import KERNEL, TABLE
 from popmi_core.adapters.prea import Prea
 from popmi_core.adapters.tied import TiedConv2d
 from popmi_core.errors import ModelError
 from popmi_core.groups import PointGroup
-
-TABLE = "free_positions"
-KERNEL = "free_kernel"
 
 
 class FreedConv2d(TiedConv2d):
@@ -35,6 +33,8 @@ class FreedConv2d(TiedConv2d):
 
     def __init__(self, tied: TiedConv2d, group: PointGroup) -> None:
         super().__init__(tied.dense(), group)
+        for name, stored in tied.named_parameters():
+            self.get_parameter(name).requires_grad_(stored.requires_grad)
         self.free_kernel = nn.Parameter(torch.zeros_like(super().kernel()))
         self.train(tied.training)
 

@@ -17,6 +17,7 @@ from popmi_core.errors import ModelError
 # timm's backbones are typed by convention only (forward_features, forward_head, num_features).
 Backbone = Any
 Between = Callable[[int, Tensor], Tensor]
+_TIMM = ("num_features", "forward_features", "forward_head", "get_classifier")
 
 
 def depth(backbone: Backbone) -> int:
@@ -45,17 +46,41 @@ def choose_block(backbone: Backbone, merge_block: int | None) -> int:
     Raises:
         ModelError: If the backbone cannot be merged there.
     """
+    if problem := foreign(backbone):
+        raise ModelError(problem)
     layers, name = depth(backbone), type(backbone).__name__
     if merge_block is None:
         return max(1, round(layers / 4)) if is_plain_vit(backbone) else layers
-    if merge_block > layers:
+    if not 0 <= merge_block <= layers:
         raise ModelError(f"{name} has {layers} blocks, merge_block is {merge_block}. Choose 0 to {layers}.")
-    if cut_of(backbone) is None and merge_block != layers:
-        raise ModelError(
-            f"{name} cannot merge at block {merge_block}: it is not known where places enter it, so nothing can be "
-            f"tied after an early merge. Leave merge_block out, or set it to {layers} (its last feature map)."
-        )
+    if problem := unmergeable(backbone, merge_block):
+        raise ModelError(f"{name} cannot merge at block {merge_block}: {problem}.")
     return merge_block
+
+
+def foreign(backbone: Backbone) -> str | None:
+    """Return why PREA cannot be put around a model at all, in a sentence; None for a timm backbone."""
+    name = type(backbone).__name__
+    if hasattr(backbone, "prea"):
+        return f"{name} has PREA inside already. Take the backbone out first (popmi_core.adapters.detach)."
+    if lacking := [part for part in _TIMM if not hasattr(backbone, part)]:
+        return f"{name} has no {', '.join(lacking)}, expected a timm backbone (timm.create_model). Take timm's own."
+    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple | list) and len(set(patch)) > 1:
+        return f"{name} has patches of {patch[0]}x{patch[1]} pixels, expected square ones: a turn swaps their sides."
+    return None
+
+
+def unmergeable(backbone: Backbone, block: int) -> str | None:
+    """Return why copies cannot be merged after ``block`` blocks or stages whatever the image size; None if they can."""
+    if cut_of(backbone) is None and block != depth(backbone):
+        return (
+            "it is not known where places enter it, so nothing can be tied after an early merge. Leave merge_block "
+            f"out, or set it to {depth(backbone)} (its last feature map)"
+        )
+    if block == 0 and hasattr(getattr(backbone, "patch_embed", None), "backbone"):
+        return "its patches come from a network of their own, which is not tied. Set merge_block to 1 or more"
+    return None
 
 
 def is_plain_vit(backbone: Backbone) -> bool:

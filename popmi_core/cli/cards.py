@@ -10,6 +10,7 @@ from torch import nn
 
 from popmi_core.adapters.prea import Fields
 from popmi_core.adapters.trunk import choose_block
+from popmi_core.data.labelmap import same_classes
 from popmi_core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -117,6 +118,33 @@ def merge_block(parents: Sequence[Parent], backbone: nn.Module, asked: int | Non
     told |= {who: _block_of(card, backbone) for who, card in cards.items()}
     _agreed("merge_block", {who: str(block) for who, block in told.items()})
     return next(iter(told.values()), choose_block(backbone, None))
+
+
+def class_names(parents: Sequence[Parent], count: int) -> tuple[str, ...] | None:
+    """Return the names of the models' classes, in the order of the outputs; None where no file tells them.
+
+    Raises:
+        ModelError: If files name other classes, the same in another order, or another number than the head has.
+    """
+    told = {who: names for who, parent in named(parents).items() if (names := _classes_in(parent))}
+    for who, names in told.items():
+        first, known = next(iter(told.items()))
+        if not same_classes(names, known):
+            raise ModelError(
+                f"the models know other classes, or know them in another order: {first} {', '.join(known)}; {who} "
+                f"{', '.join(names)}. Take models of one list of classes."
+            )
+        if len(names) != count:
+            raise ModelError(
+                f"{who} names {len(names)} classes ({', '.join(names)}), its head has {count}. Take another file."
+            )
+    return next(iter(told.values()), None)
+
+
+def _classes_in(parent: Parent) -> tuple[str, ...] | None:
+    card, lineage = (_parsed(parent.notes.get(key, "")) for key in ("card", "lineage"))
+    told = card.get("classes") or lineage.get("class_names")
+    return tuple(map(str, told)) if isinstance(told, list) else None
 
 
 def _facts(card: Mapping[str, Any]) -> dict[str, str | None]:

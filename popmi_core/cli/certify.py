@@ -32,7 +32,9 @@ def certify(
     image_size: Annotated[int | None, typer.Option(min=8, help="Pixels per side, where the model takes any.")] = None,
     group: Annotated[str | None, typer.Option(help="C4, D4, ...; by default the model's own, else C4.")] = None,
     alpha: Annotated[float, typer.Option(help="The statistical bound may fail for this share of images.")] = 0.1,
-    split: Annotated[str, typer.Option(help="train, val, test or external; not what the model was fitted on.")] = "val",
+    split: Annotated[
+        str, typer.Option(help="train, val, test or external; none that training or choices saw.")
+    ] = "test",
     limit: Annotated[int, typer.Option(min=2, help="At most so many images, drawn at random (seed 0).")] = 400,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, page and pictures.", file_okay=False)] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a certificate that is in the folder.")] = False,
@@ -56,8 +58,8 @@ def certify(
         )  # fmt: skip
         tell("reading images")
         parts = read_parts(
-            data, image_size=opened.architecture.image_size, classes=opened.architecture.classes, split=split,
-            limit=limit, native=True,
+            data, image_size=opened.architecture.image_size, classes=opened.architecture.classes,
+            names=opened.architecture.class_names, split=split, limit=limit, native=True,
         )  # fmt: skip
         found = certifying.certify_model(opened, parts, group=group, alpha=alpha, tell=tell)
         figures = {**about(opened, split), **found.to_json(), "seconds": round(time.perf_counter() - started, 2)}

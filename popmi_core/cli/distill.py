@@ -47,6 +47,9 @@ def distill(
     fields: Annotated[
         str, typer.Option(help="The student's: trivial, or regular (channels turn with the image).")
     ] = "trivial",
+    allow_approximate: Annotated[
+        bool, typer.Option("--allow-approximate", help="Take a student that is only nearly exact at this image size.")
+    ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="The highest, after the warm-up.")] = 1e-3,
@@ -76,7 +79,10 @@ def distill(
     if features is None:
         features = 0.0 if fields == "regular" else 1.0
     config = DistillConfig(fit=training, temperature=temperature, features=features)
-    wanted = {"merge_block": merge_block, "adapters": adapters, "rank": rank, "fields": fields}
+    wanted = {
+        "merge_block": merge_block, "adapters": adapters, "rank": rank, "fields": fields,
+        "allow_approximate": allow_approximate,
+    }  # fmt: skip
     with told(quiet=json_only) as tell:
         job = _read(teacher, data, model=model, model_arg=model_arg or [], adapter=adapter, group=group, score=score)
         done = _teach(job, config, wanted, tell)
@@ -125,11 +131,13 @@ def _read(
         )
         raise ConfigError(f"{opened.parent.file} {problem}.")
     if not isinstance(whole, Prea):
-        whole = attach(whole, group=str(group), merge_block=depth(whole), adapters="none").eval()
+        size = opened.architecture.image_size
+        whole = attach(whole, group=str(group), merge_block=depth(whole), adapters="none", image_size=size).eval()
     architecture = opened.architecture
     # Without --score nothing depends on the labels, so that other classes, or none, are fine.
     classes = architecture.classes if score else None
-    return _Job(opened, whole, read_sites(data, image_size=architecture.image_size, classes=classes))
+    names, size = architecture.class_names, architecture.image_size
+    return _Job(opened, whole, read_sites(data, image_size=size, classes=classes, names=names))
 
 
 def _teach(job: _Job, config: DistillConfig, wanted: dict[str, Any], tell: Any) -> _Done:
@@ -137,7 +145,8 @@ def _teach(job: _Job, config: DistillConfig, wanted: dict[str, Any], tell: Any) 
     from popmi_core.learning.distill import distill as teach
     from popmi_core.learning.distill import student_of
 
-    student = student_of(job.teacher, **wanted, seed=config.fit.seed)
+    size = job.opened.architecture.image_size
+    student = student_of(job.teacher, **wanted, seed=config.fit.seed, image_size=size)
 
     def on_epoch(epoch: Any) -> None:
         tell(
@@ -185,6 +194,7 @@ def _lineage(job: _Job, done: _Done, figures: dict[str, Any]) -> dict[str, Any]:
         "adapter": student.group.name,
         "lora": None if low_rank is None else low_rank.to_json(),
         "classes": architecture.classes,
+        "class_names": architecture.class_names,
         "image_size": architecture.image_size,
         "version": __version__,
         **{key: value for key, value in figures.items() if key != "group"},

@@ -33,7 +33,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val, test or external.")] = "test",
     rotations: Annotated[bool, typer.Option("--rotations", help="Turn every image by 0 to 350 degrees.")] = False,
     lee: Annotated[bool, typer.Option("--lee", help="Local equivariance error, end to end and by layer.")] = False,
-    limit: Annotated[int | None, typer.Option(min=2, help="At most so many images, drawn at random (seed 0).")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="At most so many images, one a site at least.")] = None,
     lee_images: Annotated[int, typer.Option(min=2, help="Images for --lee, drawn at random (seed 0).")] = 32,
     samples: Annotated[int, typer.Option(min=0, help="Images shown at their worst angle; 0 shows none.")] = 6,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, page and pictures.", file_okay=False)] = None,
@@ -55,8 +55,8 @@ def evaluate(
         )  # fmt: skip
         tell("reading images")
         parts = evaluation.read_parts(
-            data, image_size=opened.architecture.image_size, classes=opened.architecture.classes, split=split,
-            limit=limit, native=rotations,
+            data, image_size=opened.architecture.image_size, classes=opened.architecture.classes,
+            names=opened.architecture.class_names, split=split, limit=limit, native=rotations,
         )  # fmt: skip
         found = evaluation.evaluate_model(
             opened, parts, rotations=rotations, lee=lee_images if lee else 0, samples=samples if out else 0, tell=tell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,7 @@ Tell = Callable[[str], None]
 Bytes = npt.NDArray[np.uint8]
 
 ALL = "all"
-"""What the images of all sites together are called."""
+"""What the images of all sites together are called; a site of this name gets a number behind it."""
 _LARGEST = 256
 _TIMES = 4
 
@@ -106,9 +107,19 @@ class Evaluation:
 
 
 def read_parts(
-    specs: Sequence[str], *, image_size: int, classes: int, split: str, limit: int | None, native: bool
+    specs: Sequence[str],
+    *,
+    image_size: int,
+    classes: int,
+    names: Sequence[str] | None = None,
+    split: str,
+    limit: int | None,
+    native: bool,
 ) -> Parts:
     """Read the split's images at the model's size and, where ``native``, again at their own.
+
+    ``names``: the classes in the order of the model's outputs, where its file tells them; targets are brought into it.
+    ``limit``: at most so many images in all, but one of every site.
 
     Pictures of more than four times the model's size (or 256 pixels, if that is more) are read at that: turning finer
     ones changes nothing that is left after the reduction.
@@ -120,26 +131,27 @@ def read_parts(
     if not specs:
         raise ConfigError("no images are named. Give --data: an npz file, a folder, or phantom.")
     most = max(_TIMES * image_size, _LARGEST)
-    names: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
     sized: dict[str, ImageSet] = {}
     large: dict[str, ImageSet] = {}
     for number, spec in enumerate(specs, start=1):
-        sites = read_sites([spec], image_size=image_size, classes=classes)
-        names = names or next(iter(sites.values())).classes
+        sites = read_sites([spec], image_size=image_size, classes=classes, names=names)
+        told = told or next(iter(sites.values())).classes
         size = native_size(spec, drawn=2 * image_size, most=most) if native else image_size
-        again = sites if size == image_size else read_sites([spec], image_size=size, classes=classes)
-        if other := [site for site, data in sites.items() if data.classes != names]:
+        again = sites if size == image_size else read_sites([spec], image_size=size, classes=classes, names=names)
+        if other := [site for site, data in sites.items() if data.classes != told]:
             raise DataError(
-                f"site {other[0]} has other classes than {', '.join(names)}, or in another order. "
+                f"site {other[0]} has other classes than {', '.join(told)}, or in another order. "
                 "Evaluate data sets of different classes one by one."
             )
         share = None if limit is None else max(1, limit // len(specs))
         remedy = "Choose another --split, or other --data."
         few, fine = (part_of(data, split, remedy=remedy, limit=share) for data in (sites, again))
         for site, part in few.items():
-            label = site if site not in sized else f"{site}-{number}"
+            numbered = (f"{site}-{more}" for more in itertools.count(number))
+            label = next(name for name in itertools.chain([site], numbered) if name != ALL and name not in sized)
             sized[label], large[label] = part, fine[site]
-    return Parts(names, sized, large)
+    return Parts(told, sized, large)
 
 
 def evaluate_model(

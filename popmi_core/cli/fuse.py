@@ -88,6 +88,7 @@ def describe(job: Job, outcome: Outcome) -> dict[str, Any]:
         "fields": architecture.fields,
         "lora": None if architecture.low_rank is None else architecture.low_rank.to_json(),
         "classes": architecture.classes,
+        "class_names": architecture.class_names,
         "image_size": architecture.image_size,
         "rule": outcome.rule,
         "gate": list(job.rules) if job.gate else None,
@@ -162,7 +163,9 @@ def _read(
         raise ConfigError(
             "rule lowrank averages low-rank adapters as products, and the models have none. Take average."
         )
-    sites = read_sites(data, image_size=architecture.image_size, classes=architecture.classes)
+    sites = read_sites(
+        data, image_size=architecture.image_size, classes=architecture.classes, names=architecture.class_names
+    )
     whole = fitted(parents, architecture)
     return Job(whole, architecture, rules, gate is not None, match, reference, weights, sites, repair, starts)
 

@@ -116,7 +116,9 @@ def read(
         replace(p.held(), label=label) for p, label in zip(fitted(parents, architecture), NAMES, strict=True)
     )
     tell("reading the images")
-    sites = read_sites(data, image_size=architecture.image_size, classes=architecture.classes)
+    sites = read_sites(
+        data, image_size=architecture.image_size, classes=architecture.classes, names=architecture.class_names
+    )
     # Never the images that are judged on, unless somebody judges on the training split.
     learner = f"--match {match} looks at training images: give some with --data, or take --match weights."
     seen = together(part_of(sites, "train", remedy=learner)) if match in WITH_IMAGES else None

@@ -15,7 +15,17 @@ from torch import Tensor, nn
 from popmi_core.adapters.prea import Fields
 from popmi_core.checkpoints import file_sha256, open_state, with_more
 from popmi_core.cli.adapted import adapted, has_prea
-from popmi_core.cli.cards import arguments_of, card_of, check_cards, fields_of, group_of, merge_block, named, sizes_of
+from popmi_core.cli.cards import (
+    arguments_of,
+    card_of,
+    check_cards,
+    class_names,
+    fields_of,
+    group_of,
+    merge_block,
+    named,
+    sizes_of,
+)
 from popmi_core.cli.heads import BACKBONE, classes_of
 from popmi_core.cli.lowranks import LowRank, low_rank_of
 from popmi_core.errors import ConfigError, ModelError
@@ -57,7 +67,10 @@ class Parent:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What all parents are: a timm model by name and arguments, perhaps with adapters, its classes and image size."""
+    """What all parents are: a timm model by name and arguments, perhaps with adapters, its classes and image size.
+
+    ``class_names``: in the order of the outputs; None where no file tells them.
+    """
 
     name: str
     arguments: dict[str, Any]
@@ -68,6 +81,7 @@ class Architecture:
     model: nn.Module
     low_rank: LowRank | None = None
     fields: Fields = "trivial"
+    class_names: tuple[str, ...] | None = None
 
 
 def read_parents(paths: Sequence[Path]) -> list[Parent]:
@@ -160,6 +174,7 @@ def architecture_of(
         listed = ", ".join(f"{file} {count}" for file, count in classes.items())
         raise ModelError(f"the models have different numbers of classes: {listed}. Fuse models of one list of classes.")
     count = next(iter(classes.values()))
+    names = class_names(parents, count)
     model, made = _create(name, count, given=arguments, card=card)
     own_size = card.get("image_size") or _image_size(model, made)
     size = image_size or own_size
@@ -172,7 +187,7 @@ def architecture_of(
     low_rank = low_rank_of(parents, [card_of(parent) for parent in parents], lora_alpha)
     if low_rank is not None:
         model = low_rank.on(model, file=parents[0].file)
-    return Architecture(name, made, group, block, count, int(size), model.eval(), low_rank, fields)
+    return Architecture(name, made, group, block, count, int(size), model.eval(), low_rank, fields, names)
 
 
 def _asked(adapter: str | None) -> tuple[str | None, int | None, Fields | None]:

@@ -55,7 +55,7 @@ def choose_in_pilots(
     adapter = config.model.adapter
     scores: dict[Candidate, list[float]] = {}
     left_out: dict[str, str] = {}
-    images, classes = 0, 0
+    support: list[int] = []
     with tempfile.TemporaryDirectory(prefix="popmi-pilots-") as folder:
         for candidate in candidates_for(adapter):
             for number in range(adapter.pilot_seeds):
@@ -63,10 +63,10 @@ def choose_in_pilots(
                 if number == 0 and not _can_be_built(plan, candidate, left_out, needed=not scores):
                     break
                 simulate(plan)
-                figure, images, classes = _figure_of(plan)
+                figure, support = _figure_of(plan)
                 scores.setdefault(candidate, []).append(figure)
                 tell(f"pilot {candidate.name}, seed {plan.config.seed}: balanced accuracy {figure:.3f}")
-    choice = decide(scores, images=images, metric=METRIC, chance=1 / classes, left_out=left_out)
+    choice = decide(scores, counts=support, metric=METRIC, chance=1 / len(support), left_out=left_out)
     return _decided(config, choice.chosen), choice
 
 
@@ -118,20 +118,22 @@ def _can_be_built(plan: RunPlan, candidate: Candidate, left_out: dict[str, str],
     return True
 
 
-def _figure_of(plan: RunPlan) -> tuple[float, int, int]:
-    """Return the pooled validation figure after the last round, and over how many images and classes it is."""
+def _figure_of(plan: RunPlan) -> tuple[float, list[int]]:
+    """Return the pooled validation figure after the last round, and the images of every class that it is over."""
     with apps.load(apps.RUN_READER)(Path(plan.folder) / RECORD) as reader:
         run = reader.run().id
         rows, rounds = reader.metrics(run, split="val"), reader.rounds(run)
     last = max((row.server_round for row in rows), default=0)
-    rows = [row for row in rows if row.server_round == last]
-    pooled = [row.value for row in rows if (row.scope, row.name) == ("global", METRIC) and row.value is not None]
-    if not pooled:
+    pooled = [
+        row.value
+        for row in rows
+        if (row.server_round, row.scope, row.name) == (last, "global", METRIC) and row.value is not None
+    ]
+    # Classes with few images are told of by no site, and no part of the mean.
+    told_of = [row.notes["support_pooled"]["val"] for row in rounds if row.notes.get("support_pooled", {}).get("val")]
+    if not pooled or not told_of:
         raise ConfigError(
             "a pilot came to no common validation figure: the sites have too few validation images, or its rounds were "
             "void. Name the group (adapter.group) instead of 'auto'."
         )
-    counted = [row.value for row in rows if row.scope != "global" and row.name == "num_examples" and row.value]
-    # Classes with few images are told of by no site, and no part of the mean.
-    told_of = [row.notes["classes_pooled"].get("val") for row in rounds if row.notes.get("classes_pooled")]
-    return pooled[0], int(sum(counted)), (told_of and told_of[-1]) or len(plan.classes)
+    return pooled[0], told_of[-1]

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from popmi_core.data import PHANTOM_SITES, ImageSet, SiteData, load_site, locate
+from popmi_core.data.labelmap import onto_classes
 from popmi_core.data.shape import shape_of
 from popmi_core.data.spec import SiteSpec
 from popmi_core.errors import ConfigError, DataError
@@ -21,7 +22,9 @@ _SEED = 0
 _PHANTOM_IMAGES = 600
 
 
-def read_sites(specs: Sequence[str], *, image_size: int, classes: int | None) -> dict[str, SiteData]:
+def read_sites(
+    specs: Sequence[str], *, image_size: int, classes: int | None, names: Sequence[str] | None = None
+) -> dict[str, SiteData]:
     """Return the sites' images by name: of every spec, or of all sites in a folder of several.
 
     Args:
@@ -29,9 +32,11 @@ def read_sites(specs: Sequence[str], *, image_size: int, classes: int | None) ->
             folder of several sites.
         image_size: Pixels per side the models take.
         classes: Number of classes the models know; None where labels are not looked at.
+        names: Their names in the order of the outputs, where the files tell them: targets are brought into it.
 
     Raises:
-        DataError: If images cannot be read, or have another number of classes than the models.
+        DataError: If images cannot be read, have another number of classes than the models, or one that these do not
+            know.
     """
     named: dict[str, str] = {}
     for spec in specs:
@@ -42,6 +47,8 @@ def read_sites(specs: Sequence[str], *, image_size: int, classes: int | None) ->
         site: load_site(site, spec, image_size=image_size, phantom_images=_PHANTOM_IMAGES, seed=_SEED)
         for site, spec in named.items()
     }
+    if classes is not None and names is not None:
+        return {site: onto_classes(data, names) for site, data in sites.items()}
     for site, data in sites.items():
         if classes is not None and len(data.classes) != classes:
             raise DataError(

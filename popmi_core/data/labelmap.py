@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from popmi_core.data.images import ImageSet, SiteData
 from popmi_core.data.labels import DERMOSCOPY_CLASSES
 from popmi_core.errors import DataError
 
@@ -85,6 +89,37 @@ def unite_classes(sites: Iterable[Iterable[str]]) -> tuple[str, ...]:
     for name in sorted(name for names in sites for name in names):
         spelled.setdefault(_fold(name), name)
     return DERMOSCOPY_CLASSES if set(spelled) <= set(DERMOSCOPY_CLASSES) else tuple(sorted(spelled.values()))
+
+
+def same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two lists are the same classes in the same order; case and blanks do not count."""
+    return [_fold(name) for name in one] == [_fold(name) for name in other]
+
+
+def onto_classes(data: SiteData, classes: Sequence[str]) -> SiteData:
+    """Return the same images with targets that index into ``classes``: the order and number of a model's outputs.
+
+    Where either list holds nothing but places ("0", "1", ...; an npz file without names) and both are as long, targets
+    stay as they are.
+
+    Raises:
+        DataError: If an image is of a class that ``classes`` does not have.
+    """
+    theirs, wanted = data.classes, tuple(classes)
+    places = tuple(str(place) for place in range(len(wanted)))
+    if len(theirs) == len(wanted) and places in (theirs, wanted):
+        return replace(data, classes=wanted)
+    index = {_fold(name): place for place, name in enumerate(wanted)}
+    places_of = np.array([index.get(_fold(name), -1) for name in theirs], np.int64)
+    parts = {split: getattr(data, split) for split in ("train", "val", "test", "external")}
+    counts = sum(part.counts(len(theirs)) for part in parts.values())
+    if unknown := [name for name, place, count in zip(theirs, places_of, counts, strict=True) if place < 0 and count]:
+        raise DataError(
+            f"site {data.site} has images of {', '.join(unknown)}, the model knows {', '.join(wanted)}. Give images of "
+            "the classes it was trained on, or say with a label map which of them yours are (docs/data.md)."
+        )
+    moved = {split: ImageSet(part.images, places_of[part.targets]) for split, part in parts.items()}
+    return replace(data, classes=wanted, **moved)
 
 
 def _fold(word: str) -> str:

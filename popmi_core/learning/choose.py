@@ -47,13 +47,15 @@ def candidates_of(free_blocks: int = 1) -> tuple[Candidate, ...]:
 def candidates_for(adapter: AdapterConfig) -> tuple[Candidate, ...]:
     """Return the candidates whose PREA is as described otherwise: in the same fields, softened by as many blocks, or 1.
 
-    Regular fields see orientation already, so that there is no soft candidate.
+    Regular fields see orientation already, so that there is no soft candidate. Where only adapters are trained, C1 has
+    the same adapters, around the group of one element: all candidates then train alike.
 
     Raises:
         ConfigError: If blocks between regular fields are to be freed.
     """
     if adapter.fields == "trivial":
-        return candidates_of(adapter.free_blocks or 1)
+        smallest, *larger = candidates_of(adapter.free_blocks or 1)
+        return (replace(smallest, group="C1") if adapter.train == "adapter" else smallest, *larger)
     if adapter.free_blocks:
         raise ConfigError(
             f"fields = 'regular' with free_blocks = {adapter.free_blocks}: regular fields see orientation already, so "
@@ -71,7 +73,7 @@ class Choice:
         metric: The validation figure it was chosen by.
         scores: That figure of every pilot, by candidate, from the smallest group to the largest.
         means: Its mean by candidate.
-        standard_error: Of the best candidate's mean: over pilots, and over ``images``.
+        standard_error: Of the best candidate's mean: over pilots, and over which images there happen to be.
         images: Validation images.
         left_out: Candidates that could not be built, and why.
         sentence: All this in one sentence.
@@ -94,7 +96,7 @@ class Choice:
 def decide(
     scores: Mapping[Candidate, Sequence[float]],
     *,
-    images: int,
+    counts: Sequence[int],
     metric: str,
     chance: float = 0.0,
     left_out: Mapping[str, str] | None = None,
@@ -102,11 +104,11 @@ def decide(
     """Return the largest group within one standard error of the best.
 
     The standard error of the best mean m over s pilots joins two sources of chance,
-    ``sqrt(var(pilots) / s + m (1 - m) / images)``: the seeds', and which images there happen to be (of a share).
+    ``sqrt(var(pilots) / s + v)``: the seeds', and which images there happen to be, ``v = sampling_variance(...)``.
 
     Args:
         scores: By candidate, from the smallest group to the largest, the figure of every pilot, in [0, 1].
-        images: Validation images each figure is over.
+        counts: Validation images of every class that each figure is over.
         metric: What the figures are, a key of ``SHARES``.
         chance: The figure of a model that has learnt nothing; pilots that all come out like it decide nothing.
         left_out: Candidates that could not be built, and why; for the record.
@@ -115,12 +117,12 @@ def decide(
         ConfigError: If there is no figure, one is undefined or out of range, the metric is unknown, or no candidate is
             better than chance by more than a standard error.
     """
-    _require_figures(scores, images, metric)
+    _require_figures(scores, sum(counts), metric)
     means = {candidate: statistics.fmean(figures) for candidate, figures in scores.items()}
     best = max(means, key=lambda candidate: means[candidate])
     pilots = scores[best]
     by_seed = statistics.variance(pilots) / len(pilots) if len(pilots) > 1 else 0.0
-    error = math.sqrt(by_seed + means[best] * (1 - means[best]) / images)
+    error = math.sqrt(by_seed + sampling_variance(means[best], counts, metric))
     if means[best] <= chance + error:
         raise ConfigError(
             f"no pilot learnt anything: the best mean {SHARES[metric]} is {means[best]:.3f} ({best.name}; standard "
@@ -135,10 +137,36 @@ def decide(
         scores={candidate.name: tuple(figures) for candidate, figures in scores.items()},
         means={candidate.name: mean for candidate, mean in means.items()},
         standard_error=error,
-        images=images,
+        images=sum(counts),
         left_out=dict(left_out or {}),
     )
     return replace(choice, sentence=_sentence(choice, best.name, len(pilots)))
+
+
+def sampling_variance(figure: float, counts: Sequence[int], metric: str) -> float:
+    """Return the variance that a figure has because other images might have been drawn.
+
+    - Accuracy, of n images: ``m (1 - m) / n``.
+    - Balanced accuracy, the mean of C classes' shares, each of its n_c images: ``m (1 - m) sum(1 / n_c) / C^2``, every
+      class taken to be answered as well as the mean. A class of five images weighs as much as one of five hundred.
+    - AUROC, the mean over classes of one against the rest: ``sum(v_c) / C^2``, with v_c of Hanley and McNeil (1982),
+      "The meaning and use of the area under a ROC curve", equation 2; classes' curves are taken to be independent.
+
+    Args:
+        figure: m, in [0, 1].
+        counts: Images of every class; classes without images are no part of the mean.
+        metric: A key of ``SHARES``.
+    """
+    present, total = [count for count in counts if count > 0], sum(counts)
+    if metric == "accuracy":
+        return figure * (1 - figure) / total
+    if metric == "balanced_accuracy":
+        return figure * (1 - figure) * sum(1 / count for count in present) / len(present) ** 2
+    one, other = figure / (2 - figure), 2 * figure**2 / (1 + figure)
+    spread, below, above = figure * (1 - figure), one - figure**2, other - figure**2
+    split = [(count, total - count) for count in present if count < total]
+    each = [(spread + (its - 1) * below + (rest - 1) * above) / (its * rest) for its, rest in split]
+    return sum(each) / len(each) ** 2 if each else 0.0
 
 
 def _require_figures(scores: Mapping[Candidate, Sequence[float]], images: int, metric: str) -> None:
@@ -205,9 +233,8 @@ def choose_group(
             scores[candidate].append(figure)
             if on_pilot is not None:
                 on_pilot(candidate, pilot.seed, figure)
-    return decide(
-        scores, images=len(val), metric=config.choose, chance=chance_of(val.targets, config.choose), left_out=left_out
-    )
+    counts, chance = np.bincount(val.targets).tolist(), chance_of(val.targets, config.choose)
+    return decide(scores, counts=counts, metric=config.choose, chance=chance, left_out=left_out)
 
 
 def chance_of(targets: npt.NDArray[np.int64], metric: str) -> float:

@@ -91,6 +91,8 @@ def student_of(
     rank: int = 8,
     fields: Literal["trivial", "regular"] = "trivial",
     seed: int = 0,
+    image_size: int | None = None,
+    allow_approximate: bool = False,
 ) -> Prea:
     """Return the student of a teacher, under its group.
 
@@ -103,10 +105,13 @@ def student_of(
             architecture in regular fields, which start from the first channel of each that the teacher has; teach it
             by logits alone, as its features turn with the image.
         seed: Fixes what is drawn.
+        image_size: Pixels per side; where it is given, it is checked that the student is exact at this size: an early
+            merge needs strides and windows that the teacher's later one did not.
+        allow_approximate: Take a size at which it is only nearly exact.
 
     Raises:
         ModelError: If the teacher is softened or computes in regular fields, or the student cannot be what is asked
-            (see ``attach``).
+            or is not exact at ``image_size`` (see ``attach``).
     """
     if teacher.fields == "regular":
         raise ModelError(
@@ -127,6 +132,8 @@ def student_of(
         adapters=adapters,
         rank=rank,
         seed=seed,
+        image_size=image_size,
+        allow_approximate=allow_approximate,
     )
 
 

@@ -33,11 +33,13 @@ class PooledMetrics:
     Attributes:
         num_examples: Patients of the sites that tell anything.
         classes: Classes that at least one site tells of.
+        support: Patients of each of ``classes``, of the sites that tell of it.
         auroc_per_class: One-vs-rest AUROC of each of ``classes``.
     """
 
     num_examples: int
     classes: tuple[int, ...]
+    support: tuple[int, ...]
     auroc: Bounded
     auprc: Bounded
     macro_f1: Bounded
@@ -79,6 +81,7 @@ def pool_summaries(summaries: Sequence[ScoreSummary]) -> PooledMetrics:
     return PooledMetrics(
         num_examples=sum(summary.num_examples for summary in summaries),
         classes=classes,
+        support=tuple(int(positive.total) for positive, _ in runs),
         auroc=mean_bounded(list(auroc)),
         auprc=mean_bounded([average_precision_from_runs(*pair) for pair in runs]),
         macro_f1=mean_bounded([f1 for _, f1 in top_one]),

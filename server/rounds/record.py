@@ -237,6 +237,7 @@ def _notes(done: RoundResult) -> dict[str, object]:
         **({"chosen": fused.chosen, "regret": fused.regret} if fused is not None and fused.chosen else {}),
         # Figures over all sites are means over these many classes; a class with few images is told of by no site.
         "classes_pooled": {split: len(pooled.classes) for split, pooled in done.evaluation.pooled.items()},
+        "support_pooled": {split: list(pooled.support) for split, pooled in done.evaluation.pooled.items()},
         **({"void": done.note} if done.note else {}),
         **({"equivariance": dict(done.equivariance)} if done.equivariance is not None else {}),
     }

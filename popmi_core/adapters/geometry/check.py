@@ -12,6 +12,7 @@ from popmi_core.adapters.geometry.measure import TOLERANCE, blobs, first_break, 
 from popmi_core.adapters.geometry.rules import Reason, breaks
 from popmi_core.adapters.geometry.trace import MISFIT, Trace, stages_of, trace
 from popmi_core.adapters.geometry.twin import tied_twin
+from popmi_core.adapters.trunk import foreign, unmergeable
 from popmi_core.groups import PointGroup, point_group
 
 Verdict = Literal["exact", "approximate", "refused"]
@@ -26,7 +27,7 @@ class Geometry:
 
     Attributes:
         verdict: ``exact``; ``approximate``: the answer moves by less than half its spread; ``refused``: by more, or
-            the model does not run, or gives no square map to merge.
+            the model does not run, gives no square map to merge, or PREA cannot be put around it there.
         reasons: What is in the way, module by module; empty where it is exact.
         nearest_exact: The nearest image size that is exact for this merge block; None if none was found near by.
         image_size: Pixels per side.
@@ -85,9 +86,11 @@ def check_all(
 ) -> tuple[Geometry, ...]:
     """Return ``check_geometry`` for several merge blocks (None: all of them) at the price of one trace a size."""
     symmetry = point_group(group) if isinstance(group, str) else group
-    blocks = range(len(stages_of(backbone)) + 1) if merge_blocks is None else merge_blocks
+    count = len(stages_of(backbone))
+    blocks = range(count + 1) if merge_blocks is None else merge_blocks
     seen = trace(backbone, image_size)
-    found = [judge(seen, image_size, symmetry, block, count=len(stages_of(backbone))) for block in blocks]
+    found = [judge(seen, image_size, symmetry, block, count=count) for block in blocks]
+    found = [_attachable(backbone, geometry) for geometry in found]
     if measure and not seen.problem:
         twin = tied_twin(backbone, image_size, symmetry)
         found = [_measured(twin, geometry, symmetry) for geometry in found]
@@ -111,6 +114,16 @@ def judge(seen: Trace, image_size: int, group: PointGroup, merge_block: int, *, 
     after = seen.steps[seen.ends[merge_block - 1] if merge_block else 0 :]
     reasons = breaks(after, group)
     return Geometry("approximate" if reasons else "exact", reasons, None, image_size, merge_block)
+
+
+def _attachable(backbone: nn.Module, geometry: Geometry) -> Geometry:
+    """Refuse what PREA cannot be put around at this merge block, whatever its layers do with places."""
+    if not hasattr(backbone, "forward_features"):
+        return geometry
+    problem = foreign(backbone) or unmergeable(backbone, geometry.merge_block)
+    if problem is None:
+        return geometry
+    return replace(geometry, verdict="refused", reasons=(Reason("", problem, lasting=True), *geometry.reasons))
 
 
 def _measured(twin: Any, geometry: Geometry, group: PointGroup) -> Geometry:

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from popmi_core.adapters.geometry import stages_of
+from popmi_core.adapters.merge import TABLE
 from popmi_core.adapters.prea import Prea
-from popmi_core.adapters.soft import TABLE
 from popmi_core.adapters.symmetric import position_table
 from popmi_core.adapters.tied import TiedConv2d
 from popmi_core.adapters.windows import TiedNorm, TiedReduction, spread

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from popmi_core.adapters import Prea, trunk
 from popmi_core.adapters.cuts import cut_of
 from popmi_core.adapters.lora import scalings
-from popmi_core.adapters.soft import TABLE
+from popmi_core.adapters.merge import TABLE
 from popmi_core.invariance.orbit import OrbitModel
 from popmi_core.matching.builder import Builder
 from popmi_core.matching.families.placed import classifiers_of, features_space, lifted

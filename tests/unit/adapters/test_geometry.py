@@ -114,17 +114,40 @@ def test_odd_windows_are_approximate_and_named() -> None:
     assert "layers.0.blocks.1: windows of 3 cells shifted by 1 lie elsewhere" in str(found.reasons[0])
 
 
-def test_a_rotary_position_is_approximate_until_the_last_block() -> None:
+def test_a_rotary_position_is_told_and_only_the_last_map_can_be_merged() -> None:
     backbone = timm.create_model(
         "eva02_tiny_patch14_224", img_size=42, embed_dim=32, depth=2, num_heads=2, num_classes=3
     )
 
     first, _, last = check_all(backbone, 42, group="C4")
 
-    assert first.verdict == "approximate"
+    assert first.verdict == "refused"
     assert first.nearest_exact is None
-    assert "rotary positions" in first.reasons[0].what
+    assert "it is not known where places enter it" in first.reasons[0].what
+    assert "rotary positions" in first.reasons[1].what
     assert last.verdict == "exact"
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_what_the_checker_calls_possible_can_be_attached_and_the_rest_not(block) -> None:
+    for name, options in (("beit_base_patch16_224", {"embed_dim": 24, "num_heads": 2}), ("vit_tiny_patch16_224", {})):
+        backbone = timm.create_model(name, img_size=32, patch_size=8, depth=2, num_classes=3, **options)
+        verdict = check_geometry(backbone, 32, group="C4", merge_block=block).verdict
+        try:
+            attach(backbone, group="C4", merge_block=block, image_size=32)
+        except ModelError:
+            assert verdict == "refused"
+        else:
+            assert verdict == "exact"
+
+
+def test_oblong_patches_are_refused() -> None:
+    backbone = timm.create_model("vit_tiny_patch16_224", img_size=64, patch_size=(4, 16), depth=2, num_classes=3)
+
+    found = check_geometry(backbone, 64, group="C4", merge_block=1)
+
+    assert found.verdict == "refused"
+    assert "patches of 4x16 pixels" in found.reasons[0].what
 
 
 class Flattened(nn.Module):
@@ -194,7 +217,7 @@ def test_a_model_without_blocks_is_told() -> None:
 def test_a_family_that_is_not_divided_merges_on_its_last_map() -> None:
     first, last = check_all(make("regnetx_002", 64), 64, group="C4", measure=False)
 
-    assert first.verdict == "approximate"
+    assert first.verdict == "refused"
     assert last.verdict == "exact"
 
 

@@ -231,6 +231,35 @@ def test_impossible_wishes_are_refused():
         attach(make("vit_untiled")[0], group="C4", merge_block=0)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"weights": "lamda"}, "weights 'lamda' is not known, expected one of mean, lambda"),
+        ({"train": "adapters"}, "train 'adapters' is not known, expected one of all, adapter"),
+        ({"merge_block": -1}, "has 2 blocks, merge_block is -1. Choose 0 to 2"),
+    ],
+)
+def test_misspelt_wishes_are_refused(wrong, told):
+    with pytest.raises(ModelError, match=told):
+        attach(make("vit")[0], group="C4", **wrong)
+
+
+def test_what_is_no_plain_timm_backbone_is_refused():
+    with pytest.raises(ModelError, match="Prea has PREA inside already"):
+        attach(attach(make("vit")[0], group="C4"), group="C4")
+    with pytest.raises(ModelError, match=r"Sequential has no num_features, forward_features, .*timm backbone"):
+        attach(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), group="C4")
+    oblong = micro(patch_size=(4, 16), img_size=64)
+    with pytest.raises(ModelError, match="patches of 4x16 pixels, expected square ones"):
+        attach(oblong, group="C4", merge_block=1)
+    with pytest.raises(ModelError, match="drops patches in training, others in every copy"):
+        attach(micro(patch_drop_rate=0.75), group="C4")
+    hybrid = timm.create_model("vit_tiny_r_s16_p8_224", img_size=64, depth=2, num_classes=CLASSES)
+    with pytest.raises(ModelError, match="cannot merge at block 0: its patches come from a network of their own"):
+        attach(hybrid, group="C4", merge_block=0)
+    assert attach(hybrid, group="C4", merge_block=1).merge_block == 1
+
+
 def test_images_that_are_not_square_are_refused():
     with pytest.raises(ModelError, match="images are 32x48 pixels, expected square"):
         attach(make("resnet")[0], group="C4")(torch.zeros(1, 3, 32, 48))
@@ -241,6 +270,32 @@ class Flat(torch.nn.Module):
 
     def forward_features(self, images):
         return images.mean(dim=(2, 3))
+
+    def forward_head(self, features):
+        return features
+
+    def get_classifier(self):
+        return torch.nn.Identity()
+
+
+class Placed(Flat):
+    """A network of no known family whose head weighs places."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(8, CLASSES)
+
+    def forward_features(self, images):
+        return images
+
+    def forward_head(self, features):
+        return self.head(features.mean(dim=(1, 2)))
+
+
+def test_a_head_that_knows_places_is_refused_in_a_family_that_no_rule_knows():
+    with pytest.raises(ModelError, match=r"Placed: logits move by .* Its head depends on places"):
+        attach(Placed(), group="C4", image_size=8)
+    assert attach(Placed(), group="C4", image_size=8, allow_approximate=True).merge_block == 1
 
 
 def test_features_that_are_no_map_are_refused():

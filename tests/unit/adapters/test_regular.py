@@ -204,7 +204,7 @@ def test_patches_may_be_dropped_in_training():
 
 
 def test_unknown_fields_are_refused():
-    with pytest.raises(ModelError, match="fields 'Regular' are not known, expected one of trivial, regular"):
+    with pytest.raises(ModelError, match="fields 'Regular' is not known, expected one of trivial, regular"):
         attach(make("vit")[0], group="C4", fields="Regular")
 
 

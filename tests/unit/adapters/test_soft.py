@@ -9,6 +9,7 @@ from timm.models.resnet import BasicBlock, ResNet
 
 import popmi_core.models  # noqa: F401  (registers the presets)
 from popmi_core.adapters import attach, detach, equivariance_error
+from popmi_core.adapters.prea import add_low_rank
 from popmi_core.adapters.soft import FreedConv2d, free_blocks_in, soften, softness
 from popmi_core.adapters.tied import TiedConv2d
 from popmi_core.errors import ModelError
@@ -21,11 +22,11 @@ def vit(merge_block: int = 1, **options):
     return attach(backbone, group="C4", merge_block=merge_block, adapters="none", **options)
 
 
-def resnet(merge_block: int = 2):
+def resnet(merge_block: int = 2, **options):
     torch.manual_seed(0)
     # Odd sizes all the way, 33 to 3: strides of two keep the group. Residual branches that start at nothing hide it.
     backbone = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=3, channels=(8, 16, 16, 32), zero_init_last=False)
-    return attach(backbone.eval(), group="C4", merge_block=merge_block, adapters="none")
+    return attach(backbone.eval(), group="C4", merge_block=merge_block, adapters="none", **options)
 
 
 CASES = [(vit, 32, 1), (resnet, 33, 2)]
@@ -99,6 +100,22 @@ def test_with_adapters_only_the_freed_part_is_trained_too():
         "backbone.head.bias",
         "backbone.blocks.1.free_positions",
     }
+
+
+def test_low_rank_adapters_leave_the_freed_part_to_be_trained():
+    soft = soften(vit(train="adapter"), free_blocks=1, image_size=32)
+    model = add_low_rank(soft, rank=2, train="adapter")
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert "backbone.blocks.1.free_positions" in trained
+    assert not any(name.endswith(("norm1.weight", "fc1.weight", "qkv.weight")) for name in trained)
+
+
+def test_freed_kernels_of_a_frozen_network_train_and_what_they_are_added_to_does_not():
+    soft = soften(resnet(0, train="adapter"), free_blocks=1, image_size=33)
+    trained = {name for name, p in soft.named_parameters() if p.requires_grad}
+    freed = {name for name, _ in soft.named_parameters() if name.endswith("free_kernel")}
+    assert freed
+    assert trained == freed | {"backbone.fc.weight", "backbone.fc.bias"}
 
 
 def test_blocks_that_are_not_there_or_lie_before_the_merge_are_refused():

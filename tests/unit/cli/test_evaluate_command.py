@@ -153,6 +153,35 @@ def test_sites_with_the_same_number_of_other_classes_are_refused(tmp_path):
                    native=False)  # fmt: skip
 
 
+def test_a_site_called_like_the_sum_of_all_keeps_its_own_figures(model_file, cells):
+    same = cells.with_name("all.npz")
+    content = dict(np.load(cells))
+    np.savez(same, **content, class_names=np.array(read_medmnist(cells, image_size=None).classes))
+    done = _run(model_file("one"), "--data", same, "--data", cells, *NAME, "--limit", 8, "--json")
+    found = json.loads(done.output)
+    assert list(found["figures"]) == ["all-1", "bloodmnist", "all"]
+    assert list(found["images"]) == ["all-1", "bloodmnist"]
+
+
+def test_labels_are_brought_into_the_order_that_the_file_tells(model_file, cells):
+    known = read_medmnist(cells, image_size=None).classes
+    turned, other = cells.with_name("turned.npz"), cells.with_name("others.npz")
+    content = dict(np.load(cells))
+    for path, names in ((turned, known[::-1]), (other, ("none of it", *known[1:]))):
+        np.savez(path, **content, class_names=np.array(names))
+    path = model_file("told")
+    save_file(load_file(path), path, metadata={"lineage": json.dumps({"class_names": known, "model": NAME[1]})})
+    labels = [
+        read_parts([str(where)], image_size=32, classes=8, names=open_model(path).architecture.class_names,
+                   split="test", limit=None, native=False).sized[where.stem].targets
+        for where in (cells, turned)
+    ]  # fmt: skip
+    assert (labels[1] == 7 - labels[0]).all()
+    done = _run(path, "--data", other)
+    assert isinstance(done.exception, DataError)
+    assert "has images of none of it, the model knows" in str(done.exception)
+
+
 def test_no_data_is_refused():
     with pytest.raises(ConfigError, match="no images are named"):
         read_parts([], image_size=8, classes=2, split="test", limit=None, native=False)

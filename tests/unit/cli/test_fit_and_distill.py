@@ -88,7 +88,7 @@ def test_a_student_in_regular_fields_is_opened_in_them_and_folds(teacher, tmp_pa
         popmi(*asked, "--out", tmp_path / "other", "--features", 1)
     with pytest.raises(ModelError, match="fields 'regular' with merge_block 1"):
         popmi(*asked, "--out", tmp_path / "other", "--merge-block", 1)
-    with pytest.raises(ModelError, match="fields 'octic' are not known, expected one of trivial, regular"):
+    with pytest.raises(ModelError, match="fields 'octic' is not known, expected one of trivial, regular"):
         popmi(*asked[:-1], "octic", "--out", tmp_path / "other")
 
 

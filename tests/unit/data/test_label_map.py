@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from popmi_core.data import DERMOSCOPY_CLASSES, read_site
-from popmi_core.data.labelmap import infer_classes, read_label_map
+from popmi_core.data import DERMOSCOPY_CLASSES, ImageSet, SiteData, read_site
+from popmi_core.data.labelmap import infer_classes, onto_classes, read_label_map, same_classes
 from popmi_core.errors import DataError
 
 MakeHospital = Callable[..., Path]
@@ -83,3 +84,31 @@ def test_classes_nobody_named_are_the_dermoscopy_ones_where_they_fit_else_sorted
 
 def test_spellings_of_one_class_are_one_class() -> None:
     assert infer_classes(["cyst", "Cyst", "scar", " CYST "], {}) == ("CYST", "scar")
+
+
+def site_of(classes, targets):
+    images = np.arange(len(targets), dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    few = ImageSet(images, np.array(targets, np.int64))
+    return SiteData("north", classes, few, few.subset(np.array([0])), few, ImageSet.empty(2))
+
+
+def test_targets_are_brought_into_the_order_of_a_models_outputs():
+    found = onto_classes(site_of(("Nevus", "melanoma"), [0, 1, 1]), ("melanoma", "bcc", "nevus"))
+    assert found.classes == ("melanoma", "bcc", "nevus")
+    assert found.train.targets.tolist() == [2, 0, 0]
+    assert found.val.targets.tolist() == [2]
+    assert (found.train.images[:, 0, 0, 0] == [0, 1, 2]).all()
+    assert len(found.external) == 0
+
+
+def test_classes_that_a_model_does_not_know_are_refused_where_there_are_images_of_them():
+    with pytest.raises(DataError, match=r"site north has images of other, the model knows a, b\..*label map"):
+        onto_classes(site_of(("a", "other"), [0, 1]), ("a", "b"))
+    assert onto_classes(site_of(("a", "other"), [0, 0]), ("b", "a")).train.targets.tolist() == [1, 1]
+
+
+def test_lists_of_places_only_say_nothing_of_names():
+    assert onto_classes(site_of(("0", "1"), [0, 1]), ("b", "a")).train.targets.tolist() == [0, 1]
+    assert onto_classes(site_of(("b", "a"), [0, 1]), ("0", "1")).train.targets.tolist() == [0, 1]
+    assert same_classes(("A b", "c"), ("a  B", "C"))
+    assert not same_classes(("a", "b"), ("b", "a"))

@@ -10,10 +10,21 @@ from timm.models.vision_transformer import VisionTransformer
 
 from popmi_core.adapters import attach
 from popmi_core.adapters.soft import soften
+from popmi_core.config import AdapterConfig
 from popmi_core.data import ImageSet
 from popmi_core.errors import ConfigError, ModelError
-from popmi_core.learning.choose import Candidate, candidates_of, chance_of, choose_group, decide
+from popmi_core.learning.choose import (
+    Candidate,
+    candidates_for,
+    candidates_of,
+    chance_of,
+    choose_group,
+    decide,
+    sampling_variance,
+)
 from popmi_core.learning.fit import FitConfig
+from popmi_core.metrics import classification_metrics
+from popmi_core.metrics.turning import softmax
 
 C1, SOFT, C4, D4 = candidates_of()
 SIDE = 16
@@ -95,7 +106,7 @@ def test_the_same_seed_decides_alike_and_counts_up():
 
 def test_the_rule_is_one_standard_error_and_the_error_is_the_equation():
     scores = {C1: (0.90, 0.94), SOFT: (0.90, 0.90), C4: (0.89, 0.89), D4: (0.80, 0.80)}
-    choice = decide(scores, images=200, metric="balanced_accuracy")
+    choice = decide(scores, counts=(100, 100), metric="balanced_accuracy")
     # Variance of (0.90, 0.94) is 0.0008; best mean 0.92.
     assert choice.standard_error == pytest.approx(math.sqrt(0.0008 / 2 + 0.92 * 0.08 / 200))
     assert choice.chosen == SOFT
@@ -107,11 +118,11 @@ def test_the_rule_is_one_standard_error_and_the_error_is_the_equation():
 
 
 def test_equal_scores_give_the_largest_group_and_perfect_ones_no_leeway():
-    assert decide({C1: (0.8,), C4: (0.8,), D4: (0.8,)}, images=50, metric="accuracy").chosen == D4
-    perfect = decide({C1: (1.0,), C4: (1.0,), D4: (0.99,)}, images=50, metric="auroc")
+    assert decide({C1: (0.8,), C4: (0.8,), D4: (0.8,)}, counts=(25, 25), metric="accuracy").chosen == D4
+    perfect = decide({C1: (1.0,), C4: (1.0,), D4: (0.99,)}, counts=(25, 25), metric="auroc")
     assert perfect.chosen == C4
     assert perfect.sentence.startswith("C4: mean AUROC 1.000 over 1 pilot and 50 validation images")
-    alone = decide({C1: (0.8,)}, images=50, metric="accuracy")
+    alone = decide({C1: (0.8,)}, counts=(25, 25), metric="accuracy")
     assert alone.sentence == "C1: mean accuracy 0.800 over 1 pilot and 50 validation images is the best."
 
 
@@ -146,15 +157,15 @@ def test_pilots_are_never_turned(monkeypatch):
 
 def test_what_cannot_be_decided_is_refused():
     with pytest.raises(ConfigError, match="groups are not chosen by 'nll', expected one of balanced_accuracy"):
-        decide({C1: (0.5,)}, images=5, metric="nll")
+        decide({C1: (0.5,)}, counts=(2, 3), metric="nll")
     with pytest.raises(ConfigError, match="groups are not chosen by 'last'"):
         choose_group(build, colours(8, 1), colours(8, 2), FitConfig(choose="last"))
     with pytest.raises(ConfigError, match="the AUROC of the pilots of C4 is nan"):
-        decide({C1: (0.5,), C4: (math.nan,)}, images=5, metric="auroc")
+        decide({C1: (0.5,), C4: (math.nan,)}, counts=(2, 3), metric="auroc")
     with pytest.raises(ConfigError, match=r"no pilot learnt anything: the best mean accuracy is 0.550 \(C1; standard"):
-        decide({C1: (0.55,), C4: (0.5,)}, images=50, metric="accuracy", chance=0.5)
+        decide({C1: (0.55,), C4: (0.5,)}, counts=(25, 25), metric="accuracy", chance=0.5)
     with pytest.raises(ConfigError, match="there is no pilot to choose a group by"):
-        decide({}, images=5, metric="auroc")
+        decide({}, counts=(2, 3), metric="auroc")
     with pytest.raises(ConfigError, match="seeds is 0, expected at least 1"):
         choose_group(build, colours(8, 1), colours(8, 2), FitConfig(), seeds=0)
 
@@ -169,3 +180,31 @@ def test_chance_is_what_one_answer_for_all_is_worth():
     assert chance_of(targets, "accuracy") == 0.75
     assert chance_of(targets, "balanced_accuracy") == 0.5
     assert chance_of(targets, "auroc") == 0.5
+
+
+def test_where_only_adapters_train_the_smallest_group_has_them_too():
+    adapter = AdapterConfig(group="auto", train="adapter")
+    assert [candidate.group for candidate in candidates_for(adapter)] == ["C1", "C4", "C4", "D4"]
+    assert candidates_for(AdapterConfig(group="auto"))[0].group == "none"
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "auroc"])
+def test_the_sampling_variance_is_that_of_figures_of_drawn_images(metric):
+    counts, rng, figures = (8, 40, 150), np.random.default_rng(0), []
+    targets = np.repeat(np.arange(3), counts)
+    for _ in range(1500):
+        # Every class is told apart equally well: its own score is one standard deviation higher.
+        scores = rng.standard_normal((len(targets), 3))
+        scores[np.arange(len(targets)), targets] += 1.2
+        figures.append(classification_metrics(softmax(scores), targets)[metric])
+    told, found = sampling_variance(float(np.mean(figures)), counts, metric), float(np.var(figures))
+    # The equation takes curves of classes to be independent and of one shape, and all classes to be answered alike.
+    assert 0.7 * found < told < 1.4 * found
+
+
+def test_a_rare_class_makes_balanced_accuracy_uncertain():
+    even, rare = (sampling_variance(0.9, counts, "balanced_accuracy") for counts in ((100, 100), (195, 5)))
+    assert even == pytest.approx(0.9 * 0.1 / 200)
+    assert rare > 10 * even
+    assert sampling_variance(0.9, (200, 0), "balanced_accuracy") == pytest.approx(0.9 * 0.1 / 200)
+    assert sampling_variance(0.9, (200, 0), "auroc") == 0.0

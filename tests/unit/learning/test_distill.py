@@ -123,8 +123,15 @@ def test_a_student_in_regular_fields_starts_from_its_teacher_and_learns_exactly_
     for wrong in ({"merge_block": 1}, {"adapters": "lora"}):
         with pytest.raises(ModelError, match=f"fields 'regular' with {next(iter(wrong))}"):
             student_of(model, fields="regular", **wrong)
-    with pytest.raises(ModelError, match="fields 'octic' are not known"):
+    with pytest.raises(ModelError, match="fields 'octic' is not known"):
         student_of(model, fields="octic")
+
+
+def test_a_student_that_is_not_exact_at_the_size_is_refused():
+    late = attach(timm.create_model("resnet10t", num_classes=3).eval(), group="C4", adapters="none")
+    with pytest.raises(ModelError, match="ResNet at 64x64 pixels, merged after block 0, is not exact under C4"):
+        student_of(late, image_size=64)
+    assert student_of(late, merge_block=4, image_size=64).merge_block == 4
 
 
 def test_what_cannot_be_distilled_is_refused():
