@@ -49,7 +49,7 @@ class DataConfig(_Frozen):
 
 
 class AdapterConfig(_Frozen):
-    """PREA. ``merge_block`` k: rotated copies are merged after the first k blocks (None: a quarter).
+    """PREA. ``merge_block`` k: rotated copies are merged after the first k blocks (None: a ViT's quarter, others' all).
 
     ``fields``: trivial, or regular: no copies, channels turn with the image, for training from scratch.
     ``adapters``: bottleneck (left out), lifted-conv, lora, several joined by ``+``, or none; all of ``rank``.

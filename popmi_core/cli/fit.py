@@ -31,7 +31,7 @@ def fit(
     out: Annotated[Path, typer.Option(help="File to write the model to.", dir_okay=False)],
     group: Annotated[str, typer.Option(help="PREA: none, C4, D4, or auto: chosen by validation.")] = "none",
     merge_block: Annotated[
-        int | None, typer.Option(min=0, help="PREA merges after this block; default a quarter.")
+        int | None, typer.Option(min=0, help="PREA merges after this block (default: ViT a quarter, else all).")
     ] = None,
     fields: Annotated[str, typer.Option(help="PREA's: trivial, or regular: channels turn with the image.")] = "trivial",
     free_blocks: Annotated[

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from popmi_core.adapters.lifted import LiftedConv
-from popmi_core.adapters.tied import orbit_means
+from popmi_core.adapters.tied import TiedConv2d, orbit_means
 from popmi_core.groups import act, channel_permutation, grid_orbits, point_group
 
 pytest.importorskip("escnn", reason="escnn is part of the site extra")
@@ -107,13 +107,36 @@ def orders(group):
             yield [group.index(type(e)((sign * e.turns + (axis if e.flip else 0)) % 4, e.flip)) for e in elements]
 
 
+@pytest.mark.parametrize("side", [3, 5])
 @pytest.mark.parametrize("group", ["C4", "D4"])
-def test_a_lifted_convolution_and_its_gradient_are_escnns(group):
+def test_a_tied_convolution_and_its_gradients_are_escnns(group, side):
+    kernels = escnn_kernels(group, side, "trivial")[:, 0]
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.randn(4, 2, len(kernels), generator=generator, dtype=torch.float64, requires_grad=True)
+    dense = torch.einsum("oik,kyx->oiyx", shares, kernels)
+    conv = torch.nn.Conv2d(2, 4, side, stride=2, padding=1, bias=False).double()
+    with torch.no_grad():
+        conv.weight.copy_(dense)
+    ours = TiedConv2d(conv, point_group(group))
+    images = torch.randn(3, 2, 9, 9, generator=generator, dtype=torch.float64, requires_grad=True)
+    answers = ours(images), functional.conv2d(images, dense, stride=2, padding=1)
+    torch.testing.assert_close(*answers, atol=CLOSE, rtol=CLOSE)
+    to_images = [torch.autograd.grad(a.square().sum(), images, retain_graph=True)[0] for a in answers]
+    torch.testing.assert_close(*to_images, atol=10 * CLOSE, rtol=10 * CLOSE)
+    # Ours are of one value per orbit; escnn's of each kernel's share, which moves an orbit by the kernel's value there.
+    (of_orbits,) = torch.autograd.grad(answers[0].square().sum(), ours.weight)
+    (of_shares,) = torch.autograd.grad(answers[1].square().sum(), shares)
+    values = orbit_means(kernels.flatten(1), ours.orbits.flatten())
+    torch.testing.assert_close(of_orbits @ values.T, of_shares, atol=100 * CLOSE, rtol=100 * CLOSE)
+
+
+@pytest.mark.parametrize("group", ["C4", "D4"])
+def test_a_lifted_convolution_and_its_gradients_are_escnns(group):
     # Two scalar channels to two regular fields by escnn's own kernels; ours turns one kernel of each field.
     rank, side = 2, 7
     kernels = escnn_kernels(group, 3, "regular")
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(rank, rank, len(kernels), generator=generator, dtype=torch.float64)
+    drawn = torch.randn(rank, rank, len(kernels), generator=generator, dtype=torch.float64, requires_grad=True)
     bank = torch.einsum("oik,kgyx->oigyx", drawn, kernels)
     symmetry = point_group(group)
     ours = LiftedConv(symmetry, rank, rank, generator=generator).double()
@@ -132,3 +155,8 @@ def test_a_lifted_convolution_and_its_gradient_are_escnns(group):
     torch.testing.assert_close(ours(tokens), theirs(tokens), atol=CLOSE, rtol=CLOSE)
     gradients = [torch.autograd.grad(layer(tokens).square().sum(), tokens)[0] for layer in (ours, theirs)]
     torch.testing.assert_close(*gradients, atol=10 * CLOSE, rtol=10 * CLOSE)
+    # Shares of escnn's kernels move the free kernel by what each has in its first channel.
+    (of_shares,) = torch.autograd.grad(theirs(tokens).square().sum(), drawn)
+    (of_kernel,) = torch.autograd.grad(ours(tokens).square().sum(), ours.conv.weight)
+    chained = torch.einsum("oiyx,kyx->oik", of_kernel, kernels[:, 0])
+    torch.testing.assert_close(chained, of_shares, atol=100 * CLOSE, rtol=100 * CLOSE)
