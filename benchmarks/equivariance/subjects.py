@@ -13,6 +13,7 @@ from torch import nn
 import popmi_core.models  # noqa: F401  (registers the presets with timm)
 from popmi_core.adapters import attach
 from popmi_core.adapters.geometry import check_geometry, stages_of
+from popmi_core.adapters.trunk import attention_layers
 from popmi_core.invariance.catalogue import method
 from popmi_core.invariance.method import MethodContext
 
@@ -26,6 +27,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "ViT, class token and registers": (
         "popmi_vit_micro", {"class_token": True, "global_pool": "token", "reg_tokens": 2}, 32),
     "DeiT": ("deit_tiny_patch16_224", _VIT, 32),
+    "DeiT, distilled": ("deit_tiny_distilled_patch16_224", _VIT, 32),
     "DeiT III": ("deit3_small_patch16_224", _VIT, 32),
     "Swin": ("swin_tiny_patch4_window7_224", _SWIN, 32),
     "Swin V2": ("swinv2_tiny_window8_256", _SWIN, 32),
@@ -33,11 +35,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "ResNet": ("resnet18", {"channels": (8, 8, 16, 16)}, 33),
     "ResNet-D, pooled shortcuts": ("test_resnet", {}, 33),
     "EfficientNet": ("test_efficientnet", {}, 33),
+    "MobileNet V3": ("mobilenetv3_small_050", {}, 33),
 }  # fmt: skip
 # Where widths are whole regular fields and the size is exact: all but Swin, which has none.
 REGULAR = {
-    "C4": ("ViT", "ViT, class token and registers", "DeiT", "DeiT III", "ConvNeXt", "ResNet", "EfficientNet"),
-    "D4": ("ViT", "ViT, class token and registers", "DeiT", "DeiT III", "ConvNeXt", "ResNet"),
+    "C4": ("ViT", "ViT, class token and registers", "DeiT", "DeiT, distilled", "DeiT III", "ConvNeXt", "ResNet",
+           "EfficientNet"),
+    "D4": ("ViT", "ViT, class token and registers", "DeiT", "DeiT, distilled", "DeiT III", "ConvNeXt", "ResNet"),
 }
 # Networks that are equivariant from their first layer on -> (arguments, image size, group, whether that is promised).
 NETWORKS: dict[str, tuple[dict[str, Any], int, str, bool]] = {
@@ -129,16 +133,15 @@ def subjects() -> Iterator[Subject]:
 
 
 def designs(family: str, group: str) -> Iterator[Subject]:
-    """Yield PREA at every k with its bottleneck, at the first and last with the other adapters, and lambda weights."""
-    last = len(stages_of(plain_net(family, 0)))
-    for block in range(last + 1):
+    """Yield PREA at every k with every adapter, with lambda weights wherever copies are merged, and regular fields."""
+    backbone = plain_net(family, 0)
+    for block in range(len(stages_of(backbone)) + 1):
         yield adapted(family, group, block)
-    for adapters in ("none", "lifted-conv", "lora", "lifted-conv+lora"):
-        if "lora" not in adapters or "ViT" in family or "DeiT" in family or "Swin" in family:
-            yield adapted(family, group, 0, adapters=adapters)
-    yield adapted(family, group, min(1, last), adapters="lifted-conv")
-    yield adapted(family, group, min(1, last), weights="lambda")
-    yield adapted(family, group, last, weights="lambda")
+        for adapters in ("none", "lifted-conv", "lora", "lifted-conv+lora"):
+            if "lora" not in adapters or attention_layers(backbone, block):
+                yield adapted(family, group, block, adapters=adapters)
+        if block:
+            yield adapted(family, group, block, weights="lambda")
     if family in REGULAR[group]:
         yield adapted(family, group, 0, fields="regular")
 
