@@ -39,8 +39,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
 }  # fmt: skip
 # Where widths are whole regular fields and the size is exact: all but Swin, which has none.
 REGULAR = {
-    "C4": ("ViT", "ViT, class token and registers", "DeiT", "DeiT, distilled", "DeiT III", "ConvNeXt", "ResNet",
-           "EfficientNet"),
+    "C4": (
+        "ViT",
+        "ViT, class token and registers",
+        "DeiT",
+        "DeiT, distilled",
+        "DeiT III",
+        "ConvNeXt",
+        "ResNet",
+        "EfficientNet",
+    ),
     "D4": ("ViT", "ViT, class token and registers", "DeiT", "DeiT, distilled", "DeiT III", "ConvNeXt", "ResNet"),
 }
 # Networks that are equivariant from their first layer on -> (arguments, image size, group, whether that is promised).
