@@ -94,7 +94,7 @@ def turning_figures(
     found, drawn = _figures(values, labels, degrees, weights)
     if invariant is None:
         return found
-    features = _check_features(invariant, values.shape[:2])[:, order]
+    features = check_invariant(invariant, values.shape[:2])[:, order]
     floor, under = _figures(invariant_twin(features, values[0]), labels, degrees, weights)
     names = (*CHANGES, *(("accuracy_drop",) if labels is not None else ()))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -220,7 +220,12 @@ def _canonical(logits: FloatArray, labels: IntArray | None) -> IntArray:
     return np.lexsort(keys if labels is None else [labels, *keys]).astype(np.int64)
 
 
-def _check_features(features: ArrayLike, expected: tuple[int, ...]) -> FloatArray:
+def check_invariant(features: ArrayLike, expected: tuple[int, ...]) -> FloatArray:
+    """Return invariant features as float64 [angles, n, features], ``expected`` being (angles, n) of their logits.
+
+    Raises:
+        UpdateError: If the shape is another, or a number is not finite.
+    """
     values: FloatArray = np.asarray(features, dtype=np.float64)
     if values.ndim != 3 or values.shape[:2] != expected or not np.isfinite(values).all():
         raise UpdateError(

@@ -198,6 +198,14 @@ def test_an_accumulator_refuses_nothing_and_other_generators():
     with pytest.raises(ModelError, match="cannot merge LEE"):
         accumulator.merge(LieAccumulator(("rotation",)))
     accumulator.update(_vit(), _images(count=1))
+    other = LieAccumulator()
+    other.update(_vit(classes=4), _images(count=1))
+    with pytest.raises(ModelError, match="images of 32 pixels and 4 classes after images of 32 pixels and 3 classes"):
+        accumulator.merge(other)
+    with pytest.raises(ModelError, match="expected one kind"):
+        accumulator.update(_vit(classes=4), _images(count=1))
+    assert accumulator.derivatives().logits.shape == (1, 3)
+    accumulator.merge(LieAccumulator())
     accumulator.reset()
     with pytest.raises(ModelError, match="at least one batch"):
         accumulator.derivatives()

@@ -213,9 +213,46 @@ def test_accumulators_refuse_what_does_not_belong_together():
     with pytest.raises(UpdateError, match="the angles differ"):
         turning.merge(TurningAccumulator((0.0, 45.0)))
     turning.update(logits, target)
-    turning.update(logits, target, features)
-    with pytest.raises(UpdateError, match="1 of 2 batches came with invariant features"):
-        turning.compute()
+    other = TurningAccumulator(ANGLES)
+    other.update(logits, target, features)
+    with pytest.raises(UpdateError, match="has 3 classes, labels, 6 invariant features, those before it 3 classes"):
+        turning.merge(other)
+    turning.merge(TurningAccumulator(ANGLES))
     turning.reset()
     with pytest.raises(UpdateError, match="no batch was given"):
         turning.compute()
+
+
+@pytest.mark.parametrize(
+    ("classes", "target", "width", "message"),
+    [
+        (3, np.zeros(5, int), 6, r"target has shape \(5,\), expected \(4,\)"),
+        (3, np.full(4, 3), 6, "class numbers outside"),
+        (3, np.zeros(4, int), (3, 5, 6), r"invariant features have shape \(3, 5, 6\)"),
+        (3, np.zeros(4, int), (3, 4), r"invariant features have shape \(3, 4\)"),
+        (3, np.zeros(4, int), 5, "labels, 5 invariant features, those before it 3 classes, labels, 6"),
+        (3, np.zeros(4, int), None, "labels, no invariant features, those before"),
+        (3, None, 6, "has 3 classes, no labels, 6"),
+        (2, np.zeros(4, int), 6, "has 2 classes"),
+    ],
+)
+def test_a_batch_of_turned_images_that_is_refused_leaves_nothing_behind(classes, target, width, message):
+    logits, labels, features = _case()
+    turning = TurningAccumulator(ANGLES)
+    turning.update(logits, labels, features)
+    before = json.dumps(turning.compute().to_json())
+    shape = (3, 4, width) if isinstance(width, int) else width
+    with pytest.raises(UpdateError, match=message):
+        turning.update(np.zeros((3, 4, classes)), target, None if shape is None else np.zeros(shape))
+    assert json.dumps(turning.compute().to_json()) == before
+
+
+def test_scores_that_are_refused_leave_nothing_behind():
+    logits, target, _ = _case()
+    scores = ScoreAccumulator(3)
+    scores.update(softmax(logits[0]), target)
+    before = scores.compute()
+    for values, labels in ((softmax(logits[0]), target[1:]), (2 * softmax(logits[0]), target)):
+        with pytest.raises(UpdateError):
+            scores.update(values, labels)
+    assert scores.compute() == before
