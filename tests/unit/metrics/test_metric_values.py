@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 
 from popmi_core.errors import ConfigError, UpdateError
-from popmi_core.metrics import (
+from popmi_core.metrics import classification_metrics
+from popmi_core.metrics.discrimination import confusion
+from popmi_core.metrics.figures import (
     auprc_macro,
     auroc_macro_ovr,
-    classification_metrics,
+    balanced_accuracy,
+    brier,
     expected_calibration_error,
+    macro_f1,
+    negative_log_likelihood,
     rotation_consistency,
+    rotation_total_variation,
 )
-from popmi_core.metrics.calibration import brier, negative_log_likelihood
-from popmi_core.metrics.discrimination import balanced_accuracy, confusion, macro_f1
-from popmi_core.metrics.rotation import rotation_total_variation
 
 SURE = np.eye(3)[[0, 1, 2, 0]]
 TARGET = np.array([0, 1, 2, 0])
