@@ -65,7 +65,9 @@ class EquiAttention(FeatureOrbit):
     ) -> None:
         super().__init__(backbone, action, features=features, stages=stages, train=train)
         if not 0 <= warm_share < 1:
-            raise ConfigError(f"warm_share is {warm_share}, expected a part of the epochs in [0, 1). Use 0 for one phase.")
+            raise ConfigError(
+                f"warm_share is {warm_share}, expected a part of the epochs in [0, 1). Use 0 for one phase."
+            )
         self.warm_share = warm_share
         generator, width = torch.Generator().manual_seed(seed), self.stages.width(backbone)
         self.query = seeded_linear(width, dim, generator).to(next(backbone.parameters()))

@@ -88,7 +88,9 @@ class _Turned(NamedTuple):
     def kind(self) -> str:
         """Say what all batches have to have in common."""
         labels = "no labels" if self.target is None else "labels"
-        features = "no invariant features" if self.invariant is None else f"{self.invariant.shape[2]} invariant features"
+        features = (
+            "no invariant features" if self.invariant is None else f"{self.invariant.shape[2]} invariant features"
+        )
         return f"{self.logits.shape[2]} classes, {labels}, {features}"
 
 

@@ -21,7 +21,9 @@ def gap_by_quantile(confidence: FloatArray, correct: FloatArray, weight: FloatAr
         ConfigError: If there is no bin.
     """
     if bins < 1:
-        raise ConfigError(f"bins is {bins}, expected at least 1: without one there is no gap to measure. Take {ECE_BINS}.")
+        raise ConfigError(
+            f"bins is {bins}, expected at least 1: without one there is no gap to measure. Take {ECE_BINS}."
+        )
     _, level = np.unique(confidence, return_inverse=True)
     mass = np.bincount(level, weights=weight)
     excess = np.bincount(level, weights=weight * (confidence - correct))

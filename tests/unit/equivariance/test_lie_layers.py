@@ -91,7 +91,7 @@ def test_layers_inside_a_method_over_an_orbit_have_shares_and_making_the_copies_
     first = next(place for place, layer in enumerate(found.names) if layer.startswith("backbone.patch_embed"))
     assert "patch embedding" in found.kinds
     assert abs(found.terms[first]).max() > 1e-3
-    before = [place for place, layer in enumerate(found.names) if layer.startswith("(before backbone")][0]
+    before = next(place for place, layer in enumerate(found.names) if layer.startswith("(before backbone"))
     # A copy moves in its own frame as the image does before it is turned.
     assert abs(found.terms[before]).max() < 1e-12
     assert abs(found.terms[found.names.index("(before the end)")]).max() < 1e-12

@@ -150,7 +150,7 @@ def test_a_disk_of_many_pixels_names_its_own_size():
     from popmi_core.invariance.gcnn.steerable import SteerableCnn
 
     model = SteerableCnn(640, 1, CLASSES, widths=(1, 1, 1, 1))
-    with pytest.raises(ModelError, match="disk is of 640 pixels. The nearest exact size is 640"):
+    with pytest.raises(ModelError, match=r"disk is of 640 pixels\. The nearest exact size is 640"):
         model.forward_features(torch.zeros(1, 1, 32, 32))
 
 

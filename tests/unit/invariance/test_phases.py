@@ -91,7 +91,7 @@ def test_equiattention_with_nothing_to_train_has_no_phase_and_a_wrong_share_is_r
     backbone = context("resnet").backbone()
     assert EquiAttention(backbone, image_action("C4"), train="none", warm_share=0.2).phases() == ()
     for share in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ConfigError, match="warm_share is .*, expected a part of the epochs"):
+        with pytest.raises(ConfigError, match=r"warm_share is .*, expected a part of the epochs"):
             EquiAttention(backbone, image_action("C4"), warm_share=share)
 
 
