@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from popmi_core.data import ImageSet
-from popmi_core.metrics import ScoreSummary, classification_metrics, rotation_consistency, summarise_scores
-from popmi_core.metrics.rotation import rotation_total_variation
+from popmi_core.metrics import ScoreSummary, classification_metrics, summarise_scores
+from popmi_core.metrics.figures import rotation_consistency, rotation_total_variation
 from popmi_core.metrics.summary import MIN_CELL
 from popmi_core.models import predict
 

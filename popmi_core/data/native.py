@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,8 @@ def native_size(spec: str, *, drawn: int, most: int) -> int:
     """Return the pixels per side at which the images of ``spec`` should be read to lose nothing, at most ``most``.
 
     An npz file's own size; of a prepared data set the size it was prepared at; of the raw dermoscopy archives
-    150; of folders the median shorter side of the first fifty pictures. A phantom is drawn at any size.
+    150; of folders the median shorter side of fifty pictures, evenly over all there are: of every site and class, each
+    by its number of pictures. A phantom is drawn at any size.
 
     Args:
         spec: As for ``load_site``, or a folder of several sites.
@@ -49,9 +49,11 @@ def native_size(spec: str, *, drawn: int, most: int) -> int:
 
 
 def _median_side(folder: Path) -> int:
-    pictures = (file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES)
+    pictures = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    # In this order a site's, or a class's, pictures lie together: the first of them would be of one.
+    places = np.linspace(0, len(pictures) - 1, min(_LOOK, len(pictures))).round().astype(int)
     sides = []
-    for file in islice(pictures, _LOOK):
+    for file in (pictures[place] for place in places):
         try:
             with Image.open(file) as picture:
                 sides.append(min(picture.size))

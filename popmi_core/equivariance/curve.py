@@ -63,10 +63,11 @@ def rotation_curve(
     Raises:
         ModelError: If the images are not square RGB bytes, or there is none.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+    fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3 and len(images) > 0
+    if not fits or images.shape[1] != images.shape[2]:
         raise ModelError(
             f"images to turn are {images.dtype} of shape {images.shape}, expected at least one of uint8 [n, side, "
-            "side, 3]. Pass the images as they are stored."
+            "side, 3]. Pass square images as they are stored."
         )
     colour = border_colour(images) if outside is None else outside
     logits, rings = [], []

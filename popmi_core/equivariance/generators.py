@@ -101,7 +101,10 @@ def move_slope(images: Float[Tensor, "n c side side"], flow: Flow, t: float = 0.
 
 
 def _sources(flow: Flow, t: float, side: int) -> tuple[Tensor, Tensor, Float64[Tensor, "2 pixels"]]:
-    """Return where each pixel of the moved image is read, and how fast that place moves."""
+    """Return where each pixel of the moved image is read, and how fast that place moves.
+
+    On the CPU, where no matrix function rounds otherwise than it does elsewhere; ``sample`` takes them to the images.
+    """
     centre = (side - 1) / 2
     pixels = torch.arange(side, dtype=torch.float64)
     whole = torch.stack(torch.meshgrid(pixels, pixels, indexing="ij")).reshape(2, -1)

@@ -116,8 +116,9 @@ def lie_derivatives(
         batch_size: Images at a time.
 
     Raises:
-        ModelError: If the images are not square, there is none, a generator is unknown, or an operation of the model
-            has no forward-mode derivative.
+        ModelError: If the images are not square, there is none, they lie on another device than the model, a
+            generator is unknown, the model does not run on them, or one of its operations has no forward-mode
+            derivative.
     """
     flows = flows_of(generators)
     if images.ndim != 4 or images.shape[-1] != images.shape[-2] or not len(images):
@@ -125,6 +126,7 @@ def lie_derivatives(
             f"images have shape {tuple(images.shape)}, expected at least one of [n, channels, side, side]. "
             "Cut them square first."
         )
+    _require_one_device(model, images)
     logits, moved = [], []
     with unfused(model):
         for part in images.split(batch_size):
@@ -151,14 +153,42 @@ def lee_figures(found: Derivatives, *, resamples: int = RESAMPLES, seed: int = 0
     return {name: _lee(name, found, logits, moved, weights) for name in names}
 
 
+def _require_one_device(model: nn.Module, images: Tensor) -> None:
+    lies = next((parameter.device for parameter in model.parameters()), images.device)
+    if lies != images.device:
+        raise ModelError(
+            f"{type(model).__name__} lies on {lies}, its images on {images.device}, expected one device. "
+            "Move the images with images.to(device)."
+        )
+
+
 def _forward(model: nn.Module, images: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
     try:
         return derivative(model, images, flow)
+    except torch.OutOfMemoryError:
+        raise  # a smaller batch_size helps, another model does not
     except (NotImplementedError, RuntimeError) as error:
+        _require_it_runs(model, images)
         raise ModelError(
-            f"{type(model).__name__}: no forward-mode derivative ({str(error).splitlines()[0]}). LEE needs a model of "
+            f"{type(model).__name__}: no forward-mode derivative ({_first_line(error)}). LEE needs a model of "
             "differentiable operations; see docs/metrics.md."
         ) from error
+
+
+def _require_it_runs(model: nn.Module, images: Tensor) -> None:
+    """Tell a model that does not run on the images from one that only cannot be derived."""
+    try:
+        with torch.no_grad():
+            model(images)
+    except (NotImplementedError, RuntimeError) as error:
+        raise ModelError(
+            f"{type(model).__name__} does not run on {images.dtype} images {tuple(images.shape)} on {images.device} "
+            f"({_first_line(error)}). Check size, channels, precision and device of the images."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _lee(name: str, found: Derivatives, logits: Numbers, moved: Numbers, weights: Numbers) -> Lee:

@@ -33,15 +33,18 @@ class LieAccumulator:
         """Take a batch of normalised images.
 
         Raises:
-            ModelError: As ``lie_derivatives``.
+            ModelError: As ``lie_derivatives``, or if earlier images had another size or their model other classes; a
+                batch that is refused changes nothing.
         """
-        self._found.append(lie_derivatives(model, images, generators=self.generators))
+        found = lie_derivatives(model, images, generators=self.generators)
+        self._require_kind(found)
+        self._found.append(found)
 
     def compute(self) -> dict[str, Lee]:
         """Return LEE of all images by generator.
 
         Raises:
-            ModelError: If no batch was given, or batches differ in size or classes.
+            ModelError: If no batch was given, or a derivative or a logit is not finite.
         """
         return lee_figures(self.derivatives(), **self._settings)
 
@@ -49,14 +52,10 @@ class LieAccumulator:
         """Return the derivatives of all images.
 
         Raises:
-            ModelError: As ``compute``.
+            ModelError: If no batch was given.
         """
-        kinds = {(part.image_size, part.logits.shape[1]) for part in self._found}
-        if len(kinds) != 1:
-            raise ModelError(
-                f"LEE was given {len(self._found)} batches of {len(kinds)} kinds of images and classes, expected at "
-                "least one batch and one kind. Use one accumulator per model."
-            )
+        if not self._found:
+            raise ModelError("LEE was given no batch, expected at least one batch. Call update before compute.")
         return replace(
             self._found[0],
             logits=np.concatenate([part.logits for part in self._found]),
@@ -71,11 +70,23 @@ class LieAccumulator:
         """Add the batches of another accumulator, which stays as it is.
 
         Raises:
-            ModelError: If its generators are others.
+            ModelError: If its generators, image size or classes are others.
         """
         if other.generators != self.generators:
             raise ModelError(
                 f"cannot merge LEE of {', '.join(other.generators)} into that of {', '.join(self.generators)}. "
                 "Measure the same generators."
             )
+        if other._found:
+            self._require_kind(other._found[0])
         self._found += other._found
+
+    def _require_kind(self, found: Derivatives) -> None:
+        if self._found and _kind(found) != (before := _kind(self._found[0])):
+            raise ModelError(
+                f"LEE was given {_kind(found)} after {before}, expected one kind. Use one accumulator per model."
+            )
+
+
+def _kind(found: Derivatives) -> str:
+    return f"images of {found.image_size} pixels and {found.logits.shape[1]} classes"

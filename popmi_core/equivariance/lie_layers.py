@@ -24,6 +24,7 @@ from popmi_core.equivariance.lie import unfused
 from popmi_core.equivariance.lie_trace import Call, trace
 from popmi_core.errors import ModelError
 from popmi_core.groups import Element, PointGroup
+from popmi_core.groups.finite import SquareAction
 
 Numbers = npt.NDArray[np.float64]
 
@@ -40,7 +41,7 @@ class LayerTerms:
     Attributes:
         flows: The directions.
         names: Layers in the order they run; ``(own)`` marks what a module computes beside its parts, ``(before ...)``
-            what the model itself computes before one.
+            what the model itself (or the backbone that it calls) computes before one.
         kinds: What each is: patch embedding, downsampling, convolution, nonlinearity, norm, attention, ...
         terms: ``float64 [layers, flows, n, outputs]``, per unit of each flow; outputs are classes or probes.
         classes: Classes of the model.
@@ -83,7 +84,9 @@ def layer_terms(
     """Return every layer's share, image by image: one forward pass each, and one backward pass per class.
 
     Image by image, because windows and turned copies of several images are not told apart. A model that turns its
-    input by a group (PREA: ``model.group``) is followed copy by copy.
+    input by a group (PREA: ``model.group``; a method over an orbit: ``model.action``, where it moves pixels) is
+    followed copy by copy, each in its own frame. The one copy that canonicalisation chooses is taken as an image of
+    its own: what turning it does to a direction is a share of ``(before backbone)``.
 
     Args:
         model: Normalised images -> logits, in evaluation mode.
@@ -119,8 +122,7 @@ def _one_image(
     model: nn.Module, image: Tensor, flows: Sequence[Flow], directions: Tensor
 ) -> dict[tuple[str, str], Float64[Tensor, "flows outputs"]]:
     """Return the shares of one image by (name, kind), in the order of the layers."""
-    group = getattr(model, "group", None)
-    elements = group.elements if isinstance(group, PointGroup) else (Element(0, False),)
+    elements = _elements(model)
     places = Places(model, copies=(1, len(elements)))
     output, root = trace(model, image.detach().clone().requires_grad_(), places)
     calls = list(_walk(root))
@@ -139,6 +141,14 @@ def _one_image(
     return _shares(root, ins, outs)
 
 
+def _elements(model: nn.Module) -> tuple[Element, ...]:
+    """Return the elements by which a model turns the copies it makes of an image, the identity first."""
+    action, group = getattr(model, "action", None), getattr(model, "group", None)
+    if isinstance(action, SquareAction) and action.dims == (-2, -1):
+        group = action.group
+    return group.elements if isinstance(group, PointGroup) else (Element(0, False),)
+
+
 def _walk(call: Call) -> list[Call]:
     return [call, *(inner for part in call.parts for inner in _walk(part))]
 
@@ -155,18 +165,24 @@ def _shares(root: Call, ins: Mapping[Call, Tensor], outs: Mapping[Call, Tensor])
         found[name, kind] = found[name, kind] + share if (name, kind) in found else share
 
     def visit(call: Call) -> None:
+        if call.parts and call.module is getattr(root.module, "backbone", None):
+            in_line(call)
+            return
         for part in call.parts:
             visit(part)
         own = ins[call] - outs[call] - sum(ins[part] - outs[part] for part in call.parts)
         add(f"{call.name} (own)" if call.parts else call.name, kind_of(call.name, call.module, bool(call.parts)), own)
 
-    # The model's own operations lie one after the other between its parts, so each has its place.
-    reached, last = ins[root], ""
-    for part in root.parts:
-        add(*_gap(last, part.name), reached - ins[part])
-        visit(part)
-        reached, last = outs[part], part.name
-    add(*_gap(last, ""), reached - outs[root])
+    def in_line(call: Call) -> None:
+        # A classifier's own operations lie one after the other between its parts, so each has its place.
+        reached, last = ins[call], ""
+        for part in call.parts:
+            add(*_gap(last, part.name), reached - ins[part])
+            visit(part)
+            reached, last = outs[part], part.name
+        add(*_gap(last, f"the end of {call.name}" if call.name else "the end"), reached - outs[call])
+
+    in_line(root)
     return found
 
 
@@ -175,7 +191,7 @@ def _gap(last: str, following: str) -> tuple[str, str]:
     if last.startswith(_ADAPTER) or following.startswith(_ADAPTER):
         # Around its steps PREA adds: there is no one way through, only all that lies around them has a share.
         return "(around prea)", "between"
-    return f"(before {following or 'the end'})", "positions" if following.endswith("pos_drop") else "between"
+    return f"(before {following})", "positions" if following.endswith("pos_drop") else "between"
 
 
 class _Mover:

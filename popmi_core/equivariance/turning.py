@@ -17,6 +17,7 @@ from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from popmi_core.errors import ModelError
 from popmi_core.groups.rotations import rotate
 
 ANGLES: tuple[float, ...] = tuple(float(degrees) for degrees in range(0, 360, 10))
@@ -40,7 +41,15 @@ def border_colour(images: UInt8[npt.NDArray[np.uint8], "n side side 3"]) -> tupl
 
     What a model of such images expects in the corners: with another constant there (grey around black digits) the
     strange frame would be measured, at every angle.
+
+    Raises:
+        ModelError: If the images are not square.
     """
+    if images.shape[1] != images.shape[2]:
+        raise ModelError(
+            f"images are {images.shape[1]}x{images.shape[2]} pixels, expected square ones: the disk touches all four "
+            "sides. Crop or pad them."
+        )
     beyond = soft_disk(images.shape[1]).numpy() == 0
     red, green, blue = (images[:, beyond].mean(axis=(0, 1), dtype=np.float64) / 255).tolist()
     return red, green, blue

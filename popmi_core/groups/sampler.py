@@ -50,7 +50,11 @@ def sample(
     row: Float64[Tensor, " points"],
     col: Float64[Tensor, " points"],
 ) -> Float[Tensor, "n c points"]:
-    """Return the images at these coordinates (pixels); beyond the edge they are reflected at the edge's outer line."""
+    """Return the images at these coordinates (pixels); beyond the edge they are reflected at the edge's outer line.
+
+    Coordinates may lie where the images do or on the CPU, which costs nothing to look at; the answer is where the
+    images are.
+    """
     (first_row, across), (first_col, along) = _cell(row), _cell(col)
     return _weigh(images, first_row, first_col, cubic_weights(across), cubic_weights(along))
 
@@ -62,7 +66,10 @@ def sample_slope(
     row_speed: Float64[Tensor, " points"],
     col_speed: Float64[Tensor, " points"],
 ) -> Float[Tensor, "n c points"]:
-    """Return how fast ``sample`` changes as the coordinates move at these speeds (pixels per unit): exact."""
+    """Return how fast ``sample`` changes as the coordinates move at these speeds (pixels per unit): exact.
+
+    Devices are as for ``sample``.
+    """
     (first_row, across), (first_col, along) = _cell(row), _cell(col)
     down = _weigh(images, first_row, first_col, row_speed * cubic_slopes(across), cubic_weights(along))
     return down + _weigh(images, first_row, first_col, cubic_weights(across), col_speed * cubic_slopes(along))
@@ -87,7 +94,7 @@ def _weigh(images: Tensor, first_row: Tensor, first_col: Tensor, across: Tensor,
     total = torch.zeros_like(flat[..., :1]).expand(*flat.shape[:-1], len(first_row)).clone()
     for row, weight in zip(rows, across, strict=True):
         for col, share in zip(cols, along, strict=True):
-            factor = (weight * share).to(flat.dtype)
+            factor = weight * share
             if bool(factor.any()):  # on exact pixels 15 of 16 taps weigh nothing
-                total += factor * flat[..., row + col]
+                total += factor.to(flat) * flat[..., (row + col).to(flat.device)]
     return total

@@ -15,8 +15,8 @@ from popmi_core.invariance.method import MethodContext, Train, phases_of
 def build_method(name: str, context: MethodContext) -> nn.Module:
     """Return the method ``name`` in evaluation mode: normalised images [n, c, side, side] -> logits [n, classes].
 
-    torch's global generator is seeded for ``context.backbone``, so that the same context gives the same weights, and is
-    left as it was.
+    torch's global generator of the CPU is seeded for ``context.backbone``, so that the same context gives the same
+    weights, and is left as it was; those of accelerators are not touched.
 
     Raises:
         ConfigError: If there is no such method, or the context makes no sense.
@@ -26,7 +26,8 @@ def build_method(name: str, context: MethodContext) -> nn.Module:
     entry = method(name)
     _check(context)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(context.seed)
+        # Of the CPU alone: torch.manual_seed would reseed accelerators, whose state nobody puts back.
+        torch.default_generator.manual_seed(context.seed)
         model = entry.build(context).eval()
     phases_of(model)  # refuses what it could not train
     _probe(name, model, context)

@@ -11,6 +11,9 @@ from Pretrained Models", a report (github.com/iasonsky/EfficientEquivariantTrans
 Basu et al. 2023 (arXiv:2305.09900) and found in that paper's public code a softmax applied twice and logits averaged
 without the inverse action. Here the mean over i is taken of the attention first: the same sum, one average of maps in
 place of |G|.
+
+It is trained in one phase, or with ``warm_share`` in two as lambda-equitune is: the attention alone with a frozen
+backbone, then all (or the head) with the attention still trained. As there, the first phase needs a trained backbone.
 """
 
 from __future__ import annotations
@@ -22,14 +25,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from popmi_core.errors import ConfigError
 from popmi_core.groups import FiniteAction, image_action
-from popmi_core.invariance.method import Method, MethodContext, Train
+from popmi_core.invariance.method import Method, MethodContext, Phase, Train, warmed_up
 from popmi_core.invariance.orbit import FeatureOrbit, Stages
 from popmi_core.invariance.score import seeded_linear
 
 
 class EquiAttention(FeatureOrbit):
-    """Attention over the orbit; queries start at zero, so that it starts as plain equitune."""
+    """Attention over the orbit; queries start at zero, so that it starts as plain equitune.
+
+    Args:
+        backbone: M, left as it is.
+        action: How the group moves inputs.
+        features: How it moves feature maps; the same way as inputs if None.
+        stages: How M is cut; at a timm classifier's last feature map if None.
+        dim: Width of queries and keys.
+        train: What ``phases`` trains.
+        warm_share: Part of the epochs, in [0, 1), in which queries and keys alone are trained; 0: there is one phase.
+        seed: Fixes the start of queries and keys.
+
+    Raises:
+        ConfigError: If ``warm_share`` is no such part.
+    """
 
     added: ClassVar[tuple[str, ...]] = ("query.", "key.")
 
@@ -42,9 +60,15 @@ class EquiAttention(FeatureOrbit):
         stages: Stages | None = None,
         dim: int = 32,
         train: Train = "all",
+        warm_share: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, action, features=features, stages=stages, train=train)
+        if not 0 <= warm_share < 1:
+            raise ConfigError(
+                f"warm_share is {warm_share}, expected a part of the epochs in [0, 1). Use 0 for one phase."
+            )
+        self.warm_share = warm_share
         generator, width = torch.Generator().manual_seed(seed), self.stages.width(backbone)
         self.query = seeded_linear(width, dim, generator).to(next(backbone.parameters()))
         self.key = seeded_linear(width, dim, generator).to(next(backbone.parameters()))
@@ -54,6 +78,11 @@ class EquiAttention(FeatureOrbit):
         """Return mean_i softmax_j(q_i . k_j / sqrt(d)) for every copy j."""
         scores = torch.einsum("ind,jnd->ijn", self.query(keys), self.key(keys))
         return (scores / math.sqrt(self.key.out_features)).softmax(dim=1).mean(dim=0)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return one phase, or with ``warm_share`` two: the attention alone, then it and the head or all."""
+        later = super().phases()
+        return warmed_up(later, Phase("attention", self.warm_share, self.added)) if self.warm_share else later
 
 
 def _build(context: MethodContext) -> nn.Module:

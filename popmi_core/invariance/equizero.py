@@ -6,6 +6,11 @@ a loss, -s). It needs no training.
 Guarantee: exactly equivariant but for ties: where two different copies have the same best score, rounding decides, and
 near such inputs the answer jumps. Cost: |G| forward passes. Trained, gradients reach the chosen copy alone, which is
 the gradient of this function wherever it has one.
+
+Published code: nothing wrong was found in the choice of a copy. What it shares with lambda-equitune of the same paper,
+it has wrong: softmax is applied before a cross-entropy that applies it again, and of classes, on which g* acts
+trivially, there is no inverse action to see. Differs: here logits are raw, ``outputs`` turns what is not a class back,
+and the proxies are scores of the output alone, such as its largest logit, so that any classifier has one.
 """
 
 from __future__ import annotations
@@ -82,7 +87,7 @@ ENTRIES = (
         guarantee="exact for C1 to D4 but for ties",
         cost="|G|",
         source="Basu et al. 2023, arXiv:2305.09900: g* = argmin l(M(g x))",
-        caveat="discontinuous where the best copy changes",
+        caveat="discontinuous where the best copy changes; published code puts softmax before the cross-entropy",
         build=_build,
     ),
 )

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from popmi_core.groups import FiniteAction, image_action
-from popmi_core.invariance.method import Method, MethodContext, Phase, Train
+from popmi_core.invariance.method import Method, MethodContext, Phase, Train, warmed_up
 from popmi_core.invariance.orbit import FeatureOrbit, Stages
 from popmi_core.invariance.score import ScoreNet
 
@@ -51,11 +51,7 @@ class LambdaEquitune(FeatureOrbit):
 
     def phases(self) -> tuple[Phase, ...]:
         """Return: lambda alone, then it and the head or all."""
-        later = super().phases()
-        return later and (
-            Phase("lambda", WARM_SHARE, self.added),
-            *(Phase(one.name, (1 - WARM_SHARE) * one.share, one.trained) for one in later),
-        )
+        return warmed_up(super().phases(), Phase("lambda", WARM_SHARE, self.added))
 
 
 def _build(context: MethodContext) -> nn.Module:

@@ -30,6 +30,11 @@ class Phase:
         return parameter.startswith(self.trained)
 
 
+def warmed_up(later: tuple[Phase, ...], first: Phase) -> tuple[Phase, ...]:
+    """Return ``first`` and then ``later`` in the rest of the epochs; nothing where nothing is trained later."""
+    return later and (first, *(Phase(one.name, (1 - first.share) * one.share, one.trained) for one in later))
+
+
 @runtime_checkable
 class Phased(Protocol):
     """A model that is trained in phases, in order; an empty tuple: there is nothing to train."""

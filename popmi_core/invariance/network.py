@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from popmi_core.errors import ModelError
 from popmi_core.invariance.method import Phase, Train
 
-_SEARCHED = 512
+# So far around the size that was asked for; no image of a study is larger.
+_SEARCHED = 1 << 14
 
 
 class InvariantNet(nn.Module):
@@ -77,17 +78,22 @@ def square_side(name: str, img_size: int | tuple[int, int], fits: Callable[[int]
     """Return the side of square images that ``fits``.
 
     Raises:
-        ModelError: If the image is not square, or its side breaks exactness; the nearest exact side is named.
+        ModelError: If the image is not square, or its side breaks exactness; the nearest exact side is named, the
+            larger of two that are as near.
     """
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     if height != width:
         raise ModelError(f"{name}: images are {height}x{width}, expected square ones. Crop or pad them.")
     if not fits(height):
-        near = min((side for side in range(1, _SEARCHED) if fits(side)), key=lambda side: (abs(side - height), -side))
-        raise ModelError(
-            f"{name} is not exact on {height}x{height} images: {reason}. The nearest exact size is {near}."
-        )
+        near = _nearest(height, fits)
+        advice = "No size near it is exact" if near is None else f"The nearest exact size is {near}"
+        raise ModelError(f"{name} is not exact on {height}x{height} images: {reason}. {advice}.")
     return height
+
+
+def _nearest(side: int, fits: Callable[[int], bool]) -> int | None:
+    around = (near for step in range(1, _SEARCHED) for near in (side + step, side - step))
+    return next((near for near in around if near > 0 and fits(near)), None)
 
 
 def whiten(model: nn.Module, gain: float = math.sqrt(2)) -> None:

@@ -35,7 +35,7 @@ class OrbitAttention(nn.Module):
         heads = next(number for number in (4, 3, 2, 1) if dim % number == 0)
         # timm's blocks draw their start from the global generator; it is put back afterwards.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
             self.blocks = nn.Sequential(*[Block(dim, heads, mlp_ratio=2.0, qkv_bias=True) for _ in range(depth)])
             self.norm = nn.LayerNorm(dim)

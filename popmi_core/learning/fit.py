@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -36,7 +37,7 @@ class FitConfig:
     """How a model is trained.
 
     Args:
-        epochs: Passes over the training images, all phases together.
+        epochs: Passes over the training images, all phases together; at least one a phase.
         batch_size: Images a step at most; batches of one epoch are of nearly equal size.
         learning_rate: The highest, after the warm-up.
         weight_decay: Of parameters with two axes or more; biases and scales are not decayed.
@@ -155,6 +156,7 @@ def fit(
 
     Raises:
         DataError: If there is no training image, or the validation figure is undefined on ``val``.
+        ConfigError: If there are fewer epochs than phases.
         ModelError: If a phase has nothing to train.
         RunError: If the loss becomes NaN or infinite.
     """
@@ -299,9 +301,21 @@ def _optimizer(parameters: list[nn.Parameter], config: FitConfig) -> torch.optim
 
 
 def _shares(phases: tuple[Phase, ...], epochs: int) -> list[int]:
-    """Return whole epochs for every phase, one at least, in proportion to their shares."""
-    ends = [round(epochs * sum(phase.share for phase in phases[: i + 1])) for i in range(len(phases))]
-    return [max(1, end - start) for start, end in zip([0, *ends][:-1], ends, strict=True)]
+    """Return whole epochs for every phase, one at least, in proportion to their shares; they sum to ``epochs``.
+
+    Raises:
+        ConfigError: If there are fewer epochs than phases.
+    """
+    if epochs < len(phases):
+        raise ConfigError(
+            f"epochs is {epochs}, expected at least {len(phases)}: the model is trained in {len(phases)} phases "
+            f"({', '.join(phase.name for phase in phases)}), each of one epoch or more. Give more epochs."
+        )
+    ends = [0]
+    for done in range(1, len(phases) + 1):
+        wanted = round(epochs * sum(phase.share for phase in phases[:done]))
+        ends.append(min(max(wanted, ends[-1] + 1), epochs - len(phases) + done))
+    return [end - start for start, end in pairwise(ends)]
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:

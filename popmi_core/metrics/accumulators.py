@@ -1,25 +1,25 @@
 """Metrics fed batch by batch: ``update``, ``compute``, ``reset`` and ``merge``, as torchmetrics names them.
 
-None of these figures is a mean of figures of batches (AUROC and quantile bins need all images at once), so answers are
-kept and the function on all of them is computed at the end. Batches and their order change nothing but the last digits
-of sums; the bootstrap of turned images does not depend on the order at all.
+Accuracy, Brier score, negative log-likelihood and total variation are means over images, so batches' figures could be
+averaged by their sizes. AUROC, AUPRC, F1, balanced accuracy, ECE, the spread of logits, worst angles and the bootstrap
+cannot: they need all images at once. So answers are kept, and the function on all of them is computed at the end.
+Batches and their order change nothing but the last digits of sums; the bootstrap of turned images does not depend on
+the order at all. A batch that is refused changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self, TypeVar
+from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from popmi_core.errors import UpdateError
 from popmi_core.metrics.checks import FloatArray, IntArray, check_labels, check_probabilities, check_scores
 from popmi_core.metrics.classification import classification_metrics
 from popmi_core.metrics.resampling import RESAMPLES
-from popmi_core.metrics.turning import TurningFigures, check_turned, turning_figures
-
-Kind = TypeVar("Kind", bound=np.generic)
+from popmi_core.metrics.turning import TurningFigures, check_invariant, check_turned, turning_figures
 
 
 class ScoreAccumulator:
@@ -78,6 +78,22 @@ class ScoreAccumulator:
         self._target += other._target
 
 
+class _Turned(NamedTuple):
+    """A batch that was checked."""
+
+    logits: FloatArray  # [angles, n, classes]
+    target: IntArray | None  # [n]
+    invariant: FloatArray | None  # [angles, n, features]
+
+    def kind(self) -> str:
+        """Say what all batches have to have in common."""
+        labels = "no labels" if self.target is None else "labels"
+        features = (
+            "no invariant features" if self.invariant is None else f"{self.invariant.shape[2]} invariant features"
+        )
+        return f"{self.logits.shape[2]} classes, {labels}, {features}"
+
+
 class TurningAccumulator:
     """``turning_figures`` over batches of images, each at all angles.
 
@@ -90,68 +106,69 @@ class TurningAccumulator:
     def __init__(self, angles: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0) -> None:
         self.angles = tuple(float(angle) for angle in angles)
         self._settings = {"resamples": resamples, "seed": seed}
-        self._logits: list[FloatArray] = []
-        self._target: list[IntArray | None] = []
-        self._invariant: list[FloatArray | None] = []
+        self._batches: list[_Turned] = []
 
     def update(self, logits: ArrayLike, target: ArrayLike | None = None, invariant: ArrayLike | None = None) -> None:
         """Take a batch: logits [angles, n, C], and where there are, class numbers [n] and features [angles, n, F].
 
         Raises:
-            UpdateError: If a shape is wrong or a number is not finite (a batch may be of one image).
+            UpdateError: If a shape is wrong or a number is not finite (a batch may be of one image), or earlier batches
+                had another number of classes or of features, or only one of them labels or features.
         """
         values = check_turned(logits, self.angles, fewest=1)
         count, classes = values.shape[1:]
-        self._logits.append(values)
-        self._target.append(
-            None if target is None else check_labels(target, num_images=count, num_classes=classes, name="target")
+        batch = _Turned(
+            values,
+            None if target is None else check_labels(target, num_images=count, num_classes=classes, name="target"),
+            None if invariant is None else check_invariant(invariant, values.shape[:2]),
         )
-        self._invariant.append(None if invariant is None else np.asarray(invariant, dtype=np.float64))
+        self._require_kind(batch)
+        self._batches.append(batch)
 
     def compute(self) -> TurningFigures:
         """Return ``turning_figures`` of all images.
 
         Raises:
-            UpdateError: If no batch was given, or only some came with labels or with features.
+            UpdateError: If no batch was given, or all together hold one image.
         """
-        _require_some(self._logits)
+        _require_some(self._batches)
+        targets = [batch.target for batch in self._batches if batch.target is not None]
+        features = [batch.invariant for batch in self._batches if batch.invariant is not None]
         return turning_figures(
-            np.concatenate(self._logits, axis=1),
-            _joined(self._target, "labels", axis=0),
+            np.concatenate([batch.logits for batch in self._batches], axis=1),
+            np.concatenate(targets) if targets else None,
             angles=self.angles,
-            invariant=_joined(self._invariant, "invariant features", axis=1),
+            invariant=np.concatenate(features, axis=1) if features else None,
             **self._settings,
         )
 
     def reset(self) -> None:
         """Forget all batches."""
-        self._logits, self._target, self._invariant = [], [], []
+        self._batches = []
 
     def merge(self, other: Self) -> None:
         """Add the batches of another accumulator, which stays as it is.
 
         Raises:
-            UpdateError: If its angles are others.
+            UpdateError: If its angles are others, or its batches do not go with these.
         """
         if other.angles != self.angles:
             raise UpdateError(
                 f"cannot merge figures at {len(other.angles)} angles into those at {len(self.angles)}: the angles "
                 "differ. Turn all images by the same angles."
             )
-        self._logits += other._logits
-        self._target += other._target
-        self._invariant += other._invariant
+        if other._batches:
+            self._require_kind(other._batches[0])
+        self._batches += other._batches
+
+    def _require_kind(self, batch: _Turned) -> None:
+        if self._batches and batch.kind() != (before := self._batches[0].kind()):
+            raise UpdateError(
+                f"a batch of turned images has {batch.kind()}, those before it {before}: expected the same of all. "
+                "Give labels and features every time or never, and use one accumulator per model."
+            )
 
 
-def _require_some(batches: Sequence[FloatArray]) -> None:
+def _require_some(batches: Sequence[object]) -> None:
     if not batches:
         raise UpdateError("no batch was given, expected at least one. Call update before compute.")
-
-
-def _joined(parts: Sequence[NDArray[Kind] | None], what: str, *, axis: int) -> NDArray[Kind] | None:
-    given = [part for part in parts if part is not None]
-    if given and len(given) < len(parts):
-        raise UpdateError(
-            f"{len(given)} of {len(parts)} batches came with {what}, expected all or none. Give them every time."
-        )
-    return np.concatenate(given, axis=axis) if given else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from popmi_core.errors import ConfigError
 from popmi_core.metrics.checks import FloatArray, check_probabilities, check_scores
 
 ECE_BINS = 15
@@ -15,7 +16,14 @@ def gap_by_quantile(confidence: FloatArray, correct: FloatArray, weight: FloatAr
 
     Bins hold exactly ``1 / bins`` of the weight: an entry that straddles an edge is shared between its bins, and
     equal confidences are averaged first, so the result does not depend on the order of the images.
+
+    Raises:
+        ConfigError: If there is no bin.
     """
+    if bins < 1:
+        raise ConfigError(
+            f"bins is {bins}, expected at least 1: without one there is no gap to measure. Take {ECE_BINS}."
+        )
     _, level = np.unique(confidence, return_inverse=True)
     mass = np.bincount(level, weights=weight)
     excess = np.bincount(level, weights=weight * (confidence - correct))
@@ -33,6 +41,7 @@ def expected_calibration_error(scores: ArrayLike, target: ArrayLike, *, bins: in
         bins: Number of bins with the same number of images in each (shared at the edges).
 
     Raises:
+        ConfigError: If there is no bin.
         UpdateError: As `check_scores`, or if scores are not probabilities.
     """
     values, labels = check_scores(scores, target)

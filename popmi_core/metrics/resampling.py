@@ -43,6 +43,27 @@ def interval(values: FloatArray) -> Interval:
     return Interval(float(values[0]), float(lower), float(upper))
 
 
+def ratio_interval(over: FloatArray, under: FloatArray) -> Interval:
+    """Return ``over / under`` of figures of 0 or more, ``[resamples + 1]`` each, with percentiles of the draws.
+
+    A draw with something over a floor of 0 is infinite, and larger than all others, as in the figure itself; one of
+    nothing over nothing says nothing and is left out. Where a draw is infinite, each end is the nearest draw outwards,
+    as no number lies halfway to infinity. An infinite figure has an infinite upper end, whatever the draws say; a
+    figure that is undefined has no interval.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = over / under
+    value, drawn = float(ratios[0]), ratios[1:][~np.isnan(ratios[1:])]
+    if np.isnan(value) or not len(drawn):
+        return Interval(value, float("nan"), float("nan"))
+    if np.isfinite(value) and np.isfinite(drawn).all():
+        return interval(ratios)
+    tail = (1 - CONFIDENCE) / 2
+    lower = float(np.quantile(drawn, tail, method="lower"))
+    upper = float(np.quantile(drawn, 1 - tail, method="higher"))
+    return Interval(value, lower, value if np.isinf(value) else upper)
+
+
 def weighted_mean(values: FloatArray, weights: FloatArray) -> FloatArray:
     """Return the mean over images of ``values [..., n]`` in every draw of ``weights [draws, n]``: ``[..., draws]``."""
     mean: FloatArray = values @ weights.T / weights.sum(axis=1)

@@ -16,7 +16,15 @@ from numpy.typing import ArrayLike
 from popmi_core.errors import UpdateError
 from popmi_core.metrics.calibration import ECE_BINS, gap_by_quantile
 from popmi_core.metrics.checks import FloatArray, IntArray, check_labels
-from popmi_core.metrics.resampling import RESAMPLES, Interval, interval, resample, weighted_auroc, weighted_mean
+from popmi_core.metrics.resampling import (
+    RESAMPLES,
+    Interval,
+    interval,
+    ratio_interval,
+    resample,
+    weighted_auroc,
+    weighted_mean,
+)
 from popmi_core.metrics.twin import invariant_twin
 
 CHANGES = ("total_variation", "total_variation_max", "logit_rms", "flips", "flipped_ever")
@@ -36,7 +44,8 @@ class TurningFigures:
         by_angle: One number per angle: total_variation, flips and, with labels, accuracy, auroc, ece, brier.
         worst_angle: Degrees at which accuracy is least; without labels, at which total variation is largest.
         floor: The same figures of the invariant twin, where features for one were given.
-        over_floor: The model's changes (and accuracy drop) as multiples of the twin's; NaN or inf over a floor of 0.
+        over_floor: The model's changes (and accuracy drop) as multiples of the twin's; over a floor of 0 infinite, or
+            NaN if the model's is 0 too. Intervals as ``ratio_interval``.
     """
 
     angles: tuple[float, ...]
@@ -94,11 +103,10 @@ def turning_figures(
     found, drawn = _figures(values, labels, degrees, weights)
     if invariant is None:
         return found
-    features = _check_features(invariant, values.shape[:2])[:, order]
+    features = check_invariant(invariant, values.shape[:2])[:, order]
     floor, under = _figures(invariant_twin(features, values[0]), labels, degrees, weights)
     names = (*CHANGES, *(("accuracy_drop",) if labels is not None else ()))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = {name: interval(drawn[name] / under[name]) for name in names}
+    ratios = {name: ratio_interval(drawn[name], under[name]) for name in names}
     return TurningFigures(
         found.angles, found.num_images, found.figures, found.by_angle, found.worst_angle, floor, ratios
     )
@@ -220,7 +228,12 @@ def _canonical(logits: FloatArray, labels: IntArray | None) -> IntArray:
     return np.lexsort(keys if labels is None else [labels, *keys]).astype(np.int64)
 
 
-def _check_features(features: ArrayLike, expected: tuple[int, ...]) -> FloatArray:
+def check_invariant(features: ArrayLike, expected: tuple[int, ...]) -> FloatArray:
+    """Return invariant features as float64 [angles, n, features], ``expected`` being (angles, n) of their logits.
+
+    Raises:
+        UpdateError: If the shape is another, or a number is not finite.
+    """
     values: FloatArray = np.asarray(features, dtype=np.float64)
     if values.ndim != 3 or values.shape[:2] != expected or not np.isfinite(values).all():
         raise UpdateError(

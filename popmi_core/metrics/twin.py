@@ -61,6 +61,7 @@ def _ridge(design: FloatArray, wanted: FloatArray) -> FloatArray:
         # The mean, fitted before, costs one more degree of freedom.
         error = residual / max(size - 1 - kept.sum(), 1e-9) ** 2
         if error < best:
-            best, chosen = error, kept / singular
+            # As kept / singular, which is nothing over nothing where images are copies of each other.
+            best, chosen = error, singular / (np.square(singular) + penalty)
     weights: FloatArray = right.T @ (chosen[:, None] * projected)
     return weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,28 @@ def test_every_public_list_names_at_most_ten_things():
             tree = ast.parse(path.read_text())
             lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"]
             assert all(len(item.elts) <= 10 for item in lists), path
+
+
+def test_every_drawer_of_the_core_lists_what_is_public():
+    # Nothing imports the commands.
+    drawers = [path.parent for path in (ROOT / "popmi_core").glob("*/__init__.py") if path.parent.name != "cli"]
+    listed = {drawer.name: getattr(import_module(f"popmi_core.{drawer.name}"), "__all__", []) for drawer in drawers}
+    assert [name for name, public in listed.items() if not public] == []
+    for name, public in listed.items():
+        assert public == sorted(public, key=lambda one: (not one.isupper(), one[0].islower(), one))
+        assert all(hasattr(import_module(f"popmi_core.{name}"), one) for one in public)
+
+
+def test_measuring_and_training_are_found_without_knowing_files():
+    figures = import_module("popmi_core.metrics.figures").__all__
+    assert {"brier", "macro_f1", "balanced_accuracy"} <= set(figures)
+    assert len(figures) <= 10
+    metrics, equivariance, learning = (
+        import_module(f"popmi_core.{name}").__all__ for name in ("metrics", "equivariance", "learning")
+    )
+    assert {"turning_figures", "ScoreAccumulator", "TurningAccumulator"} <= set(metrics)
+    assert {"rotation_curve", "lie_derivatives", "layer_terms", "LieAccumulator"} <= set(equivariance)
+    assert {"fit", "distill", "choose_group"} <= set(learning)
 
 
 def test_nothing_unpickles():

@@ -10,17 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from popmi_core.metrics import (
-    ScoreSummary,
-    auprc_macro,
-    auroc_macro_ovr,
-    classification_metrics,
-    expected_calibration_error,
-    pool_summaries,
-    rotation_consistency,
-    summarise_scores,
-)
+from popmi_core.metrics import ScoreSummary, classification_metrics, pool_summaries, summarise_scores
 from popmi_core.metrics.discrimination import average_precision, binary_auroc, confusion
+from popmi_core.metrics.figures import auprc_macro, auroc_macro_ovr, expected_calibration_error, rotation_consistency
 from popmi_core.metrics.histograms import NUM_CELLS, count_cells, merge_small_cells
 from popmi_core.metrics.placement import highest_mean, place
 from popmi_core.metrics.suppression import classes_to_tell, interval

@@ -27,8 +27,9 @@ class GroupCnn(InvariantNet):
     P4CNN (97.7 %), that is planar channels over the square root of the order, so that parameters are about equal.
     Recipe, chosen on validation images of rotated MNIST: ``FitConfig(epochs=15, batch_size=64, learning_rate=0.01,
     weight_decay=0.01, augment="rotations", choose="accuracy")``; figures: docs/results/equivariance.md.
-    Differs: the last convolution gives features, not classes, so that the head can be replaced, and the mean over
-    the plane makes larger images possible.
+    Published code: nothing wrong was found; at the study's 28 px the pooling meets an even side, which keeps it exact;
+    odd ones, which break it, are refused here. Differs: the last convolution gives features, not classes, so that the
+    head can be replaced, and the mean over the plane makes larger images possible.
 
     Args:
         img_size: Side of the images, pixels: even, so that the pooling keeps the turns, and at least 28.

@@ -89,8 +89,9 @@ class SteerableCnn(InvariantNet):
     """Regular fields of C_N: images [n, in_chans, side, side] -> logits [n, num_classes].
 
     Guarantee: logits do not change under quarter turns, whatever the weights, if N is a multiple of 4. At the turns in
-    between no network on a square grid is exact: the kernels are sampled and the image itself is interpolated (about
-    0.16 of the spread of logits at 45 degrees at initialisation; a larger N buys nothing).
+    between no network on a square grid is exact: the kernels are sampled and the image itself is interpolated (at 45
+    degrees logits move by 0.5 of their spread as made and 0.4 trained, docs/results/exactness.md; a larger N buys
+    nothing).
     Cost: that of a plain network with N times the channels; kernels are made anew in every step.
     Source: Weiler and Cesa (2019), "General E(2)-equivariant steerable CNNs", arXiv:1911.08251 (99.3 % on RotMNIST with
     C16 and D16, six layers up to 7x7 and 64 fields); escnn. Differs: four layers and fewer fields, and 2x2 mean pooling

@@ -32,6 +32,20 @@ def test_a_folder_is_read_at_its_median_shorter_side_and_no_larger_than_asked(tm
     assert native_size(str(tmp_path / "site"), drawn=64, most=50) == 50
 
 
+def test_of_several_sites_all_are_looked_at_each_by_its_number_of_pictures(tmp_path):
+    for site, count, side in (("a", 60, 20), ("b", 80, 60), ("c", 60, 90)):
+        _pictures(tmp_path / site / "images", [(side, side + 5)] * count)
+        (tmp_path / site / "labels.csv").write_text("image,diagnosis\n")
+    # The first fifty pictures are all of site a; the median picture is of site b.
+    assert native_size(str(tmp_path), drawn=64, most=256) == 60
+
+
+def test_of_class_folders_all_are_looked_at(tmp_path):
+    _pictures(tmp_path / "benign", [(30, 30)] * 51)
+    _pictures(tmp_path / "malignant", [(70, 70)] * 52)
+    assert native_size(str(tmp_path), drawn=64, most=256) == 50  # halfway, of 25 pictures each
+
+
 def test_a_prepared_set_is_read_at_the_size_it_was_prepared_at(tmp_path):
     card = DatasetCard(
         name="x", classes=("a", "b"), image_size=96, source_image_size=128, sites=("one",), licence="", recipe="r"

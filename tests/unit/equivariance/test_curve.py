@@ -102,3 +102,11 @@ def test_images_of_another_kind_are_refused(backbone):
         rotation_curve(backbone, np.zeros((2, 8, 8, 3)), image_size=32)
     with pytest.raises(ModelError, match="at least one"):
         rotation_curve(backbone, IMAGES.images[:0], image_size=32)
+
+
+@pytest.mark.parametrize("outside", [None, (0.5, 0.5, 0.5)])
+def test_oblong_images_are_refused_whatever_lies_outside_the_disk(backbone, outside):
+    with pytest.raises(ModelError, match=r"images to turn are uint8 of shape \(14, 48, 40, 3\)"):
+        rotation_curve(backbone, IMAGES.images[:, :, :40], image_size=32, outside=outside)
+    with pytest.raises(ModelError, match="images are 48x40 pixels, expected square ones"):
+        border_colour(IMAGES.images[:, :, :40])

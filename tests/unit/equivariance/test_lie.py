@@ -198,6 +198,14 @@ def test_an_accumulator_refuses_nothing_and_other_generators():
     with pytest.raises(ModelError, match="cannot merge LEE"):
         accumulator.merge(LieAccumulator(("rotation",)))
     accumulator.update(_vit(), _images(count=1))
+    other = LieAccumulator()
+    other.update(_vit(classes=4), _images(count=1))
+    with pytest.raises(ModelError, match="images of 32 pixels and 4 classes after images of 32 pixels and 3 classes"):
+        accumulator.merge(other)
+    with pytest.raises(ModelError, match="expected one kind"):
+        accumulator.update(_vit(classes=4), _images(count=1))
+    assert accumulator.derivatives().logits.shape == (1, 3)
+    accumulator.merge(LieAccumulator())
     accumulator.reset()
     with pytest.raises(ModelError, match="at least one batch"):
         accumulator.derivatives()
@@ -215,10 +223,58 @@ def test_what_cannot_be_measured_is_refused():
         lee_figures(lie_derivatives(model, _images(), generators=("scale",)))
 
 
-def test_a_model_without_a_derivative_is_named():
-    class Rounded(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            raise NotImplementedError("no rule for this operation")
+class Halves(torch.autograd.Function):
+    """Written by hand, with a backward derivative only."""
 
-    with pytest.raises(ModelError, match="Rounded: no forward-mode derivative"):
-        lie_derivatives(Rounded(), _images())
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return images / 2
+
+    @staticmethod
+    def setup_context(context: object, inputs: object, output: object) -> None:
+        pass
+
+    @staticmethod
+    def backward(context: object, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient / 2
+
+
+class Halved(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return Halves.apply(images).flatten(1)
+
+
+def test_a_model_without_a_derivative_is_named():
+    with pytest.raises(ModelError, match="Halved: no forward-mode derivative"):
+        lie_derivatives(Halved(), _images())
+
+
+def test_a_model_that_does_not_run_is_not_said_to_lack_a_derivative():
+    with pytest.raises(ModelError, match=r"VisionTransformer does not run on torch.float32 images \(3, 3, 32, 32\) on"):
+        lie_derivatives(_vit(), _images().float())
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_images_move_where_they_lie(flow):
+    # No accelerator is needed for that: tensors on "meta" have a device and no values.
+    images = _images(8).to("meta")
+    assert move(images, flow, 0.1).device == move_slope(images, flow).device == images.device
+    logits, moved = derivative(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)).double().to("meta"), images, flow)
+    assert logits.device == moved.device == images.device
+    assert logits.shape == moved.shape == (3, 2)
+
+
+def test_images_on_another_device_than_the_model_are_refused():
+    with pytest.raises(ModelError, match="VisionTransformer lies on cpu, its images on meta"):
+        lie_derivatives(_vit(), _images().to("meta"))
+
+
+def test_too_little_memory_is_not_said_to_be_a_missing_derivative():
+    class Large(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        lie_derivatives(Large(), _images())

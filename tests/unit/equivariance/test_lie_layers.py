@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from orbit_backbones import ORBIT_METHODS, shaken
 from torch import nn
 from torch.nn import functional
 
@@ -14,6 +15,7 @@ from popmi_core.equivariance.generators import FLOWS, move_slope
 from popmi_core.equivariance.lie import lie_derivatives
 from popmi_core.equivariance.lie_layers import layer_terms
 from popmi_core.errors import ModelError
+from popmi_core.invariance import MethodContext, build_method
 
 SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 2)}
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -64,6 +66,52 @@ def test_shares_sum_to_the_derivative_where_copies_are_merged(name, group, block
 def test_shares_sum_to_the_derivative_where_channels_turn_with_the_image(name, group):
     # A small turn moves places only: no element of the group is near, and channels stay.
     _assert_adds_up(attach(_net(name), group=group, fields="regular").double().eval(), _images())
+
+
+def _rival(name: str, net: str = "popmi_vit_micro", group: str = "D4") -> nn.Module:
+    def backbone() -> nn.Module:
+        return _net(net, **NETS[net])
+
+    return shaken(build_method(name, MethodContext(backbone, group, 32, 3, 3, seed=0))).eval()
+
+
+@pytest.mark.parametrize("name", ORBIT_METHODS)
+def test_shares_sum_to_the_derivative_in_every_method_over_an_orbit(name):
+    _assert_adds_up(_rival(name), _images(count=1))
+
+
+@pytest.mark.parametrize("net", ["popmi_resnet20", "swin_tiny_patch4_window7_224"])
+def test_shares_sum_to_the_derivative_over_an_orbit_of_other_nets(net):
+    _assert_adds_up(_rival("equitune-logits", net, "C4"), _images(count=1))
+
+
+@pytest.mark.parametrize("name", [name for name in ORBIT_METHODS if name != "canonicalisation"])
+def test_layers_inside_a_method_over_an_orbit_have_shares_and_making_the_copies_has_none(name):
+    found = layer_terms(_rival(name), _images())
+    first = next(place for place, layer in enumerate(found.names) if layer.startswith("backbone.patch_embed"))
+    assert "patch embedding" in found.kinds
+    assert abs(found.terms[first]).max() > 1e-3
+    before = next(place for place, layer in enumerate(found.names) if layer.startswith("(before backbone"))
+    # A copy moves in its own frame as the image does before it is turned.
+    assert abs(found.terms[before]).max() < 1e-12
+    assert abs(found.terms[found.names.index("(before the end)")]).max() < 1e-12
+
+
+def test_a_layers_share_over_an_orbit_is_the_mean_of_its_shares_over_the_turned_images():
+    """Of equitune on logits, which is the mean of the plain backbone; a turn by C4 leaves the rotation flow alone."""
+    model, images = _rival("equitune-logits", group="C4"), _images(count=1)
+    whole = layer_terms(model, images, generators=("rotation",))
+    turned = [layer_terms(model.backbone, torch.rot90(images, turn, (-2, -1)), generators=("rotation",))
+              for turn in range(4)]  # fmt: skip
+    for place, name in enumerate(turned[0].names):
+        inside = name.replace("(before ", "(before backbone.") if name.startswith("(") else f"backbone.{name}"
+        inside = "(before the end of backbone)" if name == "(before the end)" else inside
+        mean = sum(found.terms[place] for found in turned) / 4
+        assert abs(whole.terms[whole.names.index(inside)] - mean).max() < 1e-12
+
+
+def test_where_copies_are_interpolated_they_are_not_followed_and_shares_still_add_up():
+    _assert_adds_up(_rival("equitune-logits", group="C8"), _images(count=1))
 
 
 def test_the_share_of_a_layer_is_what_its_own_derivative_leaves():

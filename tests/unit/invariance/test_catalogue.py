@@ -60,6 +60,15 @@ def test_the_same_context_gives_the_same_model_and_leaves_the_global_generator(n
     assert any(not torch.equal(tensor, other.state_dict()[key]) for key, tensor in first.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["equitune-logits", "posthoc-attention"])
+def test_building_leaves_the_generators_of_accelerators(name, monkeypatch):
+    def touched(seed):
+        pytest.fail("an accelerator was seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", touched)
+    build_method(name, context())
+
+
 @pytest.mark.parametrize("group", ["C1", "C2", "C4", "D1", "D2", "D4", "C8", "C16"])
 def test_every_group_is_built(group):
     model = build_method("equitune-features", context(group=group))

@@ -11,6 +11,7 @@ from popmi_core.invariance.catalogue import METHODS, method
 from popmi_core.invariance.gcnn import GroupCnn, GroupDenseNet
 from popmi_core.invariance.gevit import GroupTransformer, ModernGeVit
 from popmi_core.invariance.method import MethodContext, phases_of
+from popmi_core.invariance.network import square_side
 from popmi_core.models import build_model
 
 CLASSES = 3
@@ -132,6 +133,25 @@ def test_a_size_that_breaks_exactness_is_refused_with_the_nearest_exact_one(name
     with pytest.raises(ModelError, match=f"nearest exact size is {nearest}"):
         created(name).forward_features(images(side))
     created(name, nearest)
+
+
+@pytest.mark.parametrize(("asked", "nearest"), [(1001, 1002), (10, 28), (-3, 28)])
+def test_the_nearest_size_is_looked_for_around_the_one_that_was_asked_for(asked, nearest):
+    with pytest.raises(ModelError, match=f"nearest exact size is {nearest}\\.$"):
+        created("popmi_p4_cnn", asked)
+
+
+def test_a_size_without_an_exact_one_near_it_is_refused_all_the_same():
+    with pytest.raises(ModelError, match=r"Net is not exact on 5x5 images: why\. No size near it is exact\."):
+        square_side("Net", 5, lambda side: False, "why")
+
+
+def test_a_disk_of_many_pixels_names_its_own_size():
+    from popmi_core.invariance.gcnn.steerable import SteerableCnn
+
+    model = SteerableCnn(640, 1, CLASSES, widths=(1, 1, 1, 1))
+    with pytest.raises(ModelError, match=r"disk is of 640 pixels\. The nearest exact size is 640"):
+        model.forward_features(torch.zeros(1, 1, 32, 32))
 
 
 def test_an_oblong_image_is_refused():

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional
 
 import popmi_core.models  # noqa: F401  (registers the small ViTs)
-from popmi_core.errors import ModelError
+from popmi_core.errors import ConfigError, ModelError
 from popmi_core.groups import image_action
 from popmi_core.invariance.build import build_method
+from popmi_core.invariance.equiattention import EquiAttention
 from popmi_core.invariance.equitune import Equitune
 from popmi_core.invariance.method import ExtraLoss, Phase, Phased, phases_of
 from popmi_core.invariance.posthoc import PostHoc
@@ -64,6 +65,34 @@ def test_lambda_equitune_trains_lambda_alone_and_then_all():
     after = moved(middle, model)
     assert {"score.out.weight", "score.hidden.weight", "backbone.fc.weight", "backbone.conv1.0.weight"} <= after
     assert any("running_mean" in name for name in after)
+
+
+@pytest.mark.parametrize(("how", "later"), [("all", "all"), ("head", "head")])
+def test_equiattention_trains_its_attention_alone_first_if_asked(how, later):
+    one = EquiAttention(context("resnet").backbone(), image_action("C4"), train=how)
+    assert [(phase.name, phase.share) for phase in one.phases()] == [(later, 1.0)]
+    model = EquiAttention(context("resnet").backbone(), image_action("C4"), train=how, warm_share=0.25)
+    first, second = model.phases()
+    assert [(phase.name, phase.share) for phase in (first, second)] == [("attention", 0.25), (later, 0.75)]
+    start = copy.deepcopy(model)
+    train(model, first)
+    # Keys move from the second step on: the queries that weigh them start at zero. Their bias moves never, as it adds
+    # the same to the scores of all copies.
+    attention = {"query.weight", "query.bias", "key.weight"}
+    assert moved(start, model) - {"key.bias"} == attention
+    middle = copy.deepcopy(model)
+    train(model, second)
+    after = moved(middle, model)
+    assert attention | {"backbone.fc.weight"} <= after
+    assert ("backbone.conv1.0.weight" in after) == (how == "all")
+
+
+def test_equiattention_with_nothing_to_train_has_no_phase_and_a_wrong_share_is_refused():
+    backbone = context("resnet").backbone()
+    assert EquiAttention(backbone, image_action("C4"), train="none", warm_share=0.2).phases() == ()
+    for share in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ConfigError, match=r"warm_share is .*, expected a part of the epochs"):
+            EquiAttention(backbone, image_action("C4"), warm_share=share)
 
 
 def test_lambda_equitune_with_the_head_alone_leaves_the_features():

@@ -126,6 +126,33 @@ def test_phases_move_their_own_parameters_only_and_leave_all_free():
     assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("epochs", "shares", "expected"),
+    [
+        (2, (0.2, 0.8), [1, 1]),
+        (3, (0.2, 0.8), [1, 2]),
+        (6, (0.2, 0.8), [1, 5]),
+        (8, (0.2, 0.8), [2, 6]),
+        (10, (0.5, 0.01, 0.49), [5, 1, 4]),
+        (3, (0.98, 0.01, 0.01), [1, 1, 1]),
+        (7, (1.0,), [7]),
+    ],
+)
+def test_phases_share_the_epochs_that_were_asked_for(epochs, shares, expected):
+    class Staged(Net):
+        def phases(self):
+            return tuple(Phase(f"part {place}", share, ("",)) for place, share in enumerate(shares))
+
+    fitted = run(Staged(), epochs=epochs, train=make_data(8), val=ImageSet.empty(8), choose="last")
+    named = [epoch.phase for epoch in fitted.history]
+    assert [named.count(f"part {place}") for place in range(len(shares))] == expected
+
+
+def test_fewer_epochs_than_phases_are_refused():
+    with pytest.raises(ConfigError, match=r"epochs is 1, expected at least 2: .* 2 phases \(body, head\)"):
+        run(TwoParts(), epochs=1)
+
+
 class Untrained(Net):
     def phases(self):
         return ()

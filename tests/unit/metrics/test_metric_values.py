@@ -5,17 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from popmi_core.errors import UpdateError
-from popmi_core.metrics import (
+from popmi_core.errors import ConfigError, UpdateError
+from popmi_core.metrics import classification_metrics
+from popmi_core.metrics.discrimination import confusion
+from popmi_core.metrics.figures import (
     auprc_macro,
     auroc_macro_ovr,
-    classification_metrics,
+    balanced_accuracy,
+    brier,
     expected_calibration_error,
+    macro_f1,
+    negative_log_likelihood,
     rotation_consistency,
+    rotation_total_variation,
 )
-from popmi_core.metrics.calibration import brier, negative_log_likelihood
-from popmi_core.metrics.discrimination import balanced_accuracy, confusion, macro_f1
-from popmi_core.metrics.rotation import rotation_total_variation
 
 SURE = np.eye(3)[[0, 1, 2, 0]]
 TARGET = np.array([0, 1, 2, 0])
@@ -121,6 +124,14 @@ def test_logits_are_refused_where_probabilities_are_needed(row):
     for metric in (classification_metrics, expected_calibration_error, brier, negative_log_likelihood):
         with pytest.raises(UpdateError, match="expected probabilities that sum to one"):
             metric([row], [0])
+
+
+@pytest.mark.parametrize("bins", [0, -1])
+def test_ece_without_a_bin_is_refused_and_with_one_is_the_distance_of_two_means(bins):
+    scores = np.array([[0.8, 0.2], [0.6, 0.4]])
+    with pytest.raises(ConfigError, match=f"bins is {bins}, expected at least 1"):
+        expected_calibration_error(scores, [0, 1], bins=bins)
+    assert expected_calibration_error(scores, [0, 1], bins=1) == pytest.approx(0.7 - 0.5, abs=1e-15)
 
 
 def test_an_empty_set_of_predictions_is_refused():

@@ -14,7 +14,7 @@ from popmi_core.metrics.accumulators import ScoreAccumulator, TurningAccumulator
 from popmi_core.metrics.calibration import brier, expected_calibration_error
 from popmi_core.metrics.classification import classification_metrics
 from popmi_core.metrics.discrimination import binary_auroc
-from popmi_core.metrics.resampling import interval, resample, weighted_auroc
+from popmi_core.metrics.resampling import Interval, interval, ratio_interval, resample, weighted_auroc
 from popmi_core.metrics.turning import softmax, turning_figures
 from popmi_core.metrics.twin import invariant_twin, spread
 
@@ -132,6 +132,45 @@ def test_draws_without_a_value_are_left_out_of_the_interval():
     assert math.isnan(interval(np.array([0.5, np.nan])).lower)
 
 
+def test_an_infinite_multiple_has_no_finite_upper_end():
+    under = np.array([0.0, *[0.5] * 200])
+    found = ratio_interval(np.ones(201), under)
+    # The figure itself stands over a floor of 0; no draw does.
+    assert (found.value, found.lower, found.upper) == (math.inf, 2.0, math.inf)
+
+
+def test_infinite_draws_are_the_largest_and_empty_ones_are_left_out():
+    over, under = np.ones(201), np.full(201, 0.5)
+    under[1:11] = 0
+    found = ratio_interval(over, under)
+    # A twentieth of the draws is above all numbers: more than the upper tail, less than all.
+    assert (found.value, found.lower, found.upper) == (2.0, 2.0, math.inf)
+    over[1:11] = 0
+    assert ratio_interval(over, under) == Interval(2.0, 2.0, 2.0)
+    under[1:] = 0
+    over[1:] = 1
+    assert ratio_interval(over, under) == Interval(2.0, math.inf, math.inf)
+
+
+def test_nothing_over_nothing_has_neither_value_nor_interval():
+    over, under = np.zeros(5), np.array([0.0, 1.0, 1.0, 1.0, 1.0])
+    found = ratio_interval(over, under)
+    assert all(math.isnan(number) for number in found.to_json().values())
+
+
+def test_finite_multiples_have_the_percentiles_of_their_draws():
+    rng = np.random.default_rng(0)
+    over, under = rng.random(201) + 1, rng.random(201) + 1
+    assert ratio_interval(over, under) == interval(over / under)
+
+
+def test_multiples_of_a_twin_that_does_not_move_are_infinite_up_to_their_ends():
+    logits, target, features = _case()
+    found = turning_figures(logits, target, angles=ANGLES, invariant=features)
+    assert found.floor.figures["flips"].value == 0
+    assert found.over_floor["flips"] == Interval(math.inf, math.inf, math.inf)
+
+
 def test_an_invariant_function_is_at_its_own_floor():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(1, 200, 5)) + 1e-3 * rng.normal(size=(3, 200, 5))
@@ -154,6 +193,44 @@ def test_a_model_that_says_the_same_of_all_images_has_a_twin_that_does():
     twin = invariant_twin(np.random.default_rng(0).normal(size=(2, 10, 3)), np.ones((10, 2)))
     assert np.allclose(twin, 1.0)
     assert np.allclose(invariant_twin(np.ones((2, 10, 3)), np.random.default_rng(0).normal(size=(10, 2))).std(1), 0)
+
+
+def test_the_twin_of_images_that_are_copies_of_each_other_is_finite(monkeypatch):
+    # Two kinds of images and two features that say the same: the second singular value is 0, or 1e-16 by rounding,
+    # which depends on the machine.
+    svd = np.linalg.svd
+
+    def rounded(design, **settings):
+        left, singular, right = svd(design, **settings)
+        return left, np.where(singular < 1e-12, 0.0, singular), right
+
+    monkeypatch.setattr(np.linalg, "svd", rounded)
+    upright = np.array([[1.0, 1.0], [-1.0, -1.0]] * 2)
+    logits = np.array([[2.0, 0.0], [0.0, 1.0]] * 2)
+    twin = invariant_twin(np.stack([upright, 0.9 * upright]), logits)
+    # The scale of the logits' spread takes the penalty away again.
+    assert np.allclose(twin[0], logits, atol=1e-12)
+    assert np.allclose(twin[1] - logits.mean(axis=0), 0.9 * (logits - logits.mean(axis=0)), atol=1e-12)
+
+
+@pytest.mark.parametrize("images", [3, 40])
+def test_the_twin_is_the_ridge_regression_of_the_normal_equations(images):
+    rng = np.random.default_rng(0)
+    features, logits = rng.normal(size=(2, images, 5)), rng.normal(size=(images, 3))
+    standard = (features - features[0].mean(axis=0)) / features[0].std(axis=0)
+    wanted, best = logits - logits.mean(axis=0), (np.inf, np.empty(0))
+    for share in 10.0 ** np.arange(-6, 4):
+        gram = standard[0].T @ standard[0]
+        # Of the eigenvalues that are there: with few images, fewer than features.
+        penalty = share * np.trace(gram) / min(images, 5)
+        hat = standard[0] @ np.linalg.solve(gram + penalty * np.eye(5), standard[0].T)
+        error = np.square(wanted - hat @ wanted).sum() / (images - 1 - np.trace(hat)) ** 2
+        weights = np.linalg.solve(gram + penalty * np.eye(5), standard[0].T @ wanted)
+        best = min(best, (error, weights), key=lambda one: one[0])
+    moved = standard @ best[1]
+    expected = logits.mean(axis=0) + moved * spread(logits) / spread(moved[0])
+    # Normal equations at a penalty of 1e-6 cost six of sixteen digits.
+    assert np.allclose(invariant_twin(features, logits), expected, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -213,9 +290,46 @@ def test_accumulators_refuse_what_does_not_belong_together():
     with pytest.raises(UpdateError, match="the angles differ"):
         turning.merge(TurningAccumulator((0.0, 45.0)))
     turning.update(logits, target)
-    turning.update(logits, target, features)
-    with pytest.raises(UpdateError, match="1 of 2 batches came with invariant features"):
-        turning.compute()
+    other = TurningAccumulator(ANGLES)
+    other.update(logits, target, features)
+    with pytest.raises(UpdateError, match="has 3 classes, labels, 6 invariant features, those before it 3 classes"):
+        turning.merge(other)
+    turning.merge(TurningAccumulator(ANGLES))
     turning.reset()
     with pytest.raises(UpdateError, match="no batch was given"):
         turning.compute()
+
+
+@pytest.mark.parametrize(
+    ("classes", "target", "width", "message"),
+    [
+        (3, np.zeros(5, int), 6, r"target has shape \(5,\), expected \(4,\)"),
+        (3, np.full(4, 3), 6, "class numbers outside"),
+        (3, np.zeros(4, int), (3, 5, 6), r"invariant features have shape \(3, 5, 6\)"),
+        (3, np.zeros(4, int), (3, 4), r"invariant features have shape \(3, 4\)"),
+        (3, np.zeros(4, int), 5, "labels, 5 invariant features, those before it 3 classes, labels, 6"),
+        (3, np.zeros(4, int), None, "labels, no invariant features, those before"),
+        (3, None, 6, "has 3 classes, no labels, 6"),
+        (2, np.zeros(4, int), 6, "has 2 classes"),
+    ],
+)
+def test_a_batch_of_turned_images_that_is_refused_leaves_nothing_behind(classes, target, width, message):
+    logits, labels, features = _case()
+    turning = TurningAccumulator(ANGLES)
+    turning.update(logits, labels, features)
+    before = json.dumps(turning.compute().to_json())
+    shape = (3, 4, width) if isinstance(width, int) else width
+    with pytest.raises(UpdateError, match=message):
+        turning.update(np.zeros((3, 4, classes)), target, None if shape is None else np.zeros(shape))
+    assert json.dumps(turning.compute().to_json()) == before
+
+
+def test_scores_that_are_refused_leave_nothing_behind():
+    logits, target, _ = _case()
+    scores = ScoreAccumulator(3)
+    scores.update(softmax(logits[0]), target)
+    before = scores.compute()
+    for values, labels in ((softmax(logits[0]), target[1:]), (2 * softmax(logits[0]), target)):
+        with pytest.raises(UpdateError):
+            scores.update(values, labels)
+    assert scores.compute() == before
