@@ -58,7 +58,8 @@ class Prea(nn.Module):
         self.pretrained_cfg = getattr(backbone, "pretrained_cfg", {})
         # Folded: the merge is already in the weights, and only one copy runs.
         self.folded = merge_block == 0
-        if fields == "trivial" and getattr(getattr(backbone, "patch_drop", None), "prob", 0):
+        drops: float = getattr(getattr(backbone, "patch_drop", None), "prob", 0.0)
+        if fields == "trivial" and drops:
             raise ModelError(
                 f"{type(backbone).__name__} drops patches in training, others in every copy: what is left cannot be "
                 "merged. Make it with patch_drop_rate=0, or take regular fields."

@@ -111,15 +111,15 @@ def onto_classes(data: SiteData, classes: Sequence[str]) -> SiteData:
         return replace(data, classes=wanted)
     index = {_fold(name): place for place, name in enumerate(wanted)}
     places_of = np.array([index.get(_fold(name), -1) for name in theirs], np.int64)
-    parts = {split: getattr(data, split) for split in ("train", "val", "test", "external")}
-    counts = sum(part.counts(len(theirs)) for part in parts.values())
+    parts = (data.train, data.val, data.test, data.external)
+    counts = np.sum([part.counts(len(theirs)) for part in parts], axis=0)
     if unknown := [name for name, place, count in zip(theirs, places_of, counts, strict=True) if place < 0 and count]:
         raise DataError(
             f"site {data.site} has images of {', '.join(unknown)}, the model knows {', '.join(wanted)}. Give images of "
             "the classes it was trained on, or say with a label map which of them yours are (docs/data.md)."
         )
-    moved = {split: ImageSet(part.images, places_of[part.targets]) for split, part in parts.items()}
-    return replace(data, classes=wanted, **moved)
+    train, val, test, external = (ImageSet(part.images, places_of[part.targets]) for part in parts)
+    return replace(data, classes=wanted, train=train, val=val, test=test, external=external)
 
 
 def _fold(word: str) -> str:
