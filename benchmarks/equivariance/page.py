@@ -8,6 +8,7 @@ from typing import Any
 
 from cases import COMMON, DATASETS, MEASURED, RECIPES, rows_of
 from goals import goals
+from overview import overview
 from rows import ATTENTION, CONVOLUTIONS
 
 Result = Mapping[str, Any]
@@ -83,7 +84,7 @@ processor seconds.
 
 def report(rows: Sequence[Result], seeds: int) -> str:
     """Return the whole page."""
-    parts = [introduction(), status(rows, seeds)]
+    parts = [introduction(), status(rows, seeds), overview(rows)]
     for dataset in DATASETS:
         mine = [row for row in rows if row["dataset"] == dataset]
         parts.append(f"## {TITLES[dataset]}\n")

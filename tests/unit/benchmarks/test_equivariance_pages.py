@@ -85,6 +85,22 @@ def test_a_cell_is_the_median_with_lowest_and_highest(page):
     assert page.cell([None], 1, 100) == "-"
 
 
+def test_the_overview_has_a_median_and_a_cost_and_marks_few_seeds(load_from):
+    overview = load_from(FOLDER, "overview")
+    rows = [run_of("plain", accuracy, seed=seed) for seed, accuracy in enumerate((0.9, 0.8, 0.86))]
+    said = overview.overview([*rows, run_of("PREA D4", 0.9, flops=3.5)])
+    assert "| plain backbone |  | 86.0 at 1.00 x |  |" in said
+    assert "| PREA D4 |  | 90.0' at 3.50 x |  |" in said
+    assert "lambda" not in said
+
+
+def test_every_line_of_the_overview_is_a_row_of_the_study(load_from):
+    overview, cases = load_from(FOLDER, "overview"), load_from(FOLDER, "cases")
+    planned = {(dataset, row.name) for dataset in cases.DATASETS for row in cases.rows_of(dataset)}
+    for said, names in overview.LINES.items():
+        assert any((dataset, name) in planned for dataset, name in names.items()), said
+
+
 def test_a_row_tested_or_turned_on_fewer_images_is_marked(page):
     rows = [run_of("plain", 0.9, dataset="rotated_mnist", tested=50_000)]
     rows.append(run_of("p4 CNN", 0.97, dataset="rotated_mnist", tested=10_000))
