@@ -160,7 +160,8 @@ def attach(
     symmetry, wanted = point_group(group), adapters_of(adapters, fields)
     if fields == "regular":
         _require_regular(merge_block, weights, wanted)
-    block = trunk.choose_block(backbone, 0 if fields == "regular" else merge_block)
+    trunk.require_own(backbone)
+    block = 0 if fields == "regular" else trunk.choose_block(backbone, merge_block)
     if block == 0 and weights == "lambda":
         raise ModelError("merge_block 0 folds the merge into the weights: there is nothing to weight. Use 'mean'.")
     if image_size is not None:

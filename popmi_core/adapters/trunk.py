@@ -46,8 +46,7 @@ def choose_block(backbone: Backbone, merge_block: int | None) -> int:
     Raises:
         ModelError: If the backbone cannot be merged there.
     """
-    if problem := foreign(backbone):
-        raise ModelError(problem)
+    require_own(backbone)
     layers, name = depth(backbone), type(backbone).__name__
     if merge_block is None:
         return max(1, round(layers / 4)) if is_plain_vit(backbone) else layers
@@ -56,6 +55,16 @@ def choose_block(backbone: Backbone, merge_block: int | None) -> int:
     if problem := unmergeable(backbone, merge_block):
         raise ModelError(f"{name} cannot merge at block {merge_block}: {problem}.")
     return merge_block
+
+
+def require_own(backbone: Backbone) -> None:
+    """Refuse what is no plain timm backbone.
+
+    Raises:
+        ModelError: If it is not (see ``foreign``).
+    """
+    if problem := foreign(backbone):
+        raise ModelError(problem)
 
 
 def foreign(backbone: Backbone) -> str | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from popmi_core.adapters.prea import Fields
 from popmi_core.adapters.trunk import choose_block
-from popmi_core.data.labelmap import same_classes
+from popmi_core.data.labelmap import are_places, same_classes
 from popmi_core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -128,17 +128,20 @@ def class_names(parents: Sequence[Parent], count: int) -> tuple[str, ...] | None
     """
     told = {who: names for who, parent in named(parents).items() if (names := _classes_in(parent))}
     for who, names in told.items():
-        first, known = next(iter(told.items()))
+        if len(names) != count:
+            raise ModelError(
+                f"{who} names {len(names)} classes ({', '.join(names)}), its head has {count}. Take another file."
+            )
+    # A file that was trained on classes without names says nothing against those of the others.
+    called = {who: names for who, names in told.items() if not are_places(names)} or told
+    for who, names in called.items():
+        first, known = next(iter(called.items()))
         if not same_classes(names, known):
             raise ModelError(
                 f"the models know other classes, or know them in another order: {first} {', '.join(known)}; {who} "
                 f"{', '.join(names)}. Take models of one list of classes."
             )
-        if len(names) != count:
-            raise ModelError(
-                f"{who} names {len(names)} classes ({', '.join(names)}), its head has {count}. Take another file."
-            )
-    return next(iter(told.values()), None)
+    return next(iter(called.values()), None)
 
 
 def _classes_in(parent: Parent) -> tuple[str, ...] | None:

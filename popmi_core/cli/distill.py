@@ -84,7 +84,10 @@ def distill(
         "allow_approximate": allow_approximate,
     }  # fmt: skip
     with told(quiet=json_only) as tell:
-        job = _read(teacher, data, model=model, model_arg=model_arg or [], adapter=adapter, group=group, score=score)
+        job = _read(
+            teacher, data, model=model, model_arg=model_arg or [], adapter=adapter, group=group, score=score,
+            allow_approximate=allow_approximate,
+        )  # fmt: skip
         done = _teach(job, config, wanted, tell)
         figures = _describe(job, done, config, score=score) | {"seconds": round(time.perf_counter() - started, 2)}
         size = job.opened.architecture.image_size
@@ -116,7 +119,7 @@ class _Done:
 
 def _read(
     teacher: Path, data: list[str], *, model: str | None, model_arg: list[str], adapter: str | None,
-    group: str | None, score: bool,
+    group: str | None, score: bool, allow_approximate: bool,
 ) -> _Job:  # fmt: skip
     from popmi_core.adapters import Prea, attach
     from popmi_core.adapters.trunk import depth
@@ -132,7 +135,10 @@ def _read(
         raise ConfigError(f"{opened.parent.file} {problem}.")
     if not isinstance(whole, Prea):
         size = opened.architecture.image_size
-        whole = attach(whole, group=str(group), merge_block=depth(whole), adapters="none", image_size=size).eval()
+        whole = attach(
+            whole, group=str(group), merge_block=depth(whole), adapters="none", image_size=size,
+            allow_approximate=allow_approximate,
+        ).eval()  # fmt: skip
     architecture = opened.architecture
     # Without --score nothing depends on the labels, so that other classes, or none, are fine.
     classes = architecture.classes if score else None

@@ -96,18 +96,24 @@ def same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
     return [_fold(name) for name in one] == [_fold(name) for name in other]
 
 
+def are_places(classes: Sequence[str]) -> bool:
+    """Whether a list names nothing but the places of its classes, as that of a file without names does."""
+    return list(classes) == [str(place) for place in range(len(classes))]
+
+
 def onto_classes(data: SiteData, classes: Sequence[str]) -> SiteData:
     """Return the same images with targets that index into ``classes``: the order and number of a model's outputs.
 
     Where either list holds nothing but places ("0", "1", ...; an npz file without names) and both are as long, targets
-    stay as they are.
+    stay as they are; names that there are stay, too.
 
     Raises:
         DataError: If an image is of a class that ``classes`` does not have.
     """
     theirs, wanted = data.classes, tuple(classes)
-    places = tuple(str(place) for place in range(len(wanted)))
-    if len(theirs) == len(wanted) and places in (theirs, wanted):
+    if len(theirs) == len(wanted) and are_places(wanted):
+        return data
+    if same_classes(theirs, wanted) or (len(theirs) == len(wanted) and are_places(theirs)):
         return replace(data, classes=wanted)
     index = {_fold(name): place for place, name in enumerate(wanted)}
     places_of = np.array([index.get(_fold(name), -1) for name in theirs], np.int64)

@@ -51,11 +51,16 @@ def candidates_for(adapter: AdapterConfig) -> tuple[Candidate, ...]:
     the same adapters, around the group of one element: all candidates then train alike.
 
     Raises:
-        ConfigError: If blocks between regular fields are to be freed.
+        ConfigError: If blocks between regular fields are to be freed, or their backbone is to be frozen.
     """
     if adapter.fields == "trivial":
         smallest, *larger = candidates_of(adapter.free_blocks or 1)
         return (replace(smallest, group="C1") if adapter.train == "adapter" else smallest, *larger)
+    if adapter.train == "adapter":
+        raise ConfigError(
+            "fields = 'regular' with train = 'adapter': a backbone in regular fields is trained from scratch, so that "
+            "frozen candidates tell nothing. Train all of it, or take trivial fields."
+        )
     if adapter.free_blocks:
         raise ConfigError(
             f"fields = 'regular' with free_blocks = {adapter.free_blocks}: regular fields see orientation already, so "
@@ -149,14 +154,21 @@ def sampling_variance(figure: float, counts: Sequence[int], metric: str) -> floa
     - Accuracy, of n images: ``m (1 - m) / n``.
     - Balanced accuracy, the mean of C classes' shares, each of its n_c images: ``m (1 - m) sum(1 / n_c) / C^2``, every
       class taken to be answered as well as the mean. A class of five images weighs as much as one of five hundred.
-    - AUROC, the mean over classes of one against the rest: ``sum(v_c) / C^2``, with v_c of Hanley and McNeil (1982),
-      "The meaning and use of the area under a ROC curve", equation 2; classes' curves are taken to be independent.
+    - AUROC, the mean over classes of one against the rest: ``sum(v_c) / C^2``, with v_c the variance that Hanley and
+      McNeil (1982, "The meaning and use of the area under a ROC curve") give for one curve; curves of three classes
+      and more are taken to be independent, those of two are one curve: ``v_c``.
 
     Args:
         figure: m, in [0, 1].
-        counts: Images of every class; classes without images are no part of the mean.
+        counts: Images of every class, one at least; classes without images are no part of the mean.
         metric: A key of ``SHARES``.
+
+    Raises:
+        ConfigError: If the metric is unknown or there is no image.
     """
+    _require_metric(metric)
+    if sum(counts) < 1:
+        raise ConfigError("there is no validation image to choose a group by. Give some, or name the group.")
     present, total = [count for count in counts if count > 0], sum(counts)
     if metric == "accuracy":
         return figure * (1 - figure) / total
@@ -166,12 +178,13 @@ def sampling_variance(figure: float, counts: Sequence[int], metric: str) -> floa
     spread, below, above = figure * (1 - figure), one - figure**2, other - figure**2
     split = [(count, total - count) for count in present if count < total]
     each = [(spread + (its - 1) * below + (rest - 1) * above) / (its * rest) for its, rest in split]
-    return sum(each) / len(each) ** 2 if each else 0.0
+    if not each:
+        return 0.0
+    return sum(each) / (2 if len(each) == 2 else len(each) ** 2)
 
 
 def _require_figures(scores: Mapping[Candidate, Sequence[float]], images: int, metric: str) -> None:
-    if metric not in SHARES:
-        raise ConfigError(f"groups are not chosen by {metric!r}, expected one of {', '.join(SHARES)}.")
+    _require_metric(metric)
     for candidate, figures in scores.items():
         bad = [figure for figure in figures if not 0 <= figure <= 1]
         if bad or not figures:
@@ -182,6 +195,11 @@ def _require_figures(scores: Mapping[Candidate, Sequence[float]], images: int, m
             )
     if not scores or images < 1:
         raise ConfigError("there is no pilot to choose a group by. Give validation images, or name the group.")
+
+
+def _require_metric(metric: str) -> None:
+    if metric not in SHARES:
+        raise ConfigError(f"groups are not chosen by {metric!r}, expected one of {', '.join(SHARES)}.")
 
 
 def choose_group(
@@ -214,8 +232,7 @@ def choose_group(
     """
     if seeds < 1:
         raise ConfigError(f"seeds is {seeds}, expected at least 1 pilot of every candidate.")
-    if config.choose not in SHARES:
-        raise ConfigError(f"groups are not chosen by {config.choose!r}, expected one of {', '.join(SHARES)}.")
+    _require_metric(config.choose)
     scores: dict[Candidate, list[float]] = {}
     left_out: dict[str, str] = {}
     for candidate in candidates or candidates_of():

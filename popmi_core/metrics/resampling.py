@@ -48,7 +48,7 @@ def ratio_interval(over: FloatArray, under: FloatArray) -> Interval:
 
     A draw with something over a floor of 0 is infinite, and larger than all others, as in the figure itself; one of
     nothing over nothing says nothing and is left out. Where a draw is infinite, each end is the nearest draw outwards,
-    as no number lies halfway to infinity. An infinite figure has an infinite upper end, whatever the draws say; a
+    as no number lies halfway to infinity. An infinite figure has an infinite upper end, if any draw says something; a
     figure that is undefined has no interval.
     """
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -60,8 +60,10 @@ def test_krum_with_enough_sites_takes_one_site_whole(federation):
     plan = federation.plan(strategy="krum", rounds=1, sites=None)
     federation.run(plan)
     with federation.read(plan) as reader:
-        weights = reader.rounds(1)[-1].notes["weights"]
-    assert sorted(weights.values()) == [0.0, 0.0, 0.0, 0.0, 1.0]
+        notes = reader.rounds(1)[-1].notes
+    assert sorted(notes["weights"].values()) == [0.0, 0.0, 0.0, 0.0, 1.0]
+    # Over how many images of each class pooled figures are: the choice of a group weighs them.
+    assert {split: len(counts) for split, counts in notes["support_pooled"].items()} == notes["classes_pooled"]
 
 
 def test_krum_with_too_few_sites_is_refused_before_any_trains(federation):

@@ -61,6 +61,9 @@ def test_the_exact_pooled_figure_lies_inside_the_bounds(seed, num_sites, num_cla
     sites = [make_site(rng, int(rng.choice([3, 8, 25, 120])), num_classes) for _ in range(num_sites)]
     summaries = [summarise_scores(*site, min_cell=min_cell) for site in sites]
     pooled = pool_summaries(summaries)
+    telling = list(zip(sites, summaries, strict=True))
+    for column, count in zip(pooled.classes, pooled.support, strict=True):
+        assert count == sum(int((site[1] == column).sum()) for site, summary in telling if summary.told[column])
     for name, exact in exact_figures(sites, summaries).items():
         figure = getattr(pooled, name)
         assert figure.lower <= exact <= figure.upper, name

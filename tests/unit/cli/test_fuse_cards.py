@@ -198,3 +198,23 @@ def test_whole_numbers_in_the_place_of_weights_are_refused(model_file: Write, tm
 
     with pytest.raises(ModelError, match=r"quantised\.safetensors .* 'norm\.weight' is of int8, expected a floating"):
         _say(path, quantised, *MICRO, "--rule", "average")
+
+
+def test_models_of_other_classes_or_another_order_are_not_fused(model_file: Write, tmp_path: Path) -> None:
+    names = [f"class {letter}" for letter in "abcdefgh"]
+    told = {"a": names, "b": names[::-1], "places": [str(place) for place in range(8)], "few": names[:7]}
+    files = {
+        name: _with_notes(model_file(name), tmp_path / f"{name}.safetensors", lineage={"class_names": classes})
+        for name, classes in told.items()
+    }
+
+    with pytest.raises(ModelError, match=r"in another order: a\.safetensors class a, .*; b\.safetensors class h, "):
+        _say(files["a"], files["b"], *MICRO)
+    with pytest.raises(ModelError, match=r"few\.safetensors names 7 classes .*, its head has 8"):
+        _say(files["few"], files["a"], *MICRO)
+    # Classes without names contradict none; the file that is written tells those of the other.
+    found = architecture_of(read_parents([files["places"], files["a"]]), name=MICRO[1], arguments={})
+    assert found.class_names == tuple(names)
+    out = tmp_path / "fused.safetensors"
+    _say(files["places"], files["a"], *MICRO, "--rule", "average", "--out", out)
+    assert architecture_of(read_parents([out, files["a"]]), name=None, arguments={}).class_names == tuple(names)

@@ -26,7 +26,7 @@ def told_by(monkeypatch):
 
     def tell(figures):
         plans = []
-        monkeypatch.setattr(pilots, "_figure_of", lambda plan: (figures[_key(plan)], 400, 7))
+        monkeypatch.setattr(pilots, "_figure_of", lambda plan: (figures[_key(plan)], [50] * 8))
         return plans, plans.append
 
     return tell

@@ -109,6 +109,9 @@ def test_classes_that_a_model_does_not_know_are_refused_where_there_are_images_o
 
 def test_lists_of_places_only_say_nothing_of_names():
     assert onto_classes(site_of(("0", "1"), [0, 1]), ("b", "a")).train.targets.tolist() == [0, 1]
-    assert onto_classes(site_of(("b", "a"), [0, 1]), ("0", "1")).train.targets.tolist() == [0, 1]
+    kept = onto_classes(site_of(("b", "a"), [0, 1]), ("0", "1"))
+    assert (kept.train.targets.tolist(), kept.classes) == ([0, 1], ("b", "a"))
+    alike = onto_classes(site_of(("A", "a"), [0, 1]), ("A", "a"))
+    assert alike.train.targets.tolist() == [0, 1]
     assert same_classes(("A b", "c"), ("a  B", "C"))
     assert not same_classes(("a", "b"), ("b", "a"))

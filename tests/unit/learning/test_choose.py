@@ -186,15 +186,18 @@ def test_where_only_adapters_train_the_smallest_group_has_them_too():
     adapter = AdapterConfig(group="auto", train="adapter")
     assert [candidate.group for candidate in candidates_for(adapter)] == ["C1", "C4", "C4", "D4"]
     assert candidates_for(AdapterConfig(group="auto"))[0].group == "none"
+    with pytest.raises(ConfigError, match="trained from scratch"):
+        candidates_for(AdapterConfig(group="auto", train="adapter", fields="regular"))
 
 
+@pytest.mark.parametrize("counts", [(8, 40, 150), (30, 170)])
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "auroc"])
-def test_the_sampling_variance_is_that_of_figures_of_drawn_images(metric):
-    counts, rng, figures = (8, 40, 150), np.random.default_rng(0), []
-    targets = np.repeat(np.arange(3), counts)
+def test_the_sampling_variance_is_that_of_figures_of_drawn_images(metric, counts):
+    rng, figures = np.random.default_rng(0), []
+    targets = np.repeat(np.arange(len(counts)), counts)
     for _ in range(1500):
         # Every class is told apart equally well: its own score is one standard deviation higher.
-        scores = rng.standard_normal((len(targets), 3))
+        scores = rng.standard_normal((len(targets), len(counts)))
         scores[np.arange(len(targets)), targets] += 1.2
         figures.append(classification_metrics(softmax(scores), targets)[metric])
     told, found = sampling_variance(float(np.mean(figures)), counts, metric), float(np.var(figures))
@@ -208,3 +211,7 @@ def test_a_rare_class_makes_balanced_accuracy_uncertain():
     assert rare > 10 * even
     assert sampling_variance(0.9, (200, 0), "balanced_accuracy") == pytest.approx(0.9 * 0.1 / 200)
     assert sampling_variance(0.9, (200, 0), "auroc") == 0.0
+    with pytest.raises(ConfigError, match="there is no validation image"):
+        sampling_variance(0.9, (0, 0), "accuracy")
+    with pytest.raises(ConfigError, match="groups are not chosen by 'ece'"):
+        sampling_variance(0.9, (5, 5), "ece")
