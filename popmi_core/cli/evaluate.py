@@ -30,6 +30,10 @@ def evaluate(
     adapter: Annotated[str | None, typer.Option(help="PREA inside: C4 or D4 (C4:2: merged after block 2).")] = None,
     lora_alpha: Annotated[float | None, typer.Option(help="Low-rank adapters are scaled by this / rank.")] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Pixels per side, where the model takes any.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Answer over the turns of an image: tta, equitune-logits, posthoc-mean, ...")
+    ] = None,
+    method_group: Annotated[str, typer.Option(help="The turns of --method: C4, D4, C8, ...")] = "C4",
     split: Annotated[str, typer.Option(help="train, val, test or external.")] = "test",
     rotations: Annotated[bool, typer.Option("--rotations", help="Turn every image by 0 to 350 degrees.")] = False,
     lee: Annotated[bool, typer.Option("--lee", help="Local equivariance error, end to end and by layer.")] = False,
@@ -46,6 +50,7 @@ def evaluate(
     from popmi_core.cli import evaluation
     from popmi_core.cli import evaluation_tables as tables
     from popmi_core.cli.opened import open_model
+    from popmi_core.cli.orbiting import around
 
     started = time.perf_counter()
     with told(quiet=json_only) as tell:
@@ -53,6 +58,8 @@ def evaluate(
             model_file, model=model, model_arg=model_arg or [], adapter=adapter, lora_alpha=lora_alpha,
             image_size=image_size,
         )  # fmt: skip
+        if method is not None:
+            opened = around(opened, method, method_group)
         tell("reading images")
         parts = evaluation.read_parts(
             data, image_size=opened.architecture.image_size, classes=opened.architecture.classes,

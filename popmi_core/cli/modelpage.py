@@ -46,7 +46,8 @@ def paragraph(text: str, look: str = "") -> str:
 def made_of(figures: Mapping[str, Any]) -> str:
     """Return the model's backbone, adapter and image size in words."""
     model = figures["model"]
-    return f"{model['backbone']}, adapter {model['adapter']}, {model['image_size']} pixels"
+    around = f", inside {model['method']}" if "method" in model else ""
+    return f"{model['backbone']}, adapter {model['adapter']}{around}, {model['image_size']} pixels"
 
 
 def table_html(table: Table) -> str:

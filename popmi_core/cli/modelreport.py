@@ -53,6 +53,7 @@ def about(opened: Opened, split: str) -> dict[str, Any]:
             "merge_block": made.merge_block,
             "fields": made.fields,
             "image_size": made.image_size,
+            **({"method": opened.method} if opened.method else {}),
         },
         "split": split,
     }

@@ -22,12 +22,14 @@ class Opened:
         architecture: timm's name and arguments, adapter, number of classes, image size.
         parent: The file: its name without folders, sha256, tensors, notes.
         card: What POPMI wrote beside the weights; empty for other files.
+        method: What was put around the model afterwards, and its group; empty where nothing was.
     """
 
     model: nn.Module
     architecture: Architecture
     parent: Parent
     card: dict[str, Any]
+    method: str = ""
 
 
 def open_model(

@@ -182,6 +182,32 @@ def test_labels_are_brought_into_the_order_that_the_file_tells(model_file, cells
     assert "has images of none of it, the model knows" in str(done.exception)
 
 
+def test_a_method_around_the_model_makes_it_answer_alike_for_every_quarter_turn(model_file, cells, tmp_path):
+    asked = ("--data", cells, *NAME, "--limit", 6, "--rotations", "--json")
+    plain, over = (json.loads(_run(model_file("one"), *asked, *more).output) for more in ((), ("--method", "tta")))
+    assert ("method" in plain["model"], over["model"]["method"]) == (False, "tta C4")
+    moved = [found["rotations"]["by_angle"]["total_variation"] for found in (plain, over)]
+    # 36 angles: every ninth is a quarter turn. Float32 sums.
+    assert min(moved[0][9::9]) > 1e-4 > 1e-5 > max(moved[1][9::9])
+    out = tmp_path / "page"
+    assert _run(model_file("one"), "--data", cells, *NAME, "--limit", 4, "--method", "tta", "--out", out).exit_code == 0
+    assert "inside tta C4" in (out / "evaluation.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("lambda-equitune", "has weights of its own"),
+        ("p4-cnn", "is a network of its own"),
+        ("tat", "method 'tat' is not in the catalogue. Did you mean tta"),
+    ],
+)
+def test_methods_that_say_nothing_of_a_trained_model_are_refused(model_file, cells, method, told):
+    done = _run(model_file("one"), "--data", cells, *NAME, "--method", method)
+    assert isinstance(done.exception, ConfigError)
+    assert told in str(done.exception)
+
+
 def test_no_data_is_refused():
     with pytest.raises(ConfigError, match="no images are named"):
         read_parts([], image_size=8, classes=2, split="test", limit=None, native=False)
