@@ -156,11 +156,10 @@ def attach(
         ModelError: If the group is not exact on a grid, the backbone cannot be merged at ``merge_block`` or is not
             exact at ``image_size``, there is no such adapter or no place for it, or widths are no whole regular fields.
     """
-    _require_known(fields=(fields, Fields), weights=(weights, Weights), train=(train, Trained))
+    _require_known(backbone, fields=(fields, Fields), weights=(weights, Weights), train=(train, Trained))
     symmetry, wanted = point_group(group), adapters_of(adapters, fields)
     if fields == "regular":
         _require_regular(merge_block, weights, wanted)
-    trunk.require_own(backbone)
     block = 0 if fields == "regular" else trunk.choose_block(backbone, merge_block)
     if block == 0 and weights == "lambda":
         raise ModelError("merge_block 0 folds the merge into the weights: there is nothing to weight. Use 'mean'.")
@@ -183,7 +182,8 @@ def attach(
     return add_low_rank(model, rank=rank, train=train, seed=seed) if "lora" in wanted else model
 
 
-def _require_known(**asked: tuple[str, Any]) -> None:
+def _require_known(backbone: nn.Module, **asked: tuple[str, Any]) -> None:
+    trunk.require_own(backbone)
     for what, (value, kind) in asked.items():
         if value not in get_args(kind):
             known = ", ".join(get_args(kind))
