@@ -46,7 +46,6 @@ def choose_block(backbone: Backbone, merge_block: int | None) -> int:
     Raises:
         ModelError: If the backbone cannot be merged there.
     """
-    require_own(backbone)
     layers, name = depth(backbone), type(backbone).__name__
     if merge_block is None:
         return max(1, round(layers / 4)) if is_plain_vit(backbone) else layers

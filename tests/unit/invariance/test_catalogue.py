@@ -62,11 +62,12 @@ def test_the_same_context_gives_the_same_model_and_leaves_the_global_generator(n
 
 @pytest.mark.parametrize("name", ["equitune-logits", "posthoc-attention"])
 def test_building_leaves_the_generators_of_accelerators(name, monkeypatch):
-    def touched(seed):
-        pytest.fail("an accelerator was seeded")
-
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", touched)
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(0)
+    assert seeded == [0]
     build_method(name, context())
+    assert seeded == [0]
 
 
 @pytest.mark.parametrize("group", ["C1", "C2", "C4", "D1", "D2", "D4", "C8", "C16"])
