@@ -5,7 +5,7 @@
 Moments: as it is made; after steps of training; after five clients each trained from there were averaged; after OPM
 fused two trained models, one of them shuffled first. The error is the largest change of a logit under the group over
 the logits' spread between images. Exits with status 1 if a row that promises exactness is off by more than 1e-4
-(float32) or 1e-10 (float64). A few minutes of one core.
+(float32) or 1e-10 (float64). Half an hour of one core.
 """
 
 from __future__ import annotations
