@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from popmi_core.checkpoints import replace_atomically
+from popmi_core.atomic import replace_atomically
 from popmi_core.errors import PrivacyError
 
 _FORMAT = "popmi-privacy-ledger/1"

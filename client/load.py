@@ -56,7 +56,7 @@ def read_data(assignment: Assignment, instruction: Instruction) -> SiteData:
 def _read_once(
     site: str, spec: str, image_size: int, phantom_images: int, seed: int, classes: tuple[str, ...]
 ) -> SiteData:
-    data = load_site(site, spec, image_size=image_size, phantom_images=phantom_images, seed=seed)
+    data = load_site(site, spec, image_size=image_size, phantom_images=phantom_images, seed=seed, classes=classes)
     if data.classes != classes:
         raise ConfigError(
             f"site {site}: its classes are {', '.join(data.classes)}, the run's are {', '.join(classes)}. "

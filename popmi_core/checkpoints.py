@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 from torch import Tensor
 
+from popmi_core.atomic import replace_atomically
 from popmi_core.errors import ModelError, RunError
 
 _FORMAT_KEY = "popmi.format"
@@ -254,28 +253,3 @@ def _in_fixed_order(payload: bytes) -> bytes:
 
 def _metadata_sorted(payload: bytes) -> dict[str, str]:
     return dict(sorted(_metadata(payload).items()))
-
-
-def replace_atomically(path: Path, payload: bytes) -> None:
-    """Write ``payload`` to ``path`` in one step: after a crash the old file is there or the new one, never a half.
-
-    Raises:
-        OSError: If the folder cannot be written; the old file is untouched then.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    # The rename itself must survive a power cut, not only the bytes.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

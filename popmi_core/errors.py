@@ -41,3 +41,15 @@ class RunError(PopmiError):
     """A run ended without a result (no site ever answered, folder unusable)."""
 
     exit_code = 7
+
+
+class SetupError(PopmiError):
+    """A server or a site is not set up as it must be (kit, key, certificate, approval)."""
+
+    exit_code = 8
+
+
+class AuditError(PopmiError):
+    """An audit log cannot be written, or was changed after it was written."""
+
+    exit_code = 9

@@ -97,7 +97,7 @@ def show(found: Likeness) -> None:
 
 
 def _write(found: Likeness, figures: dict[str, Any], out: Path, tell: Any) -> list[Path]:
-    from popmi_core.checkpoints import replace_atomically
+    from popmi_core.atomic import replace_atomically
     from popmi_core.cli import pictures
     from popmi_core.cli.embedding import feature_maps
 

@@ -78,7 +78,7 @@ def write_texts(out: Path, texts: Mapping[str, str]) -> list[Path]:
     Raises:
         RunError: If the folder cannot be written.
     """
-    from popmi_core.checkpoints import replace_atomically
+    from popmi_core.atomic import replace_atomically
 
     try:
         out.mkdir(parents=True, exist_ok=True)

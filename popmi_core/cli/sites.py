@@ -43,10 +43,7 @@ def read_sites(
         for site, one in _sites_of(spec, image_size).items():
             numbered = (f"{site}-{number}" for number in itertools.count(len(named) + 1))
             named[next(label for label in itertools.chain([site], numbered) if label not in named)] = one
-    sites = {
-        site: load_site(site, spec, image_size=image_size, phantom_images=_PHANTOM_IMAGES, seed=_SEED)
-        for site, spec in named.items()
-    }
+    sites = {site: _read(site, spec, image_size) for site, spec in named.items()}
     if classes is not None and names is not None:
         return {site: onto_classes(data, names) for site, data in sites.items()}
     for site, data in sites.items():
@@ -56,6 +53,17 @@ def read_sites(
                 "Give images of the classes the models were trained on."
             )
     return sites
+
+
+def _read(site: str, spec: str, image_size: int) -> SiteData:
+    path = SiteSpec.parse(spec).path
+    if path is not None and not path.exists():
+        # The reader's own words leave the place out: at a hospital they may travel.
+        raise DataError(
+            f"site {site}: there are no images at {spec}. Name a folder with labels.csv and images/, class folders of "
+            "pictures, or a MedMNIST npz file."
+        )
+    return load_site(site, spec, image_size=image_size, phantom_images=_PHANTOM_IMAGES, seed=_SEED)
 
 
 def part_of(sites: Mapping[str, SiteData], split: str, *, remedy: str, limit: int | None = None) -> dict[str, ImageSet]:

@@ -61,8 +61,17 @@ def read_card(root: Path) -> DatasetCard:
 
 
 def classes_above(folder: Path) -> tuple[str, ...] | None:
-    """Return the study's classes where ``folder`` is a site of a prepared data set, else None."""
-    return read_card(folder.parent).classes if (folder.parent / FILE_NAME).is_file() else None
+    """Return the study's classes where ``folder`` is a site of a prepared data set, else None.
+
+    Raises:
+        DataError: As ``read_card``, without the folder's name, because a site's errors may travel to the server.
+    """
+    if not (folder.parent / FILE_NAME).is_file():
+        return None
+    try:
+        return read_card(folder.parent).classes
+    except DataError as error:
+        raise DataError(str(error).replace(f"{folder.parent}/", "above the site's folder, ")) from None
 
 
 def write_card(root: Path, card: DatasetCard) -> None:

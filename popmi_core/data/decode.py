@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 
 Pixels = npt.NDArray[np.uint8]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".dcm", ".dicom")
+_DICOM_SUFFIXES = (".dcm", ".dicom")
 MAX_PIXELS = 100_000_000
 
 
@@ -24,12 +25,19 @@ def read_image(path: Path, *, image_size: int) -> Pixels:
     """Return the picture's central square, ``uint8 [image_size, image_size, 3]``, RGB, upright.
 
     Large JPEGs are decoded at the smallest of their built-in scales that is at least three times the target, which
-    costs a tenth of the time and is followed by the same antialiased reduction.
+    costs a tenth of the time and is followed by the same antialiased reduction. A DICOM file, whatever it is called, is
+    shown as it says; see ``popmi_core.data.dicom``.
 
     Raises:
-        UnusableImage: If the file is missing, damaged, too large, has several frames or more than 8 bits.
+        UnusableImage: If the file is missing, damaged, too large, has several frames or (a picture) more than 8 bits.
     """
+    from popmi_core.data.dicom import is_dicom, open_dicom
+
     try:
+        if is_dicom(path):
+            return to_square(open_dicom(path), image_size=image_size)
+        if path.suffix.lower() in _DICOM_SUFFIXES:
+            raise UnusableImage("file has a DICOM name but no DICOM mark (DICM at byte 128)")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a bomb warning would quote sizes; the limit below decides
             with Image.open(path) as picture:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-from popmi_core.data.decode import SUFFIXES, Pixels, UnusableImage, read_image
+from popmi_core.data.decode import SUFFIXES, Pixels, UnusableImage
+from popmi_core.data.identify import Marks, read_checked, refuse_identifying
 from popmi_core.data.images import SkippedRow
+from popmi_core.data.labelmap import EXCLUDED, LabelMap, renamed
 from popmi_core.data.manifest import SPLIT_NAMES, Split
 from popmi_core.data.pool import Pool, complete_splits, explain_skipped
 from popmi_core.errors import DataError
@@ -27,35 +29,58 @@ def list_classes(path: Path) -> tuple[str, ...]:
 
 
 def read_imagefolder(
-    path: Path, *, image_size: int, classes: tuple[str, ...] | None = None, site: str | None = None
+    path: Path,
+    *,
+    image_size: int,
+    classes: tuple[str, ...] | None = None,
+    words: Mapping[str, str] | None = None,
+    site: str | None = None,
+    allow_identifying: bool = False,
 ) -> Pool:
     """Read ``<class>/<picture>`` or ``<split>/<class>/<picture>``.
 
     Nothing says which pictures show the same lesion, so a split made here is by picture. A picture that cannot be
     used is reported with its position in the sorted listing, counted from 1.
 
+    Args:
+        path: The folder.
+        image_size: Pixels per side.
+        classes: The study's classes; the folders' names (after ``words``) where None.
+        words: The site's names of folders -> the study's classes.
+        site: Name for messages; the folder's where None.
+        allow_identifying: Read DICOM files that tell who the patient is, for a check of the site's own.
+
     Raises:
-        DataError: If a class folder is not among ``classes``, or no picture can be used.
+        DataError: If a class folder is not among ``classes``, DICOM files tell who the patient is, or no picture can
+            be used.
     """
     name = site or path.resolve().name
-    classes = classes or list_classes(path)
+    labels = LabelMap(classes or renamed(list_classes(path), words or {}), words or {}, site=name)
+    classes = labels.classes
+    marks: list[Marks] = []
     images: list[Pixels] = []
     targets: list[int] = []
     given: list[Split | None] = []
     skipped: list[SkippedRow] = []
-    for position, (split, label, file) in enumerate(_pictures(path), start=1):
-        if label not in classes:
+    for position, (split, label, file) in enumerate(list_pictures(path), start=1):
+        if not labels.knows(label):
             raise DataError(
                 f"site {name}: a class folder (the one of picture {position}) is none of the study's classes "
-                f"{', '.join(classes)}. Rename it, or use labels.csv with a label map."
+                f"{', '.join(classes)}. Rename it, or give a label map; see docs/data.md."
             )
+        target = labels.target(label)
+        if target is None:
+            skipped.append(SkippedRow(position, EXCLUDED))
+            continue
         try:
-            images.append(read_image(file, image_size=image_size))
+            images.append(read_checked(file, image_size=image_size, seen=marks))
         except UnusableImage as error:
             skipped.append(SkippedRow(position, str(error)))
             continue
-        targets.append(classes.index(label))
+        targets.append(target)
         given.append(split)
+    if not allow_identifying:
+        refuse_identifying(marks, site=name)
     if not images:
         raise DataError(f"site {name}: no usable picture in the class folders. {explain_skipped(skipped)}")
     groups = [f"picture {position}" for position in range(len(images))]
@@ -63,7 +88,8 @@ def read_imagefolder(
     return Pool(name, classes, images, targets, groups, splits, {}, tuple(skipped))
 
 
-def _pictures(path: Path) -> Iterator[tuple[Split | None, str, Path]]:
+def list_pictures(path: Path) -> Iterator[tuple[Split | None, str, Path]]:
+    """Yield the split, the class folder's name and the file of every picture, always in the same order."""
     for split, folder in _class_folders(path):
         for file in sorted(folder.iterdir()):
             if _is_picture(file):

@@ -18,6 +18,8 @@ from popmi_core.errors import DataError
 FILE_NAMES = ("label_map.toml", "label_map.csv")
 EXCLUDE = "exclude"
 """Mapping a word to this leaves its images out on purpose (they are reported, not an error)."""
+EXCLUDED = "the label map excludes this label"
+_LEFT_OUT = frozenset({EXCLUDE, "ignore", ""})
 
 
 def read_label_map(path: Path, *, site: str) -> dict[str, str]:
@@ -50,11 +52,11 @@ class LabelMap:
             DataError: If a word is mapped to no class of the study.
         """
         index = {_fold(name): position for position, name in enumerate(classes)}
-        unknown = sorted({name for name in words.values() if _fold(name) not in index and _fold(name) != EXCLUDE})
+        unknown = sorted({name for name in words.values() if _fold(name) not in index and _fold(name) not in _LEFT_OUT})
         if unknown:
             raise DataError(
                 f"site {site}: the label map maps to {', '.join(map(repr, unknown))}, which the study does not have. "
-                f"Map to one of {', '.join(classes)}, or to '{EXCLUDE}'."
+                f"Map to one of {', '.join(classes)}, or to '{EXCLUDE}' (also 'ignore' or '')."
             )
         self.classes = classes
         self._index: dict[str, int | None] = {**index}
@@ -77,7 +79,16 @@ def infer_classes(words: Iterable[str], mapped: Mapping[str, str]) -> tuple[str,
     """
     folded = {_fold(word): name for word, name in mapped.items()}
     found = {folded.get(_fold(word), word.strip()) for word in words}
-    return unite_classes([[name for name in found if _fold(name) != EXCLUDE]])
+    return unite_classes([[name for name in found if _fold(name) not in _LEFT_OUT]])
+
+
+def renamed(names: Sequence[str], mapped: Mapping[str, str]) -> tuple[str, ...]:
+    """Return names as the map has them, in their order, each once and without those it leaves out."""
+    folded = {_fold(word): name for word, name in mapped.items()}
+    if not any(_fold(name) in folded for name in names):
+        return tuple(names)
+    found = [folded.get(_fold(name), name) for name in names]
+    return tuple(dict.fromkeys(name for name in found if _fold(name) not in _LEFT_OUT))
 
 
 def unite_classes(sites: Iterable[Iterable[str]]) -> tuple[str, ...]:

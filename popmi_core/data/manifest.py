@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from popmi_core.data.images import SkippedRow
 from popmi_core.errors import DataError
@@ -76,6 +76,18 @@ def read_manifest(path: Path, *, site: str) -> Manifest:
         DataError: If the file is missing or no table, lacks a needed column, names an image twice, or puts one
             lesion into two splits.
     """
+    manifest = parse_manifest(path, site=site)
+    _refuse_duplicates(manifest.rows, site)
+    _refuse_straddling(manifest.rows, site)
+    return manifest
+
+
+def parse_manifest(path: Path, *, site: str) -> Manifest:
+    """Read ``labels.csv`` as ``read_manifest`` does, whatever its rows say of each other.
+
+    Raises:
+        DataError: If the file is missing or no table, or lacks a needed column.
+    """
     header, records = _read_table(path, site)
     columns = _columns(header)
     lacking = [name for name in ("image", "diagnosis") if name not in columns]
@@ -89,8 +101,6 @@ def read_manifest(path: Path, *, site: str) -> Manifest:
     for number, cells in records:
         parsed = _parse_row(number, cells, columns, len(header))
         (rows if isinstance(parsed, Row) else skipped).append(parsed)  # type: ignore[arg-type]
-    _refuse_duplicates(rows, site)
-    _refuse_straddling(rows, site)
     names = tuple(sorted(columns, key=lambda name: columns[name]))
     return Manifest(tuple(rows), tuple(skipped), "split" in columns, names)
 
@@ -179,11 +189,16 @@ def _refuse_duplicates(rows: Sequence[Row], site: str) -> None:
         )
 
 
-def _refuse_straddling(rows: Sequence[Row], site: str) -> None:
-    splits: defaultdict[str, set[Split]] = defaultdict(set)
+def torn_groups(rows: Sequence[Row]) -> set[str]:
+    """Return the patients and lesions that lie in more than one split."""
+    splits: defaultdict[str, set[Split | None]] = defaultdict(set)
     for row in rows:
-        splits[row.group].add(cast(Split, row.split))
-    torn = {group for group, found in splits.items() if len(found) > 1}
+        splits[row.group].add(row.split)
+    return {group for group, found in splits.items() if len(found) > 1}
+
+
+def _refuse_straddling(rows: Sequence[Row], site: str) -> None:
+    torn = torn_groups(rows)
     if torn:
         raise DataError(
             f"site {site}: {len(torn)} lesion(s) or patient(s) lie in more than one split "

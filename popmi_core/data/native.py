@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from popmi_core.data.card import FILE_NAME, read_card
-from popmi_core.data.decode import SUFFIXES
+from popmi_core.data.decode import SUFFIXES, UnusableImage
+from popmi_core.data.look import look_at
 from popmi_core.data.medmnist import read_medmnist
 from popmi_core.data.shape import shape_of
 from popmi_core.data.spec import SiteSpec
@@ -55,10 +55,10 @@ def _median_side(folder: Path) -> int:
     sides = []
     for file in (pictures[place] for place in places):
         try:
-            with Image.open(file) as picture:
-                sides.append(min(picture.size))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            look = look_at(file)
+        except UnusableImage:
             continue  # the reader reports it with its row
+        sides.append(min(look.width, look.height))
     if not sides:
         raise DataError(
             f"there is no picture to measure in {folder.name}. Name a folder with labels.csv and images/, class "

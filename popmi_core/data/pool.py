@@ -63,6 +63,14 @@ class Pool:
         Raises:
             DataError: If there is nothing to train or to test on, unless every image is external.
         """
+        self.refuse_empty(site)
+        sets = self.by_split(image_size=image_size)
+        return SiteData(
+            site, self.classes, sets["train"], sets["val"], sets["test"], sets["external"], skipped=self.skipped
+        )
+
+    def by_split(self, *, image_size: int) -> dict[Split, ImageSet]:
+        """Return the images of every split, in the pool's order; some may be empty."""
         splits = np.array(self.splits, dtype=object)
         targets = np.array(self.targets, dtype=np.int64)
         sets: dict[Split, ImageSet] = {}
@@ -70,15 +78,17 @@ class Pool:
             index = np.flatnonzero(splits == split)
             chosen = [self.images[position] for position in index]
             sets[split] = ImageSet(np.stack(chosen), targets[index]) if chosen else ImageSet.empty(image_size)
-        self._refuse_empty(sets, site)
-        return SiteData(
-            site, self.classes, sets["train"], sets["val"], sets["test"], sets["external"], skipped=self.skipped
-        )
+        return sets
 
-    def _refuse_empty(self, sets: Mapping[Split, ImageSet], site: str) -> None:
-        lacking = [split for split in FRACTIONS if split != "val" and not len(sets[split])]
-        external_only = len(sets["external"]) and not any(len(sets[split]) for split in FRACTIONS)
-        if lacking and not external_only:
+    def refuse_empty(self, site: str) -> None:
+        """Stop where there is nothing to train or to test on, unless every image is external.
+
+        Raises:
+            DataError: With the splits that are empty and why images were left out.
+        """
+        filled = set(self.splits)
+        lacking = [split for split in FRACTIONS if split != "val" and split not in filled]
+        if lacking and filled != {"external"}:
             raise DataError(
                 f"site {site}: no usable image in split {' and '.join(lacking)}. {explain_skipped(self.skipped)} "
                 "Fill these splits, or give no split at all and POPMI splits by lesion."

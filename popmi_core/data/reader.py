@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from popmi_core.data.decode import SUFFIXES, Pixels, UnusableImage, read_image
+from popmi_core.data.decode import SUFFIXES, Pixels, UnusableImage
+from popmi_core.data.identify import Marks, read_checked, refuse_identifying
 from popmi_core.data.images import SiteData, SkippedRow
-from popmi_core.data.labelmap import FILE_NAMES, LabelMap, infer_classes, read_label_map
+from popmi_core.data.labelmap import EXCLUDED, FILE_NAMES, LabelMap, infer_classes, read_label_map
 from popmi_core.data.manifest import Row, name_rows, read_manifest
 from popmi_core.data.pool import Pool, complete_splits, explain_skipped
 from popmi_core.errors import DataError
@@ -39,7 +40,7 @@ def read_site(
 
     Raises:
         DataError: If labels.csv cannot be used, a label has no class, an image is named twice, a lesion lies in two
-            splits, or no image is left to train or to test on.
+            splits, DICOM files tell who the patient is, or no image is left to train or to test on.
     """
     pool = read_folder(folder, image_size=image_size, classes=classes, label_map=label_map, site=site)
     return pool.to_site(pool.name, image_size=image_size)
@@ -52,17 +53,26 @@ def read_folder(
     classes: tuple[str, ...] | None = None,
     label_map: Mapping[str, str] | Path | None = None,
     site: str | None = None,
+    allow_identifying: bool = False,
 ) -> Pool:
     """Read a folder as ``read_site`` does, keeping every column of ``labels.csv``.
+
+    Args:
+        folder: As for ``read_site``, and so are the others.
+        allow_identifying: Read DICOM files that tell who the patient is, for a check of the site's own.
 
     Raises:
         DataError: As ``read_site``, except that a split may be empty.
     """
     name = site or folder.resolve().name
     manifest = read_manifest(folder / "labels.csv", site=name)
-    labels = _labels(manifest.rows, classes, _words(folder, label_map, name), name)
+    labels = labels_of(manifest.rows, classes, words_of(folder, label_map, name), site=name)
+    if problem := explain_unmapped(manifest.rows, labels, site=name):
+        raise DataError(problem)
     kept, skipped = _drop_excluded(manifest.rows, labels)
-    pictures = _read_pictures(kept, folder, image_size, name)
+    pictures, marks = _read_pictures(kept, folder, image_size, name)
+    if not allow_identifying:
+        refuse_identifying(marks, site=name)
     usable = [
         (row, picture) for row, picture in zip(kept, pictures, strict=True) if not isinstance(picture, SkippedRow)
     ]
@@ -92,46 +102,71 @@ def classes_of_folder(folder: Path) -> tuple[str, ...]:
     """
     site = folder.resolve().name
     rows = read_manifest(folder / "labels.csv", site=site).rows
-    return infer_classes((row.diagnosis for row in rows), _words(folder, None, site))
+    return infer_classes((row.diagnosis for row in rows), words_of(folder, None, site))
 
 
-def _words(folder: Path, label_map: Mapping[str, str] | Path | None, site: str) -> Mapping[str, str]:
+def words_of(folder: Path, label_map: Mapping[str, str] | Path | None, site: str) -> Mapping[str, str]:
+    """Return a site's words -> classes: the given ones, else those of ``label_map.toml`` or ``.csv`` in the folder.
+
+    Raises:
+        DataError: If the file cannot be used.
+    """
     if label_map is None:
         label_map = next((folder / file for file in FILE_NAMES if (folder / file).is_file()), {})
     return read_label_map(label_map, site=site) if isinstance(label_map, Path) else label_map
 
 
-def _labels(rows: Sequence[Row], classes: tuple[str, ...] | None, words: Mapping[str, str], site: str) -> LabelMap:
-    labels = LabelMap(classes or infer_classes((row.diagnosis for row in rows), words), words, site=site)
-    unmapped = [row.number for row in rows if not labels.knows(row.diagnosis)]
-    if unmapped:
-        raise DataError(
-            f"site {site}: {len(unmapped)} label(s) have no class ({name_rows(unmapped)}). The study's classes are "
-            f"{', '.join(labels.classes)}. Map the site's words onto them in label_map.csv; see docs/data.md."
-        )
-    return labels
+def labels_of(rows: Sequence[Row], classes: tuple[str, ...] | None, words: Mapping[str, str], *, site: str) -> LabelMap:
+    """Return how the rows' words become classes; classes nobody named are inferred from the words.
+
+    Raises:
+        DataError: If a word is mapped to no class of the study.
+    """
+    return LabelMap(classes or infer_classes((row.diagnosis for row in rows), words), words, site=site)
+
+
+def explain_unmapped(rows: Sequence[Row], labels: LabelMap, *, site: str) -> str:
+    """Return what is wrong with words that have no class, and what to do; empty where each has one."""
+    unmapped = [row for row in rows if not labels.knows(row.diagnosis)]
+    if not unmapped:
+        return ""
+    return (
+        f"site {site}: {len({row.diagnosis.casefold() for row in unmapped})} label(s) in {len(unmapped)} row(s) have "
+        f"no class ({name_rows(row.number for row in unmapped)}). The study's classes are {', '.join(labels.classes)}. "
+        "Map the site's words onto them in label_map.csv or label_map.toml (or to 'exclude'); see docs/data.md."
+    )
 
 
 def _drop_excluded(rows: Sequence[Row], labels: LabelMap) -> tuple[list[Row], list[SkippedRow]]:
     kept = [row for row in rows if labels.target(row.diagnosis) is not None]
     dropped = [row for row in rows if labels.target(row.diagnosis) is None]
-    return kept, [SkippedRow(row.number, "the label map excludes this label") for row in dropped]
+    return kept, [SkippedRow(row.number, EXCLUDED) for row in dropped]
 
 
-def _read_pictures(rows: Sequence[Row], folder: Path, image_size: int, site: str) -> list[Pixels | SkippedRow]:
+def _read_pictures(
+    rows: Sequence[Row], folder: Path, image_size: int, site: str
+) -> tuple[list[Pixels | SkippedRow], list[Marks]]:
     """Decode on two threads (Pillow releases the interpreter while it decodes), in the rows' order."""
-    roots = tuple(root.resolve() for root in (folder / "images", folder) if root.is_dir())
-    paths = [_find(row.image, roots) for row in rows]
+    paths = find_pictures(rows, folder)
     _refuse_same_file(rows, paths, site)
+    marks: list[Marks] = []
 
     def read(row: Row, path: Path | str) -> Pixels | SkippedRow:
+        if isinstance(path, str):
+            return SkippedRow(row.number, path)
         try:
-            return SkippedRow(row.number, path) if isinstance(path, str) else read_image(path, image_size=image_size)
+            return read_checked(path, image_size=image_size, seen=marks)
         except UnusableImage as error:
             return SkippedRow(row.number, str(error))
 
     with ThreadPoolExecutor(_DECODERS) as pool:
-        return list(pool.map(read, rows, paths))
+        return list(pool.map(read, rows, paths)), marks
+
+
+def find_pictures(rows: Sequence[Row], folder: Path) -> list[Path | str]:
+    """Return every row's picture, or why there is none."""
+    roots = tuple(root.resolve() for root in (folder / "images", folder) if root.is_dir())
+    return [_find(row.image, roots) for row in rows]
 
 
 def _refuse_same_file(rows: Sequence[Row], paths: Sequence[Path | str], site: str) -> None:

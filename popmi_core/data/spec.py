@@ -9,23 +9,26 @@ from urllib.parse import quote, unquote
 _PHANTOM = "phantom:"
 _CLASSES = "#classes="
 _PART = "#part="
+_LABELS = "#labels="
 
 
 @dataclass(frozen=True)
 class SiteSpec:
-    """``/path/to/site``, optionally ``#part=NAME`` of a file with several sites and ``#classes=a,b,c``.
+    """``/path/to/site``, optionally ``#part=NAME`` of a file with several sites, ``#labels=FILE``, ``#classes=a,b,c``.
 
     Attributes:
         path: A folder or an npz file; None for the phantom.
         phantom: The phantom's site, or None.
         part: Which of the sites inside one npz file, or None.
         classes: The study's classes where no ``dataset.json`` beside the folder says them.
+        label_map: File that maps the site's words for findings onto the study's classes; else one in the folder.
     """
 
     path: Path | None = None
     phantom: str | None = None
     part: str | None = None
     classes: tuple[str, ...] | None = None
+    label_map: Path | None = None
 
     @classmethod
     def phantom_of(cls, site: str) -> SiteSpec:
@@ -38,15 +41,20 @@ class SiteSpec:
         if text.startswith(_PHANTOM):
             return cls(phantom=text.removeprefix(_PHANTOM))
         text, _, classes = text.partition(_CLASSES)
+        text, _, labels = text.partition(_LABELS)
         text, _, part = text.partition(_PART)
         return cls(
-            Path(text).expanduser(), None, part or None, tuple(map(unquote, classes.split(","))) if classes else None
+            path=Path(text).expanduser(),
+            part=part or None,
+            classes=tuple(map(unquote, classes.split(","))) if classes else None,
+            label_map=Path(labels).expanduser() if labels else None,
         )
 
     def __str__(self) -> str:
         if self.phantom is not None:
             return f"{_PHANTOM}{self.phantom}"
         part = f"{_PART}{self.part}" if self.part else ""
+        labels = f"{_LABELS}{self.label_map}" if self.label_map else ""
         # A class name may hold a comma.
         classes = ",".join(quote(name, safe=" ") for name in self.classes or ())
-        return f"{self.path}{part}" + (f"{_CLASSES}{classes}" if classes else "")
+        return f"{self.path}{part}{labels}" + (f"{_CLASSES}{classes}" if classes else "")

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save as format_tensors
 from safetensors.torch import save_file
 
-from popmi_core import checkpoints
+from popmi_core import atomic
 from popmi_core.checkpoints import file_sha256, load_state, open_state, save_state, with_more
 from popmi_core.errors import ModelError, RunError
 
@@ -131,7 +131,7 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_rubbish(tmp_path, stat
     def power_cut(_handle):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.os, "fsync", power_cut)
+    monkeypatch.setattr(atomic.os, "fsync", power_cut)
     with pytest.raises(KeyboardInterrupt):
         save_state(path, state)
     assert list(load_state(path)[0]) == ["w"]

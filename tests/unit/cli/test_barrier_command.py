@@ -175,7 +175,7 @@ def test_a_folder_that_fills_while_the_work_goes_on_is_told(
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("popmi_core.checkpoints.replace_atomically", full)
+    monkeypatch.setattr("popmi_core.atomic.replace_atomically", full)
 
     with pytest.raises(RunError, match=r"cannot write .*barrier\.json: No space left"):
         _say(*pair, *SMALL, "--data", cells, "--out", tmp_path / "out")

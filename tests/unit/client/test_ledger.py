@@ -167,7 +167,7 @@ def test_a_full_disk_stops_the_site_and_leaves_the_old_ledger_whole(path, monkey
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("popmi_core.checkpoints.os.fsync", full)
+    monkeypatch.setattr("popmi_core.atomic.os.fsync", full)
     with pytest.raises(PrivacyError, match=r"cannot be written \(No space left on device\), so nothing is trained"):
         ledger.append(entry(2))
     monkeypatch.undo()

@@ -204,7 +204,7 @@ def test_dermoscopy_hospitals_keep_all_seven_classes(make_hospital: MakeHospital
 
 
 def test_a_spec_that_leads_nowhere_is_told() -> None:
-    with pytest.raises(DataError, match="site north: there are no images at /nowhere"):
+    with pytest.raises(DataError, match="site north: there are no images where its data are said to lie"):
         load_site("north", "/nowhere", image_size=8, phantom_images=35, seed=0)
 
 

@@ -111,7 +111,7 @@ def test_an_unmapped_label_stops_the_site_without_quoting_it(make_hospital: Make
     folder = make_hospital([_row("a"), _row("b", "Meier, Anna"), _row("c", split="test")])
 
     with pytest.raises(
-        DataError, match=r"site hospital: 1 label\(s\) have no class \(row 3\).*label_map.csv"
+        DataError, match=r"site hospital: 1 label\(s\) in 1 row\(s\) have no class \(row 3\).*label_map.csv"
     ) as caught:
         read_site(folder, image_size=4, classes=DERMOSCOPY_CLASSES)
 

@@ -1,0 +1,26 @@
+"""How long rounds wait and for whom, and what an update may be at most."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LimitsConfig(BaseModel):
+    """Patience and bounds of a run; times are seconds.
+
+    ``quorum``: so many sites' answers close a question after ``grace`` more seconds (None: it stays open for all, to
+    the deadline). ``join``: how long the run waits at its start for the sites it expects. ``again``: how often a site
+    that restarted in the middle of its work is asked anew. ``empty_rounds`` on end without a model fail the run.
+    ``max_change``: largest norm of a site's change of the model, in norms of the model it started from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    quorum: int | None = Field(default=None, ge=1)
+    grace: Annotated[float, Field(ge=0)] = 60.0
+    join: Annotated[float, Field(ge=0)] = 600.0
+    again: int = Field(default=2, ge=0)
+    empty_rounds: int = Field(default=3, ge=1)
+    max_change: Annotated[float, Field(gt=0)] = 100.0
