@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 
 from popmi_core.checkpoints import load_state
-from popmi_core.cli.lineup import PLAN_FILE, plan_run, reopen_run
+from popmi_core.cli.lineup import plan_run, reopen_run
 from popmi_core.cli.simulate import run_simulation
 from popmi_core.cli.summary import summarise
 from popmi_core.config import parse_config, read_config
 from popmi_core.data import load_site
 from popmi_core.metrics import auroc_macro_ovr, classification_metrics
 from popmi_core.models import build_model, load_exchanged, predict
-from popmi_core.protocol import POOLED_SITE, RunPlan
+from popmi_core.protocol import PLAN_FILE, POOLED_SITE, RunPlan
 
 COLUMNS = {
     "auroc": "AUROC",

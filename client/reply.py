@@ -14,6 +14,7 @@ from torch import Tensor
 
 from client.load import assignment_of
 from popmi_core.errors import PopmiError, PrivacyError
+from popmi_core.packing import PACKED, pack, unpack
 from popmi_core.protocol import INSTRUCTION, JSON_KEY, REPORT, Instruction, Report
 
 log = logging.getLogger("popmi.site")
@@ -26,7 +27,8 @@ def read_instruction(message: Message) -> Instruction:
 
 
 def reply(message: Message, report: Report, arrays: Mapping[str, ArrayRecord] | None = None) -> Message:
-    """Answer ``message`` with a report and, if given, named array records."""
+    """Answer ``message`` with a report and, if given, named array records; the question's nonce goes back with it."""
+    report = report.model_copy(update={"nonce": read_instruction(message).nonce})
     records: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
         REPORT: ConfigRecord({JSON_KEY: report.model_dump_json()})
     }
@@ -44,13 +46,45 @@ def array_record(arrays: Mapping[str, npt.NDArray[np.generic]]) -> ArrayRecord:
     return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})
 
 
+def is_packed(message: Message) -> bool:
+    """Return whether a message's arrays came as one block a record."""
+    return any(list(record) == [PACKED] for record in message.content.array_records.values())
+
+
+def packed(content: RecordDict) -> RecordDict:
+    """Return a message's content with the arrays of every record as one block."""
+    blocks = {
+        name: pack({key: array.numpy() for key, array in record.items()})
+        for name, record in content.array_records.items()
+    }
+    records = {
+        name: ArrayRecord({PACKED: Array(dtype="uint8", shape=(len(block),), stype=PACKED, data=block)})
+        for name, block in blocks.items()
+    }
+    return RecordDict({**content, **records})
+
+
+def unpacked(content: RecordDict) -> RecordDict:
+    """Return a message's content with the arrays of packed records by their own names.
+
+    Raises:
+        UpdateError: If a block cannot be decoded.
+    """
+    records = {
+        name: ArrayRecord({key: Array(array) for key, array in unpack(record[PACKED].data).items()})
+        for name, record in content.array_records.items()
+        if list(record) == [PACKED]
+    }
+    return RecordDict({**content, **records})
+
+
 def finite_or_none(figures: Mapping[str, float]) -> dict[str, float | None]:
     """Return the figures with undefined ones (a class is missing) as None, which JSON can carry."""
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def guarded(handler: Handler) -> Handler:
-    """Answer with a failure report instead of raising.
+    """Answer with a failure report instead of raising, and packed if the question came packed.
 
     Flower sends an exception's text to the server as it is; a library's text can quote a file name and so a
     patient. POPMI's own errors are written to be shown; of any other only type and place are told.
@@ -58,9 +92,13 @@ def guarded(handler: Handler) -> Handler:
 
     @functools.wraps(handler)
     def answer(message: Message, context: Context) -> Message:
-        stopped = False
+        stopped, packs = False, is_packed(message)
         try:
-            return handler(message, context)
+            message.content = unpacked(message.content)
+            answered = handler(message, context)
+            if packs:
+                answered.content = packed(answered.content)
+            return answered
         except PopmiError as error:
             told = f"{type(error).__name__}: {error}"
             # A promise that cannot be kept now cannot be kept later: the site fails closed.

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from popmi_core.errors import ConfigError
+from popmi_core.limits import LimitsConfig
 from popmi_core.strategies import PRESETS as PRESETS
 
 Strategy = Literal[
@@ -235,7 +236,8 @@ class RunConfig(_Frozen):
     seed: int = Field(default=0, ge=0, lt=2**31)
     sites: tuple[str, ...] | None = None
     min_sites: int = Field(default=1, ge=1, description="fewer usable updates and the round is void")
-    timeout: Positive = 3600.0
+    timeout: Positive = Field(default=3600.0, description="seconds from a question to its deadline")
+    limits: LimitsConfig = LimitsConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     local: LocalConfig = LocalConfig()
@@ -244,6 +246,10 @@ class RunConfig(_Frozen):
     personal: PersonalConfig = PersonalConfig()
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
     privacy: PrivacyConfig | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_usual_limits(self, handler: Any) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key != "limits" or self.limits != LimitsConfig()}
 
     @model_validator(mode="before")
     @classmethod

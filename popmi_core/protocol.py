@@ -30,8 +30,15 @@ JUDGE = "judge"
 MEASURE_NORMS = "norms"
 ACTIVATIONS = "activations"
 JSON_KEY = "json"
-# Key of the run configuration.
+# Key of the run configuration, and the file in a run's folder that holds its plan.
 PLAN_KEY = "plan"
+PLAN_FILE = "plan.json"
+# Held by whoever is at a real run; the plan itself is replaced when a run is resumed.
+LOCK_FILE = "run.lock"
+# Where a server keeps its runs, and the database of their records where it is not a file in each folder.
+HOME_VARIABLE = "POPMI_SERVER_HOME"
+DATABASE_VARIABLE = "POPMI_DATABASE"
+RUNS_FOLDER = "runs"
 
 POOLED_SITE = "pooled"
 
@@ -57,6 +64,7 @@ class Instruction(_Frozen):
     run: str
     server_round: int = Field(ge=0)
     rounds: int = Field(ge=1, description="planned rounds, for the privacy budget")
+    nonce: str = Field(default="", description="the answer must repeat it")
     seed: int = Field(ge=0)
     classes: tuple[str, ...]
     model: ModelConfig
@@ -88,6 +96,14 @@ class RunPlan(_Frozen):
     lineup: tuple[Assignment, ...]
     external: str | None = Field(default=None, description="folder of a test set no site trains on")
     resume: bool = False
+    names: tuple[str, ...] = Field(default=(), description="sites a real federation expects; empty in a simulation")
+    sites_file: str | None = Field(default=None, description="register that tells which node is which site")
+    patience: float = Field(default=0.0, ge=0, description="seconds to wait for room on the disk or for the database")
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of all sites of the run."""
+        return self.names or tuple(item.site for item in self.lineup)
 
 
 class Report(_Frozen):
@@ -96,7 +112,9 @@ class Report(_Frozen):
     run: str
     server_round: int
     site: str
+    nonce: str = ""
     error: str | None = None
+    waiting: bool = Field(default=False, description="the site has not approved this code yet; it may be asked again")
     stopped: bool = Field(default=False, description="the site will train no more in this run (budget spent)")
     num_examples: int = 0
     seconds: float = 0.0

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from popmi_core.errors import ConfigError, PopmiError
-from popmi_core.protocol import PLAN_KEY, RunPlan
+from popmi_core.atomic import held_alone
+from popmi_core.errors import ConfigError, PopmiError, RunError
+from popmi_core.protocol import HOME_VARIABLE, LOCK_FILE, PLAN_FILE, PLAN_KEY, RUNS_FOLDER, RunPlan
 from server.dashboard.report import write_report
 from server.planning import common_rules
 from server.rounds.evaluate import evaluate_external
-from server.rounds.record import RunRecorder, open_writer
+from server.rounds.record import RunRecorder, open_writer, record_of
 from server.store import RunReader, RunWriter
-from server.store.schema import RECORD_NAME
 from server.strategy import OpmStrategy
 from server.wire import tensor_record
 
@@ -28,19 +31,32 @@ def main(grid: Grid, context: Context) -> None:
     """Run what the run configuration's plan describes."""
     plan = read_plan(context)
     try:
-        with open_writer(plan) as writer:
-            run_plan(grid, plan, writer)
+        with ExitStack() as stack:
+            if plan.names:
+                stack.enter_context(_alone(plan))
+            run_plan(grid, plan, stack.enter_context(open_writer(plan)))
     finally:
-        report_run(Path(plan.folder))
+        report_run(plan)
 
 
-def report_run(folder: Path) -> None:
+@contextmanager
+def _alone(plan: RunPlan) -> Iterator[None]:
+    # Flower may start a run's app a second time while the first is still at it, cut off from its SuperLink.
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held_alone(Path(plan.folder) / LOCK_FILE))
+        except BlockingIOError as error:
+            raise RunError(f"{plan.folder}: another process is at this run. Wait for its end.") from error
+        yield
+
+
+def report_run(plan: RunPlan) -> None:
     """Write the run's report; a run that has its models does not fail over its report."""
     try:
-        with RunReader(folder / RECORD_NAME) as reader:
+        with RunReader(record_of(plan)) as reader:
             # No run where the record could not even be begun; the cause has been told.
-            for run in reader.runs()[-1:]:
-                write_report(reader, run.id, folder / "report.html")
+            for run in [item for item in reader.runs() if not plan.names or item.name == plan.run][-1:]:
+                write_report(reader, run.id, Path(plan.folder) / "report.html")
     except PopmiError as error:
         log.warning("the report could not be written: %s", error)
     except Exception:
@@ -48,15 +64,25 @@ def report_run(folder: Path) -> None:
 
 
 def read_plan(context: Context) -> RunPlan:
-    """Return the plan from the run configuration.
+    """Return the plan from the run configuration, or from the folder of the run that it names.
+
+    A real federation's configuration travels to the sites: it holds the run's name only.
 
     Raises:
         ConfigError: If there is none.
     """
     text = context.run_config.get(PLAN_KEY)
-    if not isinstance(text, str):
-        raise ConfigError(f"the run configuration has no '{PLAN_KEY}'. Start runs with `popmi simulate`.")
-    return RunPlan.model_validate_json(text)
+    if not isinstance(text, str) or not text:
+        raise ConfigError(f"the run configuration has no '{PLAN_KEY}'. Start runs with `popmi simulate` or `server`.")
+    if text.startswith("{"):
+        return RunPlan.model_validate_json(text)
+    path = Path(os.environ.get(HOME_VARIABLE, ".")) / RUNS_FOLDER / Path(text).name / PLAN_FILE
+    try:
+        return RunPlan.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"run {text} has no readable {path} ({type(error).__name__}). Restore it or start anew."
+        ) from error
 
 
 def run_plan(grid: Grid, plan: RunPlan, writer: RunWriter) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from popmi_core.atomic import replace_atomically
+from popmi_core.errors import RunError
 from popmi_core.protocol import RunPlan
 from server.results import RoundResult, bounded_figures
 
@@ -61,7 +63,11 @@ def model_card(plan: RunPlan, done: RoundResult) -> dict[str, Any]:
 
 
 def write_card(path: Path, run: str, card: dict[str, Any], sha256: str) -> None:
-    """Write the card for a person to read, beside the model it belongs to."""
+    """Write the card for a person to read, beside the model it belongs to.
+
+    Raises:
+        RunError: If the folder cannot be written.
+    """
     lines = [f"# {run}, round {card['round']} of {card['rounds']}", ""]
     lines += [f"- {limit}" for limit in card["limits"]]
     lines += [
@@ -81,7 +87,12 @@ def write_card(path: Path, run: str, card: dict[str, Any], sha256: str) -> None:
         if figures:
             lines += ["", f"| {split} | value |", "| --- | --- |"]
             lines += [f"| {name} | {'undefined' if value is None else value} |" for name, value in figures.items()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    try:
+        replace_atomically(path, ("\n".join(lines) + "\n").encode())
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror}. Check that the folder can be written and has room."
+        ) from error
 
 
 def _low_rank(lora: dict[str, Any] | None) -> str:

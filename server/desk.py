@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from flwr.app import ArrayRecord, Message
-from flwr.serverapp import Grid
 from torch import Tensor
 
 from popmi_core.equivariance.certificate import Promise
 from popmi_core.errors import RunError
 from popmi_core.matching import Symmetry
 from popmi_core.protocol import MODEL, Instruction, RunPlan, Statistic, stays_at_site
+from server.exchange import Exchange, Question, Round
 from server.replies import Expected, Layout, payload_bytes
 from server.results import SiteOutcome
 from server.roster import Roster
@@ -29,24 +30,30 @@ class Desk:
     def __init__(self, plan: RunPlan, roster: Roster, layout: Layout, kept: State) -> None:
         self.plan, self.roster, self.layout, self.kept = plan, roster, layout, kept
         self.promise: Promise | None = None
-        self.grid: Grid | None = None
-        self.timeout = plan.config.timeout
-        self.asked: dict[str, str] = {}
+        self.post: Exchange | None = None
+        self.round = Round()
+        self.server_round = 0
+        self.nonce = ""
         self.sent_bytes: dict[str, int] = {}
         self.side_down: Counter[str] = Counter()
         self.side_up: Counter[str] = Counter()
 
-    def open(self, grid: Grid, timeout: float) -> None:
-        """Send over ``grid`` from now on, and wait at most ``timeout`` seconds for replies."""
-        self.grid, self.timeout = grid, timeout
+    def open(self, post: Exchange) -> None:
+        """Send over ``post`` from now on."""
+        self.post = post
 
     def instruction(self, server_round: int, **changes: Any) -> Instruction:
-        """Return what all sites are told in a round; ``changes`` are further fields of the instruction."""
+        """Return what all sites are told in a round; ``changes`` are further fields of the instruction.
+
+        Every question has a number of its own that the answer must repeat: a copy of an earlier answer is refused.
+        """
         config = self.plan.config
+        self.server_round, self.nonce = server_round, secrets.token_hex(8)
         return Instruction(
             run=self.plan.run,
             server_round=server_round,
             rounds=config.rounds,
+            nonce=self.nonce,
             seed=config.seed,
             classes=self.plan.classes,
             model=config.model,
@@ -76,38 +83,67 @@ class Desk:
         """Return one question to one site."""
         return ask(self.roster.nodes[site], kind, instruction, records)
 
-    def exchange(self, messages: Iterable[Message]) -> list[Message]:
-        """Send, wait, and remember which message went to which site.
+    def exchange(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Send, and yield the answers as they come; ``expected`` knows from now on who was asked what.
 
         Raises:
             RunError: If no grid was opened.
         """
-        if self.grid is None:
+        if self.post is None:
             raise RunError("sites cannot be asked: no grid is open. Start the rounds with OpmStrategy.start.")
-        sent = list(messages)
-        replies = list(self.grid.send_and_receive(sent, timeout=self.timeout))
         sites = {node: site for site, node in self.roster.nodes.items()}
-        self.asked = {message.metadata.message_id: sites[message.metadata.dst_node_id] for message in sent}
-        self.sent_bytes = {sites[message.metadata.dst_node_id]: payload_bytes(message) for message in sent}
-        return replies
+        sent = [(sites[message.metadata.dst_node_id], message) for message in messages]
+        self.round = Round()
+        self.sent_bytes = {site: payload_bytes(message) for site, message in sent}
+        return self.post.ask(
+            [Question(site, self.server_round, one) for site, one in sent], self.round, timeout=timeout
+        )
 
     def aside(self, kind: str, instruction: Instruction, state: State) -> list[Message]:
         """Ask every site that evaluates about a model between training and evaluation; return the replies."""
         record = {MODEL: tensor_record(state)}
-        replies = self.exchange([self.message(site, kind, instruction, record) for site in self.roster.evaluators])
+        asked = [self.message(site, kind, instruction, record) for site in self.free(self.roster.evaluators)]
+        replies = list(self.exchange(asked))
         self.side_down.update(self.sent_bytes)
         for message in replies:
-            site = self.asked.get(message.metadata.reply_to_message_id)
+            site = self.round.asked.get(message.metadata.reply_to_message_id)
             if site is not None and not message.has_error():
                 self.side_up[site] += payload_bytes(message)
         return replies
+
+    def free(self, sites: Iterable[str]) -> list[str]:
+        """Return those of ``sites`` that are not still at an earlier question: asked again, they would fall behind."""
+        busy = {} if self.post is None else self.post.busy
+        return [site for site in sites if site not in busy]
+
+    def with_busy(self, outcomes: Sequence[SiteOutcome], sites: Iterable[str]) -> list[SiteOutcome]:
+        """Add those of ``sites`` that were left alone, and why."""
+        busy = {} if self.post is None else self.post.busy
+        told = {item.site for item in outcomes}
+        left = [
+            SiteOutcome(site, "late", f"still at round {busy[site]}; not asked before it has answered")
+            for site in sites
+            if site in busy and site not in told
+        ]
+        return sorted([*outcomes, *left], key=lambda item: item.site)
 
     def expected(
         self, server_round: int, *, control: bool = False, grams: bool = False, seen: Symmetry | None = None
     ) -> Expected:
         """Return what valid replies to the last messages look like."""
         return Expected(
-            self.plan.run, server_round, self.layout, self.asked, control, grams, self.kept, seen, self.promise
+            run=self.plan.run,
+            server_round=server_round,
+            layout=self.layout,
+            asked=self.round.asked,
+            control=control,
+            grams=grams,
+            kept=self.kept,
+            seen=seen,
+            promise=self.promise,
+            missing=self.round.missing,
+            nonce=self.nonce,
+            enrolled={site: report.num_examples for site, report in self.roster.reports.items()},
         )
 
     def with_bytes(self, outcomes: Sequence[SiteOutcome], *, aside: bool = False) -> list[SiteOutcome]:

@@ -31,7 +31,7 @@ def prepare(plan: RunPlan, model: nn.Module) -> Symmetry | None:
     config, exchanged = plan.config, exchanged_state(model)
     require_private(config)
     _check_norms(config, model)
-    _check_sites(config, len(plan.lineup))
+    _check_sites(config, len(plan.sites))
     _check_kept(config, list(exchanged))
     _check_products(config, exchanged)
     try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message
+from flwr.common.constant import ErrorCode
 from torch import Tensor
 
 from popmi_core.equivariance.certificate import Promise
@@ -15,7 +17,10 @@ from popmi_core.errors import UpdateError
 from popmi_core.matching import Symmetry
 from popmi_core.protocol import JSON_KEY, REPORT, Report, parse_report
 from server.results import SiteOutcome
+from server.wire import unpacked
 
+GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+"""Flower's words for a node that is not there (any more)."""
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
@@ -26,7 +31,9 @@ class Expected:
     ``control`` and ``grams``: whether control variates and Gram matrices must come along. ``kept`` stands in for the
     tensors that stay at the sites, so that every update is a whole model. ``seen``: the symmetries by which statistics
     of activations must come along; None where none are asked for. ``promise``: the group the model promises to respect,
-    which every update is checked for.
+    which every update is checked for. ``missing``: outcome and reason of sites without an answer. ``nonce``: what the
+    answer must repeat. ``enrolled``: training images each site told of when it joined. ``max_change``: largest norm of
+    a change against ``reference``, in norms of the reference.
     """
 
     run: str
@@ -38,6 +45,11 @@ class Expected:
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     seen: Symmetry | None = None
     promise: Promise | None = None
+    missing: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    nonce: str = ""
+    enrolled: Mapping[str, int] = field(default_factory=dict)
+    max_change: float = math.inf
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def layout_of(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -45,26 +57,36 @@ def layout_of(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], t
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
 
 
-def open_replies(replies: Iterable[Message], expected: Expected) -> tuple[dict[str, Message], list[SiteOutcome]]:
-    """Sort replies by site and set failed, duplicate, stray and missing ones aside.
+def open_replies(
+    replies: Iterable[Message], expected: Expected, handle: Callable[[str, Message], SiteOutcome]
+) -> list[SiteOutcome]:
+    """Hand every site's first answer to ``handle`` as it comes; return one outcome for every site that was asked.
 
-    A killed site's error comes back under the server's own node id, so a reply is known by the message it answers
-    wherever it carries an error.
+    A killed site's error comes back under the server's own node id, so a reply is known by the message it answers. A
+    second answer of a site, and one that nobody asked for, are let go of.
     """
-    opened: dict[str, Message] = {}
     outcomes: dict[str, SiteOutcome] = {}
     for message in replies:
         site = expected.asked.get(message.metadata.reply_to_message_id)
-        if site is None or site in opened or site in outcomes:
+        if site is None or site in outcomes:
             continue
         if message.has_error():
-            outcomes[site] = SiteOutcome(site, "failed", f"the site's app ended: {message.error.reason or 'no reason'}")
-        else:
-            opened[site] = message
+            why = message.error.reason or "no reason"
+            outcome = "unreachable" if message.error.code in GONE else "failed"
+            outcomes[site] = SiteOutcome(site, outcome, f"the site's app ended: {why}")
+            continue
+        try:
+            message.content = unpacked(message.content)
+        except UpdateError as error:
+            where = f"site {site}, round {expected.server_round}"
+            outcomes[site] = SiteOutcome(site, "quarantined", f"{where}: {error}", bytes_up=payload_bytes(message))
+            continue
+        outcomes[site] = handle(site, message)
     for site in expected.asked.values():
-        if site not in opened and site not in outcomes:
-            outcomes[site] = SiteOutcome(site, "unreachable", "no reply before the deadline")
-    return dict(sorted(opened.items())), sorted(outcomes.values(), key=lambda item: item.site)
+        if site not in outcomes:
+            outcome, why = expected.missing.get(site, ("unreachable", "no reply before the deadline"))
+            outcomes[site] = SiteOutcome(site, outcome, why)
+    return sorted(outcomes.values(), key=lambda item: item.site)
 
 
 def read_report(message: Message, site: str, expected: Expected) -> Report:
@@ -79,6 +101,11 @@ def read_report(message: Message, site: str, expected: Expected) -> Report:
         raise UpdateError(
             f"site {site}: the reply belongs to run {report.run}, round {report.server_round}; expected run "
             f"{expected.run}, round {expected.server_round}. A late or repeated reply is not counted."
+        )
+    if report.nonce != expected.nonce:
+        raise UpdateError(
+            f"site {site}, round {report.server_round}: the reply repeats number {report.nonce or 'none'!r}, expected "
+            f"{expected.nonce!r}: it is a copy of an earlier one and is not counted. Look who sent it."
         )
     return report
 

@@ -38,10 +38,10 @@ class TrainedUpdate:
     """A site's model that passed every check."""
 
     site: str
-    state: dict[str, Tensor]
+    state: Mapping[str, Tensor]
     num_examples: int
-    control_change: dict[str, Tensor] | None = None
-    grams: dict[str, Tensor] = field(default_factory=dict)
+    control_change: Mapping[str, Tensor] | None = None
+    grams: Mapping[str, Tensor] = field(default_factory=dict)
     report: Report | None = None
     statistics: CrossStatistics | None = None
 

@@ -13,50 +13,99 @@ from server.replies import Expected, open_replies, read_report
 from server.results import SiteOutcome
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What a site must bring to be let into a run.
+
+    Attributes:
+        names: Site by node id, for nodes whose key is registered for one; empty in a simulation.
+        phantom: Whether the run is known to be on phantoms; a phantom never joins a run on real images.
+        num_classes: How many classes' images the sites were asked to count; 0: they were not.
+    """
+
+    names: Mapping[int, str] = field(default_factory=dict)
+    phantom: bool = True
+    num_classes: int = 0
+
+    def label(self, node: int) -> str:
+        """Return how a node is called before it has told its name."""
+        return self.names.get(node, f"node {node}")
+
+    def node_of(self, label: str) -> int:
+        """Return the node that is called so."""
+        named = {name: node for node, name in self.names.items()}
+        return named[label] if label in named else int(label.removeprefix("node "))
+
+    def objection(self, report: Report, known_node: int, node: int) -> str:
+        """Return why a site must stay out; empty where nothing speaks against it."""
+        if report.phantom and not self.phantom:
+            return "its images are phantoms, the run's are real. Give the site its own images."
+        if len(report.class_counts) != self.num_classes:
+            return (
+                f"it counted images of {len(report.class_counts)} classes, expected {self.num_classes}. Give the site "
+                "the server's POPMI version."
+            )
+        if known_node != node:
+            return f"a second node calls itself {report.site}. Give every site its own name."
+        return ""
+
+
 @dataclass
 class Roster:
-    """Sites by name with their node, what they told on joining, who was refused and who has stopped."""
+    """Sites by name with their node, what they told on joining, who was refused, who waits and who has stopped.
+
+    ``waiting``: sites that have not approved the run's code yet, and what they say.
+    """
 
     nodes: dict[str, int] = field(default_factory=dict)
     reports: dict[str, Report] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
 
-    def enrol(
-        self, replies: Iterable[Message], nodes: Mapping[str, int], *, run: str, phantom: bool, num_classes: int = 0
-    ) -> None:
-        """Take in the sites that answered well; the others are refused with their reason.
+    def enrol(self, replies: Iterable[Message], expected: Expected, entry: Entry) -> list[str]:
+        """Take in the sites that answered well and return their names; the others are refused with their reason.
 
         Args:
-            replies: Answers to the first question of a run.
-            nodes: Node id by id of the message it was asked with.
-            run: Name of the run the answers must belong to.
-            phantom: Whether the run is known to be on phantoms; a phantom never joins a run on real images.
-            num_classes: How many classes' images the sites were asked to count; 0: they were not.
+            replies: Answers to the question that asks who is there.
+            expected: The question; sites in it are called by ``entry.label``, since nobody knows their names yet.
+            entry: What a site must bring to be let in.
         """
-        labels = {message_id: f"node {node}" for message_id, node in nodes.items()}
-        opened, outcomes = open_replies(replies, Expected(run, 0, {}, labels))
-        self.refused = {outcome.site: outcome.reason for outcome in outcomes}
-        for label, message in opened.items():
+        joined: list[str] = []
+
+        def admit(label: str, message: Message) -> SiteOutcome:
+            node = entry.node_of(label)
             try:
-                report = read_report(message, label, Expected(run, 0, {}, labels))
+                report = read_report(message, label, expected)
             except UpdateError as error:
-                self.refused[label] = str(error)
-                continue
-            if report.error is not None:
-                self.refused[report.site] = report.error
-            elif report.phantom and not phantom:
-                self.refused[report.site] = "its images are phantoms, the run's are real. Give the site its own images."
-            elif len(report.class_counts) != num_classes:
-                self.refused[report.site] = (
-                    f"it counted images of {len(report.class_counts)} classes, expected {num_classes}. Give the site "
-                    "the server's POPMI version."
-                )
-            elif report.site in self.nodes:
-                self.refused[label] = f"a second node calls itself {report.site}. Give every site its own name."
-            else:
-                self.nodes[report.site] = nodes[message.metadata.reply_to_message_id]
-                self.reports[report.site] = report
+                return SiteOutcome(label, "quarantined", str(error))
+            name, known = report.site, entry.names.get(node)
+            self.waiting.pop(known or name, None)
+            if known is not None and name != known:
+                # The name of the site with this key: another's must not be marked for what this one did.
+                return SiteOutcome(known, "failed", f"it calls itself {name}. Give the site its own name.")
+            if report.error is not None and report.waiting:
+                self.waiting[name] = report.error
+                return SiteOutcome(name, "failed", report.error)
+            why = report.error or entry.objection(report, self.nodes.get(name, node), node)
+            if why:
+                return SiteOutcome(label if name in self.nodes else name, "failed", why)
+            self.nodes[name], self.reports[name] = node, report
+            joined.append(name)
+            return SiteOutcome(name, "ok")
+
+        outcomes = open_replies(replies, expected, admit)
+        self.refused |= {item.site: item.reason for item in outcomes if item.outcome != "ok"}
+        for site in joined:
+            self.refused.pop(site, None)
+        return sorted(joined)
+
+    def drop(self, sites: Iterable[str]) -> None:
+        """Ask ``sites`` no more: their key was revoked."""
+        for site in sites:
+            self.nodes.pop(site, None)
+            self.waiting.pop(site, None)
+            self.refused[site] = "its key was revoked"
 
     @property
     def class_counts(self) -> tuple[int, ...]:

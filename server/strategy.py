@@ -22,8 +22,10 @@ from popmi_core.fusion import Fused, ServerOptimizer, Update
 from popmi_core.fusion.fedma import schedule
 from popmi_core.models import build_model, exchanged_state
 from popmi_core.protocol import CONTROL, MODEL, RunPlan, Split, model_record
+from server.attendance import Attendance
 from server.carried import Carried
 from server.desk import Desk, split_layout
+from server.exchange import Exchange
 from server.planning import common_rules, prepare
 from server.replies import Expected, layout_of
 from server.results import (
@@ -43,10 +45,10 @@ from server.rounds.record import RunRecorder
 from server.rounds.repair import norm_layers
 from server.rounds.validate import validate
 from server.scorer import SiteScorer
-from server.wire import ask, tensor_record
+from server.spool import Spool
+from server.wire import tensor_record
 
 log = logging.getLogger("popmi.round")
-EMPTY_ROUNDS_TO_FAIL = 3
 TOO_FEW = "void: {} usable update(s), at least {} needed"
 
 
@@ -71,6 +73,8 @@ class OpmStrategy(Strategy):
         self.desk.promise = promise_of(self.model)
         self.repairs = self.config.fuse.repair and bool(norm_layers(layout))
         self.last_done: RoundResult | None = None
+        self.spool = Spool(recorder.folder / "incoming" if plan.names else None, recorder.patiently)
+        self.spool.clear()
 
     def start(
         self,
@@ -90,10 +94,14 @@ class OpmStrategy(Strategy):
             RunError: If no site joins, or several rounds on end give no model.
         """
         result, arrays, empty = Result(), initial_arrays, 0
-        self.desk.open(grid, timeout)
+        limits = self.config.limits
+        self.desk.open(Exchange(grid, timeout=timeout, limits=limits, late=self.recorder.late))
+        attendance = Attendance(self.plan, self.desk, self.recorder.joined)
         if self.recorder.last_round < num_rounds:
-            self.join(grid)
+            attendance.begin(grid)
         for server_round in range(self.recorder.last_round + 1, num_rounds + 1):
+            if self.plan.names:
+                attendance.look(grid)
             if not self.trainers:
                 log.warning("no site is left to train; the run ends after round %d", server_round - 1)
                 break
@@ -101,29 +109,12 @@ class OpmStrategy(Strategy):
             arrays = tensor_record(self.global_model)
             empty = 0 if done.fused is not None else empty + 1
             self.last_done = done
-            if empty >= EMPTY_ROUNDS_TO_FAIL:
+            if empty >= limits.empty_rounds:
                 raise RunError(_no_model(empty, done))
         if not self.recorder.has_model:
             raise RunError(_no_model(self.recorder.last_round, self.last_done))
         result.arrays = arrays
         return result
-
-    def join(self, grid: Grid) -> None:
-        """Ask every node which site it is; those that answer with an error stay out.
-
-        Raises:
-            RunError: If no site can join.
-        """
-        instruction = self.desk.instruction(0, count_classes=self.config.personal.class_prior == "own")
-        messages = [ask(node, MessageType.QUERY, instruction, {}) for node in sorted(grid.get_node_ids())]
-        replies = list(grid.send_and_receive(messages, timeout=self.desk.timeout))
-        nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-        classes = len(self.plan.classes) if instruction.count_classes else 0
-        self.roster.enrol(replies, nodes, run=self.plan.run, phantom=self.plan.phantom, num_classes=classes)
-        self.recorder.joined(self.roster)
-        if not self.trainers:
-            reasons = "; ".join(f"{who}: {why}" for who, why in sorted(self.roster.refused.items()))
-            raise RunError(f"no site could join the run ({reasons or 'no node answered'}). Mend the sites and rerun.")
 
     def run_round(
         self,
@@ -134,8 +125,9 @@ class OpmStrategy(Strategy):
         """Train, validate, match, fuse, evaluate, record."""
         begun = time.perf_counter()
         self.recorder.begin_round(server_round)
-        updates = validate(self.desk.exchange(self.training(server_round, arrays)), self.expected(server_round))
-        updates.outcomes = self.desk.with_bytes(updates.outcomes)
+        replies = self.desk.exchange(self.training(server_round, arrays))
+        updates = validate(replies, self.expected(server_round), self.spool.raw)
+        updates.outcomes = self.desk.with_busy(self.desk.with_bytes(updates.outcomes), self.trainers)
         self.roster.retire(updates.outcomes)
         combining = time.perf_counter()
         scorer = self.scorer(server_round)
@@ -161,6 +153,7 @@ class OpmStrategy(Strategy):
             equivariance=None if self.desk.promise is None else self.desk.promise.verdict(self.global_model),
         )
         self.recorder.end_round(done, self.global_model, self.carried_state())
+        self.spool.clear()
         return done
 
     def combine(self, updates: Validated, scorer: SiteScorer) -> tuple[list[MatchedUpdate], Fused | None, str]:
@@ -184,7 +177,7 @@ class OpmStrategy(Strategy):
                 config=self.config.match,
                 quarantine=updates.quarantine,
             ):
-                matched.append(update)
+                matched.append(self.spool.matched(update))
             if len(matched) < needed:
                 return _told(matched), None, TOO_FEW.format(len(matched), needed)
             fused = fuse_updates(
@@ -225,7 +218,8 @@ class OpmStrategy(Strategy):
         """Let every site evaluate; the test split is looked at in the last round only."""
         splits: tuple[Split, ...] = ("val", "test") if final else ("val",)
         replies = self.desk.exchange(self.evaluating(server_round, arrays, splits))
-        return collect(replies, self.expected(server_round), splits, num_classes=len(self.plan.classes))
+        found, outcomes = collect(replies, self.expected(server_round), splits, num_classes=len(self.plan.classes))
+        return found, self.desk.with_busy(outcomes, self.roster.evaluators)
 
     # Flower's hooks: each is one step of the round above.
 
@@ -284,7 +278,7 @@ class OpmStrategy(Strategy):
         """Return one message for every site that trains, each with the model it should start from."""
         instruction = self.desk.training(server_round, self.frozen(server_round))
         messages = []
-        for site in self.trainers:
+        for site in self.desk.free(self.trainers):
             own = self.site_models.get(site)
             records = {MODEL: arrays if own is None else tensor_record(own)}
             if self.uses_control:
@@ -299,7 +293,7 @@ class OpmStrategy(Strategy):
         instruction = self.desk.instruction(server_round, splits=splits, num_models=max(len(members), 1))
         together = {model_record(number): tensor_record(state) for number, state in enumerate(members)}
         messages = []
-        for site in self.roster.evaluators:
+        for site in self.desk.free(self.roster.evaluators):
             own = members[0] if len(members) == 1 else self.site_models.get(site)
             records = together if len(members) > 1 else {MODEL: arrays if own is None else tensor_record(own)}
             messages.append(self.desk.message(site, MessageType.EVALUATE, instruction, records))
@@ -319,7 +313,10 @@ class OpmStrategy(Strategy):
         """Return what valid replies to the last messages look like."""
         fuse = self.config.fuse
         seen = self.symmetry if fuse.needs_statistics else None
-        return self.desk.expected(server_round, control=self.uses_control, grams=fuse.needs_grams, seen=seen)
+        found = self.desk.expected(server_round, control=self.uses_control, grams=fuse.needs_grams, seen=seen)
+        # Where sites keep models of their own there is no common one to measure a change against.
+        common = self.global_model if common_rules(self.config) else {}
+        return replace(found, reference=common, max_change=self.config.limits.max_change)
 
     def carried_state(self) -> dict[str, Tensor]:
         """Return what the next round needs beside the global model, by name."""

@@ -1,4 +1,4 @@
-"""Put a round's instruction and tensors into messages."""
+"""Put a round's instruction and tensors into messages, and the tensors of each record into one block for the way."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from popmi_core.packing import PACKED, pack, unpack
 from popmi_core.protocol import INSTRUCTION, JSON_KEY, Instruction
 
 
@@ -22,3 +23,25 @@ def ask(node_id: int, kind: str, instruction: Instruction, arrays: Mapping[str, 
         **arrays,
     }
     return Message(RecordDict(records), node_id, kind, group_id=str(instruction.server_round))
+
+
+def packed(record: ArrayRecord) -> ArrayRecord:
+    """Return a record whose one array holds all of ``record``'s."""
+    block = pack({name: array.numpy() for name, array in record.items()})
+    return ArrayRecord({PACKED: Array(dtype="uint8", shape=(len(block),), stype=PACKED, data=block)})
+
+
+def unpacked(content: RecordDict) -> RecordDict:
+    """Return a message's content with the arrays of packed records by their own names; other records as they are.
+
+    Raises:
+        UpdateError: If a block cannot be decoded.
+    """
+    return RecordDict(
+        {
+            name: ArrayRecord({key: Array(array) for key, array in unpack(record[PACKED].data).items()})
+            if isinstance(record, ArrayRecord) and list(record) == [PACKED]
+            else record
+            for name, record in content.items()
+        }
+    )

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
 import tomli_w
 
+from popmi_core.atomic import held_alone
 from popmi_core.config import RunConfig
 from popmi_core.data import Federation, locate
 from popmi_core.errors import ConfigError, RunError
-from popmi_core.protocol import POOLED_SITE, Assignment, RunPlan
+from popmi_core.protocol import PLAN_FILE, POOLED_SITE, Assignment, RunPlan
 
-PLAN_FILE = "plan.json"
 CONFIG_FILE = "config.toml"
 RESERVED = frozenset({POOLED_SITE, "global", "external"})
 
@@ -85,11 +84,10 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         RunError: If another process is at this run.
     """
-    with (folder / PLAN_FILE).open("rb") as plan:
+    with ExitStack() as stack:
         try:
-            # The system lets go of it when the process ends, however it ends.
-            fcntl.flock(plan, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            stack.enter_context(held_alone(folder / PLAN_FILE))
+        except BlockingIOError as error:
             raise RunError(f"{folder}: another process is at this run. Wait for its end or stop it first.") from error
         yield
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from popmi_core.cli import apps
 from popmi_core.cli.fit import with_candidate
-from popmi_core.cli.lineup import PLAN_FILE, plan_run
+from popmi_core.cli.lineup import plan_run
 from popmi_core.cli.outputs import as_json
 from popmi_core.cli.summary import CHOICE_FILE, RECORD
 from popmi_core.config import RunConfig
 from popmi_core.errors import ConfigError, ModelError, RunError
-from popmi_core.protocol import RunPlan
+from popmi_core.protocol import PLAN_FILE, RunPlan
 
 if TYPE_CHECKING:
     from popmi_core.learning.choose import Candidate, Choice

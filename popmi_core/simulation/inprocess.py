@@ -42,6 +42,8 @@ class WireTraffic:
 class InProcessGrid(Grid):
     """Runs each message's client app at once, in the order of the messages."""
 
+    answers_at_once = True
+
     def __init__(self, client_app: ClientApp, lineup: Iterable[Assignment], run_config: Mapping[str, Any]) -> None:
         self._client_app = client_app
         self._run = replace(Run.create_empty(RUN_ID), override_config=dict(run_config))

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -17,8 +16,6 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from popmi_core.errors import ConfigError
-
-POLL_SECONDS = 0.05
 
 
 def run_ray(
@@ -103,19 +100,12 @@ class _Stoppable:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send and wait for all replies, ``timeout`` seconds at most.
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there; whoever waits for some comes here again and again.
 
         Raises:
             KeyboardInterrupt: If the run was stopped meanwhile.
         """
-        waiting = set(self._grid.push_messages(messages))
-        end = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        while waiting and (end is None or time.monotonic() < end):
-            if self._stopping.wait(POLL_SECONDS):
-                raise KeyboardInterrupt
-            came = list(self._grid.pull_messages(waiting))
-            replies += came
-            waiting -= {reply.metadata.reply_to_message_id for reply in came}
-        return replies
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
+        return self._grid.pull_messages(message_ids)

@@ -21,28 +21,31 @@ def collect(
     replies: Iterable[Message], expected: Expected, splits: tuple[Split, ...], *, num_classes: int
 ) -> tuple[Evaluation, list[SiteOutcome]]:
     """Return the evaluation of a round and one outcome for every site that was asked."""
-    opened, outcomes = open_replies(replies, expected)
     result = Evaluation()
-    summaries: dict[str, list[ScoreSummary]] = {split: [] for split in splits}
-    for site, message in opened.items():
+    found: dict[str, dict[str, ScoreSummary]] = {}
+
+    def read(site: str, message: Message) -> SiteOutcome:
         size = payload_bytes(message)
         try:
             report = read_report(message, site, expected)
             if report.error is not None:
-                outcomes.append(SiteOutcome(site, "failed", report.error, bytes_up=size, report=report))
-                continue
+                return SiteOutcome(site, "failed", report.error, bytes_up=size, report=report)
             # A small site may have no validation image: it says so and sends no scores.
             filled = [split for split in splits if report.split_sizes.get(split) != 0]
-            received = {split: _summary(message, site, split, num_classes) for split in filled}
+            found[site] = {split: _summary(message, site, split, num_classes) for split in filled}
         except UpdateError as error:
-            outcomes.append(SiteOutcome(site, "quarantined", str(error), bytes_up=size))
-            continue
-        for split, summary in received.items():
-            summaries[split].append(summary)
-        result.sites[site] = {split: _figures(report, split) for split in received}
-        outcomes.append(SiteOutcome(site, "ok", bytes_up=size, report=report))
-    result.pooled = {split: pool_summaries(items) for split, items in summaries.items() if items}
-    return result, sorted(outcomes, key=lambda item: item.site)
+            return SiteOutcome(site, "quarantined", str(error), bytes_up=size)
+        result.sites[site] = {split: _figures(report, split) for split in filled}
+        return SiteOutcome(site, "ok", bytes_up=size, report=report)
+
+    outcomes = open_replies(replies, expected, read)
+    # In the order of names, whatever order the replies came in.
+    result.sites = dict(sorted(result.sites.items()))
+    for split in splits:
+        summaries = [found[site][split] for site in sorted(found) if split in found[site]]
+        if summaries:
+            result.pooled[split] = pool_summaries(summaries)
+    return result, outcomes
 
 
 def evaluate_external(

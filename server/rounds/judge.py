@@ -19,22 +19,21 @@ def collect_judgements(
 
     A site with too few validation images tells their number only: it is fine and has no say.
     """
-    opened, outcomes = open_replies(replies, expected)
     judged: dict[str, Judgement] = {}
-    for site, message in opened.items():
+
+    def read(site: str, message: Message) -> SiteOutcome:
         try:
             report = read_report(message, site, expected)
         except UpdateError as error:
-            outcomes.append(SiteOutcome(site, "quarantined", str(error)))
-            continue
+            return SiteOutcome(site, "quarantined", str(error))
         if report.error is not None:
-            outcomes.append(SiteOutcome(site, "failed", report.error, report=report))
-            continue
-        outcomes.append(SiteOutcome(site, "ok", report=report))
-        found = _judgement(report)
-        if found is not None:
+            return SiteOutcome(site, "failed", report.error, report=report)
+        if (found := _judgement(report)) is not None:
             judged[site] = found
-    return judged, sorted(outcomes, key=lambda item: item.site)
+        return SiteOutcome(site, "ok", report=report)
+
+    outcomes = open_replies(replies, expected, read)
+    return dict(sorted(judged.items())), outcomes
 
 
 def _judgement(report: Report) -> Judgement | None:

@@ -5,25 +5,33 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
 from popmi_core.checkpoints import load_state, save_state
-from popmi_core.errors import RunError
-from popmi_core.protocol import Progress, RunPlan
+from popmi_core.errors import ModelError, RunError
+from popmi_core.protocol import DATABASE_VARIABLE, Progress, RunPlan
 from server.card import model_card, write_card
 from server.environment import describe_environment
+from server.exchange import Late
 from server.results import Evaluation, RoundResult, SiteOutcome, bounded_figures
 from server.roster import Roster
-from server.store import RunReader, RunWriter
+from server.store import RoundRow, RunReader, RunWriter
 from server.store.schema import RECORD_NAME
 
 log = logging.getLogger("popmi.round")
 # A failed run is resumed before its void rounds, of which there are at most three on end.
 CARRIED_ROUNDS = 5
+LOOK_AGAIN = 10.0
+"""Seconds between two tries to write what there was no room for."""
+State = Mapping[str, Tensor]
+Result = TypeVar("Result")
 Figure = float | tuple[float, float, float]
 VAGUE = 0.5
 """Bounds further apart than this say next to nothing: they are shown instead of the value between them."""
@@ -40,16 +48,16 @@ class RunRecorder:
 
     @classmethod
     def open(cls, plan: RunPlan, writer: RunWriter) -> RunRecorder:
-        """Begin a new record, or go on with the one in the folder at its last finished round.
+        """Begin a new record, or go on with the run's own at its last finished round.
 
         A run killed before its record was begun is resumed by beginning it.
         """
         if plan.resume:
-            with RunReader(Path(plan.folder) / RECORD_NAME) as reader:
-                begun = bool(reader.runs())
-                has_model = begun and any(row.outcome == "ok" for row in reader.rounds(reader.run().id))
+            with RunReader(record_of(plan)) as reader:
+                begun = [item for item in reader.runs() if not plan.names or item.name == plan.run]
+                has_model = bool(begun) and any(row.outcome == "ok" for row in reader.rounds(begun[-1].id))
             if begun:
-                return cls(plan, writer, writer.resume_run(), has_model=has_model)
+                return cls(plan, writer, writer.resume_run(begun[-1].id), has_model=has_model)
         writer.start_run(
             plan.run,
             config=plan.config.model_dump(mode="json"),
@@ -60,47 +68,117 @@ class RunRecorder:
             data_name=plan.data_name,
             phantom=plan.phantom,
             classes=list(plan.classes),
-            sites=[item.site for item in plan.lineup],
+            sites=list(plan.sites),
         )
         return cls(plan, writer, 0)
 
     def last_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the global model and the carried state of the last finished round.
+        """Return the global model and the carried state of the last finished round whose files are whole.
+
+        Rounds after it are forgotten and will be run again; the diary says why.
 
         Raises:
-            ModelError: If a file is missing, damaged, or another than the record says.
+            ModelError: If no round's files are whole.
         """
-        with RunReader(self.folder / RECORD_NAME) as reader:
-            rows = {row.server_round: row for row in reader.rounds(reader.run().id)}
-        last = rows[self.last_round]
-        model, _ = load_state(self._model_path(self.last_round), sha256=last.model_sha256)
-        digest = last.notes.get("carried_sha256")
-        return model, load_state(self._carried_path(self.last_round), sha256=digest)[0] if digest else {}
+        with RunReader(record_of(self.plan)) as reader:
+            rows = {row.server_round: row for row in reader.rounds(self.writer.run_id)}
+        damaged: list[str] = []
+        for number in range(self.last_round, 0, -1):
+            try:
+                found = self._load(rows[number])
+            except ModelError as error:
+                damaged.append(f"checkpoint of round {number}: {error}")
+                continue
+            if damaged:
+                self.writer.drop_rounds(number)
+                self.last_round = number
+                self.warn(f"{'; '.join(damaged)} Going on from the checkpoint of round {number}.")
+            return found
+        raise ModelError(f"no checkpoint of this run can be used: {'; '.join(damaged)}")
+
+    def _load(self, row: RoundRow) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        model, _ = load_state(self._model_path(row.server_round), sha256=row.model_sha256)
+        digest = row.notes.get("carried_sha256")
+        return model, load_state(self._carried_path(row.server_round), sha256=digest)[0] if digest else {}
 
     def joined(self, roster: Roster) -> None:
-        """Note who takes part and who was refused, with the reason."""
+        """Note who takes part and who was refused, with the reason; seen before the next round begins."""
         self.roster = roster
+        self.patiently(lambda: self._note_roster(roster))
+        told = Progress(kind="joined", rounds=self.plan.config.rounds, notes=tuple(roster.evaluators))
+        log.info("%d site(s) joined: %s", len(told.notes), ", ".join(told.notes), extra={"progress": told})
+
+    def _note_roster(self, roster: Roster) -> None:
+        if self.plan.names:
+            # The round that these sites miss may begin in ten minutes only, when the time to join is over.
+            self.writer.drop_rounds(self.last_round)
+            for site, reason in sorted(roster.refused.items()):
+                self.writer.record_site(self.last_round + 1, site, phase="train", outcome="failed", reason=reason)
         for site, reason in sorted(roster.refused.items()):
             self.writer.event(f"{site} could not join: {reason}", level="error")
         for site, report in sorted(roster.reports.items()):
             if report.skipped_rows:
                 self.writer.event(f"{site}: {report.skipped_rows} unusable row(s) skipped", level="warning")
-        told = Progress(kind="joined", rounds=self.plan.config.rounds, notes=tuple(roster.evaluators))
-        log.info("%d site(s) joined: %s", len(told.notes), ", ".join(told.notes), extra={"progress": told})
 
     def warn(self, text: str) -> None:
         """Note what went wrong beside the rounds."""
-        self.writer.event(text, level="warning")
         log.warning("%s", text)
+        self.patiently(lambda: self.writer.event(text, level="warning"))
+
+    def late(self, item: Late) -> None:
+        """Note an answer that came when its question was closed."""
+        self.warn(
+            f"{item.site} answered {item.seconds:.0f} s after round {item.server_round} ({item.kind}) was closed; not "
+            "counted"
+        )
 
     def begin_round(self, server_round: int) -> None:
         """Open a round."""
+        self.patiently(lambda: self._begin(server_round))
+
+    def _begin(self, server_round: int) -> None:
         self.writer.start_round(server_round)
-        for site, reason in sorted(self.roster.refused.items()):
-            self.writer.record_site(server_round, site, phase="train", outcome="failed", reason=reason)
+        absent = {site: "not on line" for site in self.plan.names if site not in self.roster.nodes}
+        for site, reason in sorted({**absent, **self.roster.refused}.items()):
+            outcome = "unreachable" if site in absent and site not in self.roster.refused else "failed"
+            self.writer.record_site(server_round, site, phase="train", outcome=outcome, reason=reason)
 
     def end_round(self, done: RoundResult, global_model: Mapping[str, Tensor], carried: Mapping[str, Tensor]) -> None:
-        """Write the model first and close the round last: what the record calls finished can be resumed."""
+        """Write the model first and close the round last: what the record calls finished can be resumed.
+
+        Where there is no room or no database, waits for it, at most ``plan.patience`` seconds; nothing is half-written.
+
+        Raises:
+            RunError: If it could not be written in that time.
+        """
+        self.patiently(lambda: self._write_round(done, global_model, carried))
+        self.last_round = done.server_round
+        self.has_model = self.has_model or done.fused is not None
+        self._tell(done)
+
+    def patiently(self, action: Callable[[], Result]) -> Result:
+        """Return what ``action`` returns; without room or database, try again for ``plan.patience`` seconds.
+
+        Raises:
+            RunError: If it could not be done in that time.
+        """
+        begun, told = time.monotonic(), ""
+        while True:
+            try:
+                result = action()
+                break
+            except RunError as error:
+                if time.monotonic() - begun >= self.plan.patience:
+                    raise
+                if str(error) != told:
+                    log.warning("paused: %s", error)
+                told = str(error)
+                time.sleep(min(LOOK_AGAIN, self.plan.patience))
+        if told:
+            self.writer.event(f"paused for {time.monotonic() - begun:.0f} s: {told}", level="warning")
+        return result
+
+    def _write_round(self, done: RoundResult, global_model: State, carried: State) -> None:
         self._record_sites(done)
         self._record_figures(done)
         for update in done.matched:
@@ -127,9 +205,6 @@ class RunRecorder:
             notes=notes,
             model_sha256=digest,
         )
-        self.last_round = done.server_round
-        self.has_model = self.has_model or done.fused is not None
-        self._tell(done)
 
     def _record_sites(self, done: RoundResult) -> None:
         for phase, outcomes in (("train", done.train), ("evaluate", done.evaluate)):
@@ -192,8 +267,13 @@ class RunRecorder:
         return self.folder / "state" / f"round-{server_round:03d}.safetensors"
 
 
+def record_of(plan: RunPlan) -> str | Path:
+    """Return the database of a run's record: the one all runs of a server share, or a file in the run folder."""
+    return (os.environ.get(DATABASE_VARIABLE, "") if plan.names else "") or Path(plan.folder) / RECORD_NAME
+
+
 def open_writer(plan: RunPlan) -> RunWriter:
-    """Return the writer of the run folder's record.
+    """Return the writer of the run's record.
 
     Raises:
         RunError: If the folder cannot be made.
@@ -204,7 +284,7 @@ def open_writer(plan: RunPlan) -> RunWriter:
             part.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make run folder {folder}: {error.strerror}. Choose another --out.") from error
-    return RunWriter(folder / RECORD_NAME)
+    return RunWriter(record_of(plan))
 
 
 def pooled_figures(evaluation: Evaluation) -> dict[str, dict[str, Figure]]:

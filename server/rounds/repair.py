@@ -29,20 +29,21 @@ def collect_norms(
     replies: Iterable[Message], expected: Expected, state: State
 ) -> tuple[dict[str, Measured], list[SiteOutcome]]:
     """Return every site's usable statistics for the BatchNorm layers of ``state``, and an outcome for every site."""
-    opened, outcomes = open_replies(replies, expected)
     measured: dict[str, Measured] = {}
-    for site, message in opened.items():
+
+    def read(site: str, message: Message) -> SiteOutcome:
         report: Report | None = None
         try:
             report = read_report(message, site, expected)
             if report.error is not None:
-                outcomes.append(SiteOutcome(site, "failed", report.error, report=report))
-                continue
+                return SiteOutcome(site, "failed", report.error, report=report)
             measured[site] = Measured(_statistics(message, site, expected, state), max(report.num_examples, 0))
-            outcomes.append(SiteOutcome(site, "ok", report=report))
         except UpdateError as error:
-            outcomes.append(SiteOutcome(site, "quarantined", str(error), report=report))
-    return measured, sorted(outcomes, key=lambda item: item.site)
+            return SiteOutcome(site, "quarantined", str(error), report=report)
+        return SiteOutcome(site, "ok", report=report)
+
+    outcomes = open_replies(replies, expected, read)
+    return dict(sorted(measured.items())), outcomes
 
 
 def repaired(state: State, measured: Mapping[str, Measured]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
@@ -16,28 +16,36 @@ from server.replies import Expected, Layout, decode_array, open_replies, payload
 from server.results import SiteOutcome, TrainedUpdate, Validated
 
 MAX_EXAMPLES = 10_000_000
+SPARE_BYTES = 4_000_000
+"""What a reply may weigh beyond three times the model: Gram matrices and statistics are bounded by their own shapes."""
+Keep = Callable[[TrainedUpdate], TrainedUpdate]
 
 
-def validate(replies: Iterable[Message], expected: Expected) -> Validated:
-    """Return the usable updates and an outcome for every site."""
-    opened, outcomes = open_replies(replies, expected)
-    result = Validated(outcomes=outcomes)
-    for site, message in opened.items():
+def validate(replies: Iterable[Message], expected: Expected, keep: Keep = lambda update: update) -> Validated:
+    """Return the usable updates and an outcome for every site.
+
+    Replies are checked as they come; ``keep`` may put an update's tensors somewhere else than into memory.
+    """
+    result = Validated()
+
+    def check(site: str, message: Message) -> SiteOutcome:
         size = payload_bytes(message)
         report: Report | None = None
         try:
             report = read_report(message, site, expected)
             if report.error is not None:
                 outcome = "stopped" if report.stopped else "failed"
-                result.outcomes.append(SiteOutcome(site, outcome, report.error, bytes_up=size, report=report))
-                continue
-            result.updates.append(check_update(message, site, report, expected))
-            result.outcomes.append(SiteOutcome(site, "ok", bytes_up=size, report=report))
+                return SiteOutcome(site, outcome, report.error, bytes_up=size, report=report)
+            result.updates.append(keep(check_update(message, site, report, expected)))
+            return SiteOutcome(site, "ok", bytes_up=size, report=report)
         except UpdateError as error:
-            result.outcomes.append(SiteOutcome(site, "quarantined", str(error), bytes_up=size, report=report))
+            return SiteOutcome(site, "quarantined", str(error), bytes_up=size, report=report)
         finally:
             _drop_payload(message)
-    result.outcomes.sort(key=lambda item: item.site)
+
+    result.outcomes = open_replies(replies, expected, check)
+    # Replies come in any order; sums of floats depend on theirs.
+    result.updates.sort(key=lambda item: item.site)
     return result
 
 
@@ -49,15 +57,14 @@ def check_update(message: Message, site: str, report: Report, expected: Expected
             left the subspace of the group that the model promises to respect.
     """
     where = f"site {site}, round {expected.server_round}"
-    if not 0 < report.num_examples <= MAX_EXAMPLES:
-        raise UpdateError(
-            f"{where}: num_examples is {report.num_examples}, expected 1 to {MAX_EXAMPLES}. Check the site's data."
-        )
+    _check_examples(report.num_examples, expected.enrolled.get(site, MAX_EXAMPLES), where)
     records = message.content.array_records
+    _check_size(message, expected, where)
     state = {**_tensors(records.get(MODEL), expected.layout, where), **expected.kept}
     if expected.promise is not None:
         # Before it is averaged: one site's broken symmetry would be everyone's.
         expected.promise.check(state, where)
+    _check_change(state, expected, where)
     change = None
     if expected.control:
         # Buffers travel with the model but have no gradient, so no control variate.
@@ -65,6 +72,45 @@ def check_update(message: Message, site: str, report: Report, expected: Expected
     grams = _grams(records.get(GRAMS), expected.layout, where) if expected.grams else {}
     statistics = _statistics(records.get(ACTIVATIONS), expected.seen, site) if expected.seen is not None else None
     return TrainedUpdate(site, state, report.num_examples, change, grams, report, statistics)
+
+
+def _check_examples(count: int, enrolled: int, where: str) -> None:
+    most = min(enrolled, MAX_EXAMPLES)
+    if not 0 < count <= most:
+        raise UpdateError(
+            f"{where}: num_examples is {count}, expected 1 to {most}, what the site told when it joined. "
+            "Check the site's data; after it has grown, restart the run."
+        )
+
+
+def _check_size(message: Message, expected: Expected, where: str) -> None:
+    size = payload_bytes(message)
+    model = sum(math.prod(shape) * dtype.itemsize for shape, dtype in expected.layout.values())
+    # A control variate's change weighs as much as the model; Gram matrices and statistics have no such bound here.
+    most = math.inf if expected.grams or expected.seen is not None else 3 * model + SPARE_BYTES
+    if size > most:
+        raise UpdateError(
+            f"{where}: the reply holds {size} bytes of tensors, expected at most {most}. Check that the site runs the "
+            "same backbone."
+        )
+
+
+def _check_change(state: Mapping[str, Tensor], expected: Expected, where: str) -> None:
+    if not expected.reference or math.isinf(expected.max_change):
+        return
+    moved = start = 0.0
+    for name, tensor in state.items():
+        before = expected.reference[name]
+        if before.is_floating_point():
+            moved += float((tensor.double() - before.double()).square().sum())
+            start += float(before.double().square().sum())
+    moved, limit = math.sqrt(moved), expected.max_change * max(math.sqrt(start), 1.0)
+    if not moved <= limit:
+        raise UpdateError(
+            f"{where}: the model moved by {moved:.3g} (Euclidean norm), expected at most {limit:.3g} "
+            f"(limits.max_change = {expected.max_change:g} times the norm it started from). Lower the learning rate or "
+            "look for broken images at the site."
+        )
 
 
 def _tensors(

@@ -31,9 +31,11 @@ class RunReader:
     def __init__(self, database: str | Path) -> None:
         self._where = display_name(database)
         self._engine = connect(database, read_only=True)
+        # An SQLite file without tables was cut off; a database server has none until the first run writes.
+        self._begun = self._engine.dialect.name == "sqlite"
 
     def runs(self) -> tuple[RunSummary, ...]:
-        """Return every run in the record, oldest first."""
+        """Return every run in the record, oldest first; none before the first was written."""
         done = (
             select(Round.run_id, func.max(Round.server_round).label("done"))
             .where(Round.finished.is_not(None))
@@ -42,22 +44,27 @@ class RunReader:
         )
         query = select(Run, done.c.done).outerjoin(done, done.c.run_id == Run.id).order_by(Run.id)
         with self._session() as session:
+            if not self._has_begun(session):
+                return ()
             return tuple(_summary(run, finished or 0) for run, finished in session.execute(query))
 
-    def run(self, run_id: int | None = None) -> RunSummary:
-        """Return one run, the newest without ``run_id``.
+    def run(self, run_id: int | None = None, *, name: str | None = None) -> RunSummary:
+        """Return one run: the newest of all, with this id, or of this name.
 
         Raises:
             RunError: If the record holds no such run.
         """
-        found = [item for item in self.runs() if run_id is None or item.id == run_id]
+        found = [item for item in self.runs() if run_id in (None, item.id) and name in (None, item.name)]
         if not found:
-            raise RunError(f"record {self._where}: holds no run{f' {run_id}' if run_id else ''}. Check the run folder.")
+            which = f" {name or run_id}" if name or run_id else ""
+            raise RunError(f"record {self._where}: holds no run{which}. Check the run folder.")
         return found[-1]
 
     def pulses(self) -> dict[int, Pulse]:
         """Return every run's pulse by id: cheap enough to ask several times a second."""
         with self._session() as session:
+            if not self._has_begun(session):
+                return {}
             rows = session.execute(select(Run.id, Run.revision, Run.status, Run.heartbeat).order_by(Run.id))
             return {run_id: Pulse(revision, status, heartbeat) for run_id, revision, status, heartbeat in rows}
 
@@ -126,6 +133,11 @@ class RunReader:
         names = [field.name for field in fields(value)]
         with self._session() as session:
             return tuple(value(**{name: getattr(row, name) for name in names}) for row in session.scalars(query))
+
+    def _has_begun(self, session: Session) -> bool:
+        # Asked until it has, not at every question.
+        self._begun = self._begun or inspect(session.connection()).has_table(Run.__tablename__)
+        return self._begun
 
     @contextmanager
     def _session(self) -> Iterator[Session]:

@@ -125,14 +125,19 @@ class RunWriter:
             if run.status == "failed":
                 done = done.where(Round.outcome == "ok")
             last = session.scalar(done) or 0
-            for table in _ROUND_TABLES:
-                session.execute(delete(table).where(table.run_id == wanted, table.server_round > last))
+            _drop_after(session, run.id, last)
         self._write(
             Event(server_round=last, time=time.time(), level="info", text=f"resumed after round {last}"),
             run={"status": "running", "reason": None, "finished": None},
         )
         self._heartbeat.start()
         return last
+
+    def drop_rounds(self, after: int) -> None:
+        """Forget the rounds after ``after``: their checkpoints cannot be used, and they will be run again."""
+        with self._lock, self._guard(), Session(self._engine) as session, session.begin():
+            _drop_after(session, self.run_id, after)
+            self._touch(session)
 
     def start_round(self, server_round: int) -> None:
         """Begin a round; whatever an earlier attempt at it left is dropped."""
@@ -322,3 +327,8 @@ class RunWriter:
             raise RunError(
                 f"record {self._where} cannot be written: {cause}. Check free space and rights, then resume the run."
             ) from error
+
+
+def _drop_after(session: Session, run_id: int, last: int) -> None:
+    for table in _ROUND_TABLES:
+        session.execute(delete(table).where(table.run_id == run_id, table.server_round > last))

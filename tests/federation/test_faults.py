@@ -105,6 +105,10 @@ CASES = {
     "no report": (without_report, "quarantined", "holds no report"),
     "no examples": (with_report(num_examples=0), "quarantined", "num_examples is 0"),
     "another round": (with_report(server_round=7), "quarantined", "round 7"),
+    "copy of an earlier reply": (with_report(nonce="0123456789abcdef"), "quarantined", "copy of an earlier one"),
+    "more examples than at joining": (with_report(num_examples=43), "quarantined", "expected 1 to 42"),
+    "norm explosion": (huge, "quarantined", "expected at most"),
+    "oversize": (with_tensor(lambda array: np.zeros(5_000_000, np.float32)), "quarantined", "bytes of tensors"),
     "raises": (raises, "failed", "ValueError"),
     "returns nothing": (lambda reply: None, "failed", "ended"),
 }
@@ -128,7 +132,8 @@ def test_a_site_whose_weights_overflow_in_matching_is_put_aside_and_the_round_go
     # As of models above 20 million numbers, which are compared in float32.
     monkeypatch.setattr("popmi_core.matching.opm._LARGE", 0)
 
-    plan = federation.plan(rounds=1, local={"batch_size": 32, "objective": "control_variates"})
+    limits = {"max_change": 1e30}
+    plan = federation.plan(rounds=1, local={"batch_size": 32, "objective": "control_variates"}, limits=limits)
     federation.run(plan, faulty(huge))
     with federation.read(plan) as reader:
         rows = {row.site: row for row in reader.sites(1) if row.phase == "train"}
@@ -141,7 +146,7 @@ def test_a_site_whose_weights_overflow_in_matching_is_put_aside_and_the_round_go
 
 def test_a_round_left_with_too_few_sites_by_matching_is_void_and_says_why(federation, monkeypatch):
     monkeypatch.setattr("popmi_core.matching.opm._LARGE", 0)
-    plan = federation.plan(rounds=1, min_sites=3)
+    plan = federation.plan(rounds=1, min_sites=3, limits={"max_change": 1e30})
 
     with pytest.raises(
         RunError, match=rf"void: 2 usable update\(s\), at least 3 needed; {BAD}: site {BAD}, with norms"

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from client.app import app as client_app
-from popmi_core.cli.lineup import CONFIG_FILE, PLAN_FILE, held, plan_run, reopen_run
+from popmi_core.cli.lineup import CONFIG_FILE, held, plan_run, reopen_run
 from popmi_core.cli.summary import has_finished, summarise
 from popmi_core.config import parse_config
 from popmi_core.errors import ConfigError, DataError, RunError, UpdateError
 from popmi_core.fusion import ServerOptimizer
+from popmi_core.protocol import PLAN_FILE
 from server.dashboard import report as dashboard_report
 
 CONTROL = {"strategy": "fedavg", "local": {"objective": "control_variates", "batch_size": 32}}

@@ -6,10 +6,10 @@ import logging
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.reply import array_record, finite_or_none, guarded, reply
+from client.reply import array_record, finite_or_none, guarded, is_packed, packed, reply, unpacked
 from popmi_core.config import LocalConfig, ModelConfig
 from popmi_core.errors import DataError, PrivacyError
 from popmi_core.protocol import INSTRUCTION, JSON_KEY, REPORT, Instruction, Report
@@ -89,3 +89,44 @@ def test_a_lone_number_stays_one():
     record = array_record({"count": np.array(3.0), "turned": np.arange(6.0).reshape(2, 3).T})
     assert record["count"].numpy().shape == ()
     assert record["turned"].numpy().tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def asked_about(model: RecordDict) -> Message:
+    content = RecordDict({INSTRUCTION: ConfigRecord({JSON_KEY: INSTRUCTED.model_dump_json()}), **model})
+    message = Message(content, 7, "train")
+    message.metadata.__dict__["_message_id"] = "m"
+    return message
+
+
+def sends_back(message, context):
+    report = Report(run="r", server_round=3, site="a", num_examples=5)
+    return reply(message, report, {"model": message.content["model"], "grams": array_record({"g": np.eye(2)})})
+
+
+CONTEXT = Context(run_id=1, node_id=7, node_config={}, state=RecordDict(), run_config={})
+PLAIN = RecordDict({"model": array_record({"b": np.arange(3), "a": np.ones((2, 2), np.float32)})})
+
+
+def test_who_is_asked_packed_answers_packed():
+    answer = guarded(sends_back)(asked_about(packed(PLAIN)), CONTEXT)
+    assert is_packed(answer)
+    assert {name: list(record) for name, record in answer.content.array_records.items()} == {
+        "model": ["safetensors"],
+        "grams": ["safetensors"],
+    }
+    model = unpacked(answer.content)["model"]
+    assert list(model) == ["b", "a"]
+    assert model["a"].numpy().tolist() == [[1, 1], [1, 1]]
+
+
+def test_who_is_asked_plainly_answers_plainly():
+    answer = guarded(sends_back)(asked_about(PLAIN), CONTEXT)
+    assert not is_packed(answer)
+    assert list(answer.content["model"]) == ["b", "a"]
+
+
+def test_a_damaged_question_is_answered_with_what_is_wrong():
+    block = Array(dtype="uint8", shape=(3,), stype="safetensors", data=b"zip")
+    answer = guarded(sends_back)(asked_about(RecordDict({"model": ArrayRecord({"safetensors": block})})), CONTEXT)
+    report = Report.model_validate_json(answer.content.config_records[REPORT][JSON_KEY])
+    assert report.error.startswith("UpdateError: 3 bytes cannot be decoded")

@@ -9,12 +9,15 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from scripted_grid import PromptGrid
 
 from popmi_core.config import parse_config
 from popmi_core.errors import RunError
 from popmi_core.fusion import Fused
+from popmi_core.limits import LimitsConfig
 from popmi_core.protocol import INSTRUCTION, JSON_KEY, NORMS, REPORT, Assignment, Instruction, Report, RunPlan
 from server.desk import Desk, split_layout
+from server.exchange import Exchange
 from server.replies import layout_of
 from server.results import SiteOutcome
 from server.roster import Roster
@@ -33,23 +36,24 @@ def _identity():
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 
-class Sites:
+class Sites(PromptGrid):
     """A grid whose sites answer by a function of their name and what they are told."""
 
     def __init__(self, answer):
-        self.answer, self.kinds = answer, []
+        super().__init__(lambda message: answer(*self.told(message)))
 
-    def send_and_receive(self, messages, *, timeout=None):
-        replies = []
-        for number, message in enumerate(messages):
-            message.metadata.__dict__["_message_id"] = f"{len(self.kinds)}-{number}"
-            self.kinds.append(message.metadata.message_type)
-            text = message.content.config_records[INSTRUCTION][JSON_KEY]
-            told = Instruction.model_validate_json(str(text))
-            content = self.answer({1: "a", 2: "b"}[message.metadata.dst_node_id], told)
-            if content is not None:
-                replies.append(Message(content, reply_to=message))
-        return replies
+    def told(self, message):
+        text = message.content.config_records[INSTRUCTION][JSON_KEY]
+        return {1: "a", 2: "b"}[message.metadata.dst_node_id], Instruction.model_validate_json(str(text))
+
+    @property
+    def kinds(self):
+        return [message.metadata.message_type for message in self.sent]
+
+
+def opened(made: Desk, grid) -> Desk:
+    made.open(Exchange(grid, timeout=0.3, limits=LimitsConfig()))
+    return made
 
 
 def desk(answer, config=None, **changes) -> Desk:
@@ -64,12 +68,11 @@ def desk(answer, config=None, **changes) -> Desk:
     )
     layout, kept = split_layout(layout_of(STATE), STATE, changes.get("keep", ()))
     made = Desk(plan, Roster(nodes={"a": 1, "b": 2}), layout, kept)
-    made.open(Sites(answer), 5.0)
-    return made
+    return opened(made, Sites(answer))
 
 
 def answer(told: Instruction, site: str, arrays=None, **report) -> RecordDict:
-    text = Report(run="r", server_round=told.server_round, site=site, **report).model_dump_json()
+    text = Report(run="r", server_round=told.server_round, site=site, nonce=told.nonce, **report).model_dump_json()
     return RecordDict({REPORT: ConfigRecord({JSON_KEY: text}), **(arrays or {})})
 
 
@@ -96,7 +99,7 @@ def test_every_site_s_loss_comes_back_under_its_name_and_is_kept_for_the_record(
     }
     assert ask.judged["circuit"]["b"].loss == 0.25
     assert (ask.seconds, warned) == (4.0, [])
-    assert set(made.grid.kinds) == {"evaluate.judge"}
+    assert set(made.post.grid.kinds) == {"evaluate.judge"}
 
 
 def test_the_sites_are_told_the_candidate_s_name_and_round():
@@ -113,7 +116,7 @@ def test_the_sites_are_told_the_candidate_s_name_and_round():
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        (lambda told: None, "no reply before the deadline"),
+        (lambda told: None, "no answer"),
         (lambda told: answer(told, "b", error="ModelError: no"), "ModelError: no"),
         (lambda told: answer(told.model_copy(update={"server_round": 9}), "b"), "round 9; expected run r, round 3"),
     ],
@@ -176,7 +179,7 @@ def test_norm_statistics_of_the_sites_are_pooled_by_their_training_images():
     assert state["bn.running_mean"].tolist() == [2.0, 2.0]
     assert state["bn.running_var"].tolist() == pytest.approx([4.0 * 200 / 199] * 2, rel=1e-6)
     assert torch.equal(state["bn.weight"], STATE["bn.weight"])
-    assert set(made.grid.kinds) == {"query.norms"}
+    assert set(made.post.grid.kinds) == {"query.norms"}
 
 
 @pytest.mark.parametrize(
@@ -215,12 +218,12 @@ def test_a_candidate_is_judged_with_the_statistics_it_would_have():
 
     made = desk(reply)
     scorer(made, repair=True)[0]("average", STATE)
-    assert made.grid.kinds == ["query.norms"] * 2 + ["evaluate.judge"] * 2
+    assert made.post.grid.kinds == ["query.norms"] * 2 + ["evaluate.judge"] * 2
 
 
 def test_sites_cannot_be_asked_before_a_grid_is_open():
     made = desk(judged({}))
-    made.grid = None
+    made.post = None
     with pytest.raises(RunError, match="no grid is open"):
         made.exchange([])
 
@@ -265,13 +268,11 @@ def test_a_gate_that_nobody_can_judge_at_leaves_the_plain_average():
 
 
 def test_a_killed_site_s_error_is_its_own_and_not_counted_as_weight():
-    class Killed(Sites):
-        def send_and_receive(self, messages, *, timeout=None):
-            replies = super().send_and_receive(messages, timeout=timeout)
-            return [replies[0], Message(Error(1, "killed"), reply_to=messages[1])]
-
     made = desk(judged({"a": 0.5, "b": 0.5}))
-    made.open(Killed(judged({"a": 0.5, "b": 0.5})), 5.0)
+    sound = made.post.grid.answer
+    made.post.grid.answer = lambda message: (
+        Message(Error(1, "killed"), reply_to=message) if message.metadata.dst_node_id == 2 else sound(message)
+    )
     ask, warned = scorer(made)
     assert set(ask("average", STATE)) == {"a"}
     assert "killed" in warned[0]

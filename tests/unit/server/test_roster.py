@@ -7,7 +7,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from popmi_core.protocol import JSON_KEY, POOLED_SITE, REPORT, Report
-from server.roster import Roster
+from server.replies import Expected
+from server.roster import Entry, Roster
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +23,12 @@ def answer(node, report):
     return Message(content, reply_to=question)
 
 
-def enrolled(*reports, num_classes=0):
+def enrolled(*reports, num_classes=0, names=None, phantom=False):
     roster = Roster()
-    nodes = {f"m{node}": node for node in range(1, len(reports) + 1)}
+    entry = Entry(names or {}, phantom, num_classes)
+    asked = {f"m{node}": entry.label(node) for node in range(1, len(reports) + 1)}
     replies = [answer(node, report) for node, report in enumerate(reports, 1) if report is not None]
-    roster.enrol(replies, nodes, run="r", phantom=False, num_classes=num_classes)
+    roster.enrol(replies, Expected("r", 0, {}, asked), entry)
     return roster
 
 
@@ -86,3 +88,38 @@ def test_a_site_that_counted_other_classes_is_refused(counts):
     roster = enrolled(report("a", class_counts=counts), num_classes=2)
     assert f"images of {len(counts)} classes, expected 2" in roster.refused["a"]
     assert not roster.nodes
+
+
+def test_a_phantom_stays_out_of_a_run_on_real_images():
+    roster = enrolled(report("a", phantom=True))
+    assert "phantoms, the run's are real" in roster.refused["a"]
+    assert enrolled(report("a", phantom=True), phantom=True).nodes == {"a": 1}
+
+
+def test_a_node_that_takes_another_site_s_name_is_refused_and_the_other_is_not_marked():
+    roster = enrolled(report("b"), report("b"), names={1: "a", 2: "b"})
+    assert roster.nodes == {"b": 2}
+    assert roster.refused == {"a": "it calls itself b. Give the site its own name."}
+
+
+def test_a_site_that_has_not_approved_the_code_waits_and_can_come_in_later():
+    roster = enrolled(report("a", error="waiting for approval of code 4178e2db3421", waiting=True), names={1: "a"})
+    assert roster.waiting == {"a": "waiting for approval of code 4178e2db3421"}
+    entry = Entry({1: "a"}, False, 0)
+    assert roster.enrol([answer(1, report("a"))], Expected("r", 0, {}, {"m1": "a"}), entry) == ["a"]
+    assert (roster.waiting, roster.refused, roster.nodes) == ({}, {}, {"a": 1})
+
+
+def test_a_revoked_site_is_asked_no_more_and_told_of():
+    roster = enrolled(report("a"), report("b"))
+    roster.drop(["a"])
+    assert roster.trainers(pooled=False) == ["b"]
+    assert roster.refused == {"a": "its key was revoked"}
+
+
+def test_a_copy_of_an_earlier_answer_is_refused():
+    roster = Roster()
+    entry = Entry()
+    asked = Expected("r", 0, {}, {"m1": "node 1"}, nonce="new")
+    roster.enrol([answer(1, report("a", nonce="old"))], asked, entry)
+    assert "repeats number 'old', expected 'new'" in roster.refused["node 1"]

@@ -11,11 +11,13 @@ import torch
 
 from popmi_core.checkpoints import load_state
 from popmi_core.config import parse_config
-from popmi_core.errors import RunError
+from popmi_core.errors import ModelError, RunError
 from popmi_core.fusion import Fused
 from popmi_core.protocol import Assignment, Progress, Report, RunPlan
+from server.exchange import Late
 from server.results import Evaluation, MatchedUpdate, RoundResult, SiteOutcome
 from server.roster import Roster
+from server.rounds import record
 from server.rounds.record import CARRIED_ROUNDS, RunRecorder, _short, open_writer, pooled_figures
 from server.store import RunReader
 
@@ -184,3 +186,151 @@ def test_a_figure_that_could_be_anything_is_told_as_its_bounds():
     assert _short((0.007, 0.0, 1.0)) == "between 0.00 and 1.00"
     assert _short((0.7, 0.6, 0.8)) == "0.700"
     assert (_short(None), _short(math.nan), _short((math.nan, 0.0, 1.0))) == ("undefined",) * 3
+
+
+def interrupted(folder: Path, *, carried: bool = True) -> None:
+    """Leave a run of three rounds as a killed server does."""
+    writer = open_writer(plan(folder))
+    recorder = RunRecorder.open(plan(folder), writer)
+    for number in (1, 2, 3):
+        recorder.begin_round(number)
+        recorder.end_round(done(number), {"w": torch.full((3,), float(number))}, {"s": torch.tensor(number)})
+    recorder.begin_round(4)
+    writer.close()
+
+
+@pytest.mark.parametrize("name", ["models/round-003.safetensors", "state/round-003.safetensors"])
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"\xff", lambda data: b""])
+def test_a_damaged_checkpoint_falls_back_one_round_and_says_so(tmp_path, name, damage):
+    interrupted(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(damage(path.read_bytes()))
+    again = plan(tmp_path, resume=True)
+    with open_writer(again) as writer:
+        recorder = RunRecorder.open(again, writer)
+        model, carried = recorder.last_state()
+        assert (recorder.last_round, model["w"].tolist(), int(carried["s"])) == (2, [2, 2, 2], 2)
+        with RunReader(tmp_path / "record.sqlite") as reader:
+            assert [row.server_round for row in reader.rounds(1)] == [1, 2]
+            (said,) = [row.text for row in reader.events(1) if "checkpoint" in row.text]
+    assert "checkpoint of round 3: " in said
+    assert said.endswith("Going on from the checkpoint of round 2.")
+
+
+def test_without_any_whole_checkpoint_the_run_says_which_it_tried(tmp_path):
+    interrupted(tmp_path)
+    for path in (tmp_path / "models").glob("*.safetensors"):
+        path.write_bytes(b"")
+    again = plan(tmp_path, resume=True)
+    with open_writer(again) as writer:
+        recorder = RunRecorder.open(again, writer)
+        with pytest.raises(ModelError, match=r"no checkpoint of this run can be used: checkpoint of round 3.*round 1"):
+            recorder.last_state()
+
+
+def full_for(times, monkeypatch):
+    """Let the disk be full for the first ``times`` models that are written."""
+    left = [times]
+    write = record.save_state
+
+    def full(path, *rest):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise RunError(f"cannot write {path}: No space left on device.")
+        return write(path, *rest)
+
+    monkeypatch.setattr(record, "save_state", full)
+    monkeypatch.setattr(record.time, "sleep", lambda seconds: None)
+
+
+def test_a_full_disk_pauses_the_run_and_the_round_is_whole_afterwards(tmp_path, monkeypatch):
+    full_for(3, monkeypatch)
+    patient = plan(tmp_path, patience=60.0)
+    with open_writer(patient) as writer:
+        recorder = RunRecorder.open(patient, writer)
+        recorder.begin_round(1)
+        recorder.end_round(done(1), MODEL, {})
+    with RunReader(tmp_path / "record.sqlite") as reader:
+        assert [row.outcome for row in reader.rounds(1)] == ["ok"]
+        assert len(reader.sites(1)) == 3
+        assert [row.text[:10] for row in reader.events(1) if "No space left" in row.text] == ["paused for"]
+
+
+def test_without_patience_a_full_disk_is_an_error_and_the_round_stays_open(tmp_path, monkeypatch):
+    full_for(1, monkeypatch)
+    with open_writer(plan(tmp_path)) as writer:
+        recorder = RunRecorder.open(plan(tmp_path), writer)
+        recorder.begin_round(1)
+        with pytest.raises(RunError, match="No space left"):
+            recorder.end_round(done(1), MODEL, {})
+        with RunReader(tmp_path / "record.sqlite") as reader:
+            assert [row.outcome for row in reader.rounds(1)] == ["open"]
+
+
+def test_sites_of_a_real_federation_that_are_not_there_are_told_in_every_round(tmp_path):
+    expected = plan(tmp_path, names=("a", "b", "c"))
+    with open_writer(expected) as writer:
+        recorder = RunRecorder.open(expected, writer)
+        recorder.joined(Roster(nodes={"a": 1}, refused={"b": "DataError: no labels.csv"}))
+        recorder.begin_round(1)
+        with RunReader(tmp_path / "record.sqlite") as reader:
+            told = {row.site: (row.outcome, row.reason) for row in reader.sites(1)}
+    assert told == {"b": ("failed", "DataError: no labels.csv"), "c": ("unreachable", "not on line")}
+
+
+def test_who_waits_is_seen_before_the_first_round_begins_and_no_more_once_it_has_joined(tmp_path):
+    waits = "waiting for approval of code 0123456789ab: at the site, `popmi site approve`"
+    expected = plan(tmp_path, names=("a", "b"))
+
+    def told():
+        with RunReader(tmp_path / "record.sqlite") as reader:
+            assert reader.rounds(1) == ()
+            return {row.site: (row.server_round, row.outcome, row.reason) for row in reader.sites(1)}
+
+    with open_writer(expected) as writer:
+        recorder = RunRecorder.open(expected, writer)
+        recorder.joined(Roster(nodes={"a": 1}, refused={"b": waits}))
+        assert told() == {"b": (1, "failed", waits)}
+        recorder.joined(Roster(nodes={"a": 1, "b": 2}))
+        assert told() == {}
+
+
+def test_a_full_disk_while_sites_join_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(record.time, "sleep", lambda seconds: None)
+    patient, tries = plan(tmp_path, patience=60.0, names=("a", "b")), []
+    with open_writer(patient) as writer:
+        recorder, event = RunRecorder.open(patient, writer), writer.event
+
+        def full_once(text, **given):
+            tries.append(text)
+            if len(tries) == 1:
+                raise RunError("record: database or disk is full.")
+            event(text, **given)
+
+        monkeypatch.setattr(writer, "event", full_once)
+        recorder.joined(Roster(nodes={"a": 1}, refused={"b": "no data"}))
+    with RunReader(tmp_path / "record.sqlite") as reader:
+        assert "b could not join: no data" in [row.text for row in reader.events(1)]
+
+
+def test_a_late_answer_stands_in_the_diary(tmp_path):
+    with open_writer(plan(tmp_path)) as writer:
+        recorder = RunRecorder.open(plan(tmp_path), writer)
+        recorder.late(Late("b", 3, "train", 41.7))
+    with RunReader(tmp_path / "record.sqlite") as reader:
+        assert "b answered 42 s after round 3 (train) was closed; not counted" in [r.text for r in reader.events(1)]
+
+
+def test_runs_of_one_database_are_told_apart_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("POPMI_DATABASE", str(tmp_path / "all.sqlite"))
+    for name in ("first", "second"):
+        one = plan(tmp_path / name, names=("a",)).model_copy(update={"run": name})
+        with open_writer(one) as writer:
+            recorder = RunRecorder.open(one, writer)
+            recorder.begin_round(1)
+            recorder.end_round(done(1), {"w": torch.full((3,), float(len(name)))}, {})
+    again = plan(tmp_path / "first", names=("a",), resume=True).model_copy(update={"run": "first"})
+    with open_writer(again) as writer:
+        recorder = RunRecorder.open(again, writer)
+        assert recorder.last_state()[0]["w"].tolist() == [5, 5, 5]
+    assert not (tmp_path / "first" / "record.sqlite").exists()

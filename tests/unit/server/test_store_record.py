@@ -237,6 +237,22 @@ def test_a_full_disk_loses_one_call_and_nothing_before_it(record: Path, believab
             connection.exec_driver_sql("PRAGMA max_page_count=1000000")
 
 
+def test_a_database_server_without_tables_holds_no_run_yet(
+    record: Path, believable: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sqlite3.connect(record).close()
+    monkeypatch.setattr("sqlalchemy.dialects.sqlite.pysqlite.SQLiteDialect_pysqlite.name", "served")
+    with RunReader(record) as reader:
+        assert reader.runs() == ()
+        assert reader.pulses() == {}
+    monkeypatch.undo()
+    with RunWriter(record, heartbeat=0) as writer:
+        believable.begin(writer)
+    monkeypatch.setattr("sqlalchemy.dialects.sqlite.pysqlite.SQLiteDialect_pysqlite.name", "served")
+    with RunReader(record) as reader:
+        assert len(reader.runs()) == len(reader.pulses()) == 1
+
+
 @pytest.mark.parametrize("content", [b"not a database at all" * 50, b""])
 def test_a_damaged_record_is_an_error_with_its_reason(record: Path, content: bytes) -> None:
     record.write_bytes(content)

@@ -25,8 +25,9 @@ from popmi_core.protocol import (
     Report,
 )
 from server.replies import Expected, layout_of, open_replies, payload_bytes
+from server.results import SiteOutcome
 from server.rounds.validate import MAX_EXAMPLES, validate
-from server.wire import ask, tensor_record
+from server.wire import ask, packed, tensor_record
 
 GLOBAL = {"w": torch.zeros(2, 3), "b": torch.zeros(3)}
 ASKED = {"m-a": "a", "m-b": "b"}
@@ -128,28 +129,82 @@ def test_control_variates_may_leave_out_buffers_but_not_add_anything():
     assert "holds no tensors" in outcome(answer({MODEL: model}), control=True)[1].reason
 
 
-def test_replies_are_sorted_by_site_and_the_missing_are_named():
+def opened(replies, asked):
+    """Return the first answer of every site and all outcomes."""
+    found = {}
+
+    def keep(site, message):
+        found[site] = message
+        return SiteOutcome(site, "ok")
+
+    return found, open_replies(replies, asked, keep)
+
+
+def test_outcomes_are_sorted_by_site_and_the_missing_are_named():
     asked = Expected("r", 2, {}, ASKED)
-    opened, outcomes = open_replies([answer({}, to="m-b"), answer({}, to="m-a")], asked)
-    assert (list(opened), outcomes) == (["a", "b"], [])
-    _, outcomes = open_replies([answer({}, to="m-b")], asked)
-    assert [(item.site, item.outcome) for item in outcomes] == [("a", "unreachable")]
+    found, outcomes = opened([answer({}, to="m-b"), answer({}, to="m-a")], asked)
+    assert list(found) == ["b", "a"]
+    assert [(item.site, item.outcome) for item in outcomes] == [("a", "ok"), ("b", "ok")]
+    _, outcomes = opened([answer({}, to="m-b")], asked)
+    assert [(item.site, item.outcome) for item in outcomes] == [("a", "unreachable"), ("b", "ok")]
+
+
+def test_why_a_site_is_missing_is_told_where_somebody_knows():
+    _, outcomes = opened([], Expected("r", 2, {}, ASKED, missing={"a": ("late", "no answer when ...")}))
+    assert [(item.outcome, item.reason[:9]) for item in outcomes] == [
+        ("late", "no answer"),
+        ("unreachable", "no reply "),
+    ]
 
 
 def test_a_second_reply_and_a_stranger_s_are_not_counted():
     first, second, stranger = (answer({}, to=to) for to in ("m-a", "m-a", "nobody"))
-    opened, outcomes = open_replies([first, second, stranger], Expected("r", 2, {}, {"m-a": "a"}))
-    assert opened == {"a": first}
-    assert outcomes == []
+    found, outcomes = opened([first, second, stranger], Expected("r", 2, {}, {"m-a": "a"}))
+    assert found == {"a": first}
+    assert len(outcomes) == 1
 
 
-def test_a_crashed_site_is_known_by_the_question_it_was_asked():
+@pytest.mark.parametrize(("code", "outcome"), [(2, "failed"), (3, "unreachable"), (5, "unreachable")])
+def test_a_crashed_site_is_known_by_the_question_it_was_asked(code, outcome):
     question = Message(RecordDict(), 7, "train")
     question.metadata.__dict__["_message_id"] = "m-b"
-    crashed = Message(Error(2, "killed"), reply_to=question)
-    _, outcomes = open_replies([crashed], Expected("r", 2, {}, {"m-b": "b"}))
-    assert [(item.site, item.outcome) for item in outcomes] == [("b", "failed")]
+    crashed = Message(Error(code, "killed"), reply_to=question)
+    _, outcomes = opened([crashed], Expected("r", 2, {}, {"m-b": "b"}))
+    assert [(item.site, item.outcome) for item in outcomes] == [("b", outcome)]
     assert "killed" in outcomes[0].reason
+
+
+def test_updates_are_in_the_order_of_names_whatever_order_they_came_in():
+    model = {MODEL: tensor_record(GLOBAL)}
+    replies = [answer(model, to="m-b", site="b"), answer({MODEL: tensor_record(GLOBAL)}, to="m-a")]
+    result = validate(replies, Expected("r", 2, layout_of(GLOBAL), ASKED))
+    assert [item.site for item in result.updates] == ["a", "b"]
+
+
+def test_a_copy_of_an_earlier_reply_is_refused():
+    told = outcome(answer({MODEL: tensor_record(GLOBAL)}, nonce="old"), nonce="new")[1]
+    assert told.outcome == "quarantined"
+    assert "repeats number 'old', expected 'new'" in told.reason
+
+
+def test_more_images_than_the_site_had_when_it_joined_are_refused():
+    update = {MODEL: tensor_record(GLOBAL)}
+    assert "num_examples is 5, expected 1 to 4" in outcome(answer(update), enrolled={"a": 4})[1].reason
+    assert outcome(answer({MODEL: tensor_record(GLOBAL)}), enrolled={"a": 5})[1].outcome == "ok"
+
+
+def test_a_change_beyond_its_bound_is_refused_with_norm_and_bound():
+    start = {name: torch.ones_like(tensor) for name, tensor in GLOBAL.items()}
+    far = {name: tensor + 100.0 for name, tensor in start.items()}
+    # Nine numbers moved by 100 each: 300; they started from a norm of 3.
+    told = outcome(answer({MODEL: tensor_record(far)}), reference=start, max_change=99.0)[1]
+    assert "moved by 300 (Euclidean norm), expected at most 297" in told.reason
+    assert outcome(answer({MODEL: tensor_record(far)}), reference=start, max_change=101.0)[1].outcome == "ok"
+
+
+def test_a_reply_heavier_than_any_model_of_this_layout_is_refused_before_it_is_decoded():
+    heavy = {MODEL: tensor_record({**GLOBAL, "w": torch.zeros(2_000_000)})}
+    assert "bytes of tensors, expected at most" in outcome(answer(heavy))[1].reason
 
 
 def test_a_question_carries_the_instruction_and_its_tensors():
@@ -232,3 +287,27 @@ def test_activation_statistics_that_do_not_fit_put_their_site_aside():
     stray = ArrayRecord({"stream|cross": Array(np.zeros((2, 2)))})
     result = validate([answer({MODEL: tensor_record(GLOBAL), ACTIVATIONS: stray})], asked)
     assert "statistics hold or lack 'stream|cross'" in result.outcomes[0].reason
+
+
+def test_a_packed_update_counts_as_an_unpacked_one():
+    result, told = outcome(answer({MODEL: packed(tensor_record(GLOBAL))}))
+    assert told.outcome == "ok"
+    assert list(result.updates[0].state) == ["b", "w"]
+    result.updates[0].state["w"].add_(1)
+    assert GLOBAL["w"].sum() == 0
+
+
+def test_a_packed_update_is_checked_tensor_by_tensor():
+    wrong = {"w": torch.zeros(1, 2, 3), "b": torch.zeros(3)}
+    assert "'w' has shape (1, 2, 3)" in outcome(answer({MODEL: packed(tensor_record(wrong))}))[1].reason
+    odd = {"w": torch.zeros(2, 3), "b": torch.tensor([0.0, float("nan"), 0.0])}
+    assert "'b' holds 1 NaN or infinite of 3" in outcome(answer({MODEL: packed(tensor_record(odd))}))[1].reason
+
+
+@pytest.mark.parametrize("change", [lambda block: block[:-3], lambda block: bytes(16) + block[16:], lambda block: b""])
+def test_a_damaged_block_puts_its_site_aside_and_says_so(change):
+    block = change(packed(tensor_record(GLOBAL))["safetensors"].data)
+    record = ArrayRecord({"safetensors": Array(dtype="uint8", shape=(9,), stype="safetensors", data=block)})
+    result, told = outcome(answer({MODEL: record}))
+    assert (told.outcome, result.updates) == ("quarantined", [])
+    assert told.reason.startswith(f"site a, round 2: {len(block)} bytes cannot be decoded as packed tensors")

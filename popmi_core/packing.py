@@ -1,0 +1,48 @@
+"""Many arrays as one block of bytes, for the way between server and site.
+
+Flower sends every array as two objects or more, and each object is a request of its own, two at a time: a model of a
+hundred tensors over a line of 200 ms takes half a minute before a byte of it counts. One block is one object for every
+5 MB. The format is safetensors; the arrays' order travels along, because sums of floats depend on it.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load, save
+
+from popmi_core.errors import UpdateError
+
+PACKED = "safetensors"
+"""The only name in a record of packed arrays, and how Flower's array says what its bytes are."""
+_ORDER = "order"
+
+
+def pack(arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
+    """Return arrays by name as the bytes of a safetensors file."""
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    return save(whole, metadata={_ORDER: json.dumps(list(whole))})
+
+
+def unpack(block: bytes) -> dict[str, npt.NDArray[np.generic]]:
+    """Return the arrays of ``pack``, in the order they had; they are views of ``block`` and cannot be written to.
+
+    Raises:
+        UpdateError: If the bytes are not what ``pack`` makes.
+    """
+    try:
+        arrays = load(block)
+        (length,) = struct.unpack("<Q", block[:8])
+        order = json.loads(json.loads(block[8 : 8 + length])["__metadata__"][_ORDER])
+        if sorted(order) != sorted(arrays):
+            raise ValueError("the order names other arrays")
+        return {name: arrays[name] for name in order}
+    except Exception as error:
+        # Whatever a stranger's bytes make of a decoder is that stranger's fault alone.
+        raise UpdateError(
+            f"{len(block)} bytes cannot be decoded as packed tensors (safetensors). The payload is damaged."
+        ) from error
