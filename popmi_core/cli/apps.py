@@ -9,6 +9,8 @@ from popmi_core.errors import ConfigError
 
 SERVER_APP = "server.app:app"
 CLIENT_APP = "client.app:app"
+SERVER_COMMANDS = "server.control.commands:app"
+SITE_COMMANDS = "client.site.commands:app"
 RUN_READER = "server.store:RunReader"
 
 

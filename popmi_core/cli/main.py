@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 
 from popmi_core import __version__
-from popmi_core.cli import data
+from popmi_core.cli import apps, data
 from popmi_core.cli.barrier import barrier
 from popmi_core.cli.certify import certify
 from popmi_core.cli.distill import distill
@@ -34,6 +34,8 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,
 )
 commands.add_typer(data.app, name="data")
+commands.add_typer(apps.load(apps.SERVER_COMMANDS), name="server")
+commands.add_typer(apps.load(apps.SITE_COMMANDS), name="site")
 commands.command()(simulate)
 commands.command()(serve)
 commands.command()(fuse)

@@ -18,7 +18,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.responses import JSONResponse, Response
 
 from popmi_core.errors import ConfigError, RunError
-from server.dashboard import api, pages
+from server.dashboard import api, metrics, pages
 from server.dashboard.catalogue import NotFound, open_catalogue
 from server.dashboard.events import Watcher
 from server.dashboard.security import LocalOnly, require_loopback
@@ -26,8 +26,10 @@ from server.dashboard.security import LocalOnly, require_loopback
 STATIC = Path(__file__).parent / "static"
 
 
-def create_app(runs: str | Path) -> FastAPI:
+def create_app(runs: str | Path, *, metrics_name: str | None = None) -> FastAPI:
     """Return the application over a folder of runs, one run folder, or a database URL.
+
+    ``metrics_name`` is a further host name under which ``/metrics`` answers.
 
     Raises:
         ConfigError: If ``runs`` is a file.
@@ -46,9 +48,10 @@ def create_app(runs: str | Path) -> FastAPI:
         title="POPMI runs", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json", lifespan=lifespan
     )
     app.state.catalogue, app.state.watcher = catalogue, watcher
-    app.add_middleware(LocalOnly)
+    app.add_middleware(LocalOnly, metrics_name=metrics_name)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.include_router(api.router)
+    app.include_router(metrics.router)
     app.include_router(pages.router)
     app.add_exception_handler(NotFound, _unknown)
     app.add_exception_handler(RunError, _unreadable)
@@ -56,14 +59,30 @@ def create_app(runs: str | Path) -> FastAPI:
     return app
 
 
-def serve(runs: str | Path, *, host: str, port: int, ready: Callable[[], None] | None = None) -> None:
+def serve(
+    runs: str | Path,
+    *,
+    host: str,
+    port: int,
+    published_on: str | None = None,
+    metrics_name: str | None = None,
+    ready: Callable[[], None] | None = None,
+) -> None:
     """Serve the pages until Ctrl-C; ``ready`` is called once the port is taken.
 
+    Args:
+        runs: Folder of runs, one run folder, or a database URL.
+        host: Address to listen on.
+        port: Port to listen on.
+        published_on: In a container, the machine's address on which its port is published.
+        metrics_name: A further host name under which ``/metrics`` answers.
+        ready: Called before the first answer.
+
     Raises:
-        ConfigError: If ``host`` is not this machine or ``port`` is taken.
+        ConfigError: If others than this machine could reach the pages, or ``port`` is taken.
     """
-    require_loopback(host)
-    app = create_app(runs)
+    require_loopback(host, published_on=published_on)
+    app = create_app(runs, metrics_name=metrics_name)
     listener = _listen(host, port)
     if ready is not None:
         ready()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from flwr.app import Context, RecordDict
+from small_hospital import write_hospital
 
 from client.load import assignment_of, read_data
 from popmi_core.config import LocalConfig, ModelConfig
@@ -63,6 +64,15 @@ def test_several_folders_become_one_site_with_all_their_images():
         assert len(getattr(pooled, split)) == sum(len(getattr(part, split)) for part in parts)
     assert pooled.phantom
     assert (pooled.train.images[: len(parts[0].train)] == parts[0].train.images).all()
+
+
+def test_a_real_sites_words_become_the_runs_classes_in_the_runs_order(tmp_path):
+    folder = write_hospital(tmp_path, lambda rows: [row.update(diagnosis="Naevus") for row in rows[1::2]])
+    (tmp_path / "words.toml").write_text('naevus = "nv"\n')
+    data = f"{folder}#labels={tmp_path / 'words.toml'}"
+    found = read_data(Assignment(site="north", data=(data,), state="s"), instruction(classes=("nv", "bcc", "mel")))
+    assert found.classes == ("nv", "bcc", "mel")
+    assert found.train.targets.tolist() == [2, 0] * 12
 
 
 def test_a_site_with_other_classes_than_the_run_is_refused():

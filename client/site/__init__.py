@@ -1,0 +1,3 @@
+"""What a hospital's IT runs beside the training itself, before and while the site takes part."""
+
+__all__: list[str] = []

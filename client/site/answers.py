@@ -1,0 +1,46 @@
+"""What the gate itself answers: that it waits for an approval, has paused, or that a task failed outside the app."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from popmi_core.protocol import INSTRUCTION, JSON_KEY, REPORT, Report
+
+# Taken over from the question as they are, so far as this version of the protocol has them.
+ECHOED = ("run", "server_round", "nonce")
+
+
+def answer(message: Message, *, site: str, error: str, waiting: bool = False) -> Message:
+    """Return a reply that holds a report with ``error`` and nothing else.
+
+    Args:
+        message: The server's question; read without trusting that it is well formed.
+        site: This site's name.
+        error: Why there is no result; must quote no patient data.
+        waiting: The site looked at no image, and asking again later makes sense.
+    """
+    asked = _asked(message)
+    echoed = {name: asked[name] for name in ECHOED if name in asked and name in Report.model_fields}
+    report = Report.model_validate(
+        {"run": "unknown", "server_round": 0, **echoed, "site": site, "error": error, "waiting": waiting}
+    )
+    return Message(RecordDict({REPORT: ConfigRecord({JSON_KEY: report.model_dump_json()})}), reply_to=message)
+
+
+def waits_for_approval(code: str) -> str:
+    """Return what the server is told while nobody at the site has approved its code."""
+    return f"waiting for approval of code {code[:12]}: at the site, `popmi site approve`"
+
+
+def _asked(message: Message) -> dict[str, Any]:
+    try:
+        told = json.loads(str(message.content.config_records[INSTRUCTION][JSON_KEY]))
+    except (KeyError, ValueError):
+        return {}
+    if not isinstance(told, dict):
+        return {}
+    plain = {"run": str, "server_round": int, "nonce": str}
+    return {name: told[name] for name, kind in plain.items() if isinstance(told.get(name), kind)}

@@ -1,0 +1,305 @@
+"""`popmi site`: what a hospital's IT runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from client.site.home import HOME_VARIABLE, SiteHome
+from popmi_core.errors import DataError, SetupError
+
+app = typer.Typer(
+    name="site",
+    help="One hospital: enrol, check, approve code, take part, pause, leave.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+audit = typer.Typer(name="audit", help="This site's own log, which only grows.", no_args_is_help=True)
+app.add_typer(audit)
+
+Home = Annotated[
+    Path | None, typer.Option("--home", envvar=HOME_VARIABLE, help="The site's folder; default ./popmi-site.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON only.")]
+
+
+@app.command()
+def enrol(
+    kit: Annotated[Path, typer.Argument(help="The zip file from the coordinating centre.")],
+    data: Annotated[
+        str | None, typer.Option(help="Folder or npz file of images, or phantom:NAME to try everything out.")
+    ] = None,
+    label_map: Annotated[Path | None, typer.Option(help="File that maps this site's words to the classes.")] = None,
+    proxy: Annotated[str | None, typer.Option(help="http://host:port; default HTTPS_PROXY.")] = None,
+    new_key: Annotated[bool, typer.Option("--new-key", help="Make a new key; the old one is kept aside.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a new key is made.")] = False,
+    home: Home = None,
+) -> None:
+    """Make this site's key, here, and a file for the coordinating centre."""
+    from client.site import enrol as enrolling
+    from popmi_core.deployment import read_kit
+
+    site, read = SiteHome(home), read_kit(kit)
+    specification = data or (site.config().data if site.config_file.exists() else None)
+    if specification is None:
+        raise SetupError("--data is missing: name the folder with this site's images (docs/data.md shows the shapes).")
+    if label_map is not None and not label_map.is_file():
+        raise SetupError(f"there is no label map at {label_map}. Check the path.")
+    if new_key and site.key.exists():
+        if not yes:
+            typer.confirm("The server will not know the new key until the operator confirms it. Go on?", abort=True)
+        typer.echo(f"The old key lies in {enrolling.set_key_aside(site)}")
+    made = enrolling.enrol(site, read, data=specification, label_map=label_map, proxy=proxy)
+    typer.echo(f"{'A new key was made' if made.new_key else 'The key that was here stays'}: {site.key}")
+    typer.echo(f"Fingerprint: {made.fingerprint}")
+    typer.echo(f"1. Send {made.file} to the coordinating centre; it holds no secret.")
+    typer.echo("2. Compare the fingerprint with them by telephone.")
+    typer.echo("3. popmi site doctor, check-data, dry-run, approve, run (docs/site.md).")
+
+
+@app.command()
+def doctor(home: Home = None, as_json: AsJson = False) -> None:
+    """Check all that could keep this site from taking part; ends with 1 if something must be put right."""
+    from client.site import doctor as examining
+    from client.site.findings import all_well
+
+    site = SiteHome(home)
+    findings = examining.examine(site)
+    typer.echo(examining.as_json(findings) if as_json else examining.as_table(findings))
+    if site.config_file.exists():
+        site.audit.append("doctor", failed=[item.name for item in findings if item.state == "failed"])
+    if not all_well(findings):
+        raise typer.Exit(1)
+
+
+@app.command("check-data")
+def check_data(
+    html: Annotated[Path | None, typer.Option(help="Also write the report as a page.")] = None,
+    names: Annotated[bool, typer.Option("--names", help="Also list file names and words, for eyes here only.")] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read the whole data set and say what is in it, what is wrong with it, and what of it would leave the site.
+
+    Ends with 3 if the data set cannot be used.
+    """
+    datacheck = importlib.import_module("client.site.datacheck")
+    datapage = importlib.import_module("client.site.datapage")
+    site = SiteHome(home)
+    config, kit = site.config(), site.kit()
+    words = None if config.label_map is None else Path(config.label_map)
+    size = kit.config.model.image_size
+    found = datacheck.examine(config.data, config.classes, words, size, site=config.site, config=kit.config)
+    typer.echo(datapage.report_json(found.report) if as_json else datapage.report_text(found.report))
+    if names:
+        typer.echo(datapage.details_text(found.details))
+    if html is not None:
+        html.write_text(datapage.report_html(found.report), encoding="utf-8")
+        typer.echo(f"The page is {html}", err=True)
+    site.audit.append("data.checked", verdict=found.report.verdict)
+    if found.report.verdict == "refused":
+        raise typer.Exit(DataError.exit_code)
+
+
+@app.command("dry-run")
+def dry_run(
+    out: Annotated[Path | None, typer.Option(help="Write the whole list as JSON.")] = None,
+    every: Annotated[bool, typer.Option("--every", help="Name every tensor.")] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train one round here and list exactly what would be sent. Nothing is sent, no privacy budget is spent."""
+    from client.site import dryrun
+
+    site = SiteHome(home)
+    result = dryrun.dry_run(site)
+    text = result.model_dump_json(indent=1)
+    typer.echo(text if as_json else dryrun.as_text(result, every=every))
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
+        typer.echo(f"The whole list is in {out}", err=True)
+    site.audit.append("dry_run", bytes=result.bytes, tensors=sum(len(step.tensors) for step in result.steps))
+
+
+@app.command()
+def approve(
+    code: Annotated[
+        str | None, typer.Argument(help="The first letters of the code's hash; default the newest.")
+    ] = None,
+    installed: Annotated[
+        bool, typer.Option("--installed", help="Approve the code this installation of POPMI would itself run.")
+    ] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Name the files that differ, not every line.")] = False,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Let the code run no more.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: Home = None,
+) -> None:
+    """Show what code wants to run here, beside what was approved last, and let it."""
+    from client.site import approval
+
+    site = SiteHome(home)
+    site.config()
+    approvals = approval.Approvals(site)
+    if withdraw:
+        gone = _known(approvals, code)
+        approvals.withdraw(gone)
+        typer.echo(f"{gone[:12]} runs here no more.")
+        return
+    if installed:
+        wanted = approvals.keep(approval.installed_code())
+    else:
+        wanted = approvals.find(code) if code else _newest(approvals)
+    if approvals.allows(wanted):
+        typer.echo(f"{wanted[:12]} is approved already.")
+        return
+    old, new = approvals.before(wanted), approvals.content(wanted)
+    _show(old, new, wanted, summary=summary or (installed and yes))
+    if not yes:
+        typer.confirm(f"Let code {wanted[:12]} run on this site's images?", abort=True)
+    approvals.approve(wanted)
+    typer.echo(f"Approved: {wanted}")
+
+
+@app.command()
+def run(home: Home = None) -> None:
+    """Take part, until this process is told to end. Ended parts start again by themselves."""
+    from client.site import run as running
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s: %(message)s")
+    running.take_part(SiteHome(home))
+
+
+@app.command()
+def pause(
+    reason: Annotated[str, typer.Option(help="What the operator is told.")] = "",
+    home: Home = None,
+) -> None:
+    """Answer the server that this site has paused, until `resume`; a round in hand is finished."""
+    from client.site import run as running
+
+    running.pause(SiteHome(home), reason)
+    typer.echo("Paused. `popmi site resume` ends the pause; a restart does not.")
+
+
+@app.command()
+def resume(home: Home = None) -> None:
+    """End a pause."""
+    from client.site import run as running
+
+    typer.echo("The site takes part again." if running.resume(SiteHome(home)) else "The site had not paused.")
+
+
+@app.command()
+def leave(
+    forget: Annotated[bool, typer.Option("--forget", help="Remove the private key.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: Home = None,
+) -> None:
+    """Stop taking part for good."""
+    from client.site import run as running
+
+    site = SiteHome(home)
+    config = site.config()
+    if not yes:
+        typer.confirm(f"Leave project {config.project} as site {config.site}?", abort=True)
+    ended = running.leave(site, forget=forget)
+    typer.echo(f"Left. {'The running process was ended. ' if ended else ''}{'The key was removed.' if forget else ''}")
+    typer.echo(f"Ask the operator to run: popmi server revoke {config.site}")
+    typer.echo("What the site has sent already is in the models; state/ keeps the privacy ledger: do not remove it.")
+
+
+@app.command()
+def status(home: Home = None, as_json: AsJson = False) -> None:
+    """Say what this site is doing; ends with 1 if it does not take part."""
+    from client.site import run as running
+
+    told = running.status(SiteHome(home))
+    typer.echo(json.dumps(told, indent=1) if as_json else _status_text(told))
+    if not told["well"]:
+        raise typer.Exit(1)
+
+
+@audit.command()
+def verify(
+    head: Annotated[str | None, typer.Option(help="The head an earlier verification told.")] = None, home: Home = None
+) -> None:
+    """Check that no line was changed or taken out; keep the head that is told somewhere else."""
+    from popmi_core.deployment import verify_log
+
+    last = verify_log(SiteHome(home).audit.path, head=head)
+    typer.echo("The log is empty." if last is None else f"{last.number} lines, whole. Head: {last.digest}")
+
+
+@audit.command()
+def show(
+    last: Annotated[int, typer.Option(min=1, help="How many lines, newest last.")] = 50,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what happened at this site."""
+    from datetime import UTC, datetime
+
+    for entry in list(SiteHome(home).audit.entries())[-last:]:
+        when = datetime.fromtimestamp(entry.time, UTC)
+        details = " ".join(f"{name}={value}" for name, value in entry.details.items())
+        typer.echo(entry.model_dump_json() if as_json else f"{entry.number:>5}  {when:%F %T}  {entry.event}  {details}")
+
+
+def _newest(approvals: Any) -> str:
+    waiting = approvals.waiting()
+    if not waiting:
+        raise SetupError(
+            "no code waits for approval. It comes with the server's first question; --installed approves what this "
+            "installation of POPMI would run."
+        )
+    return str(waiting[0])
+
+
+def _known(approvals: Any, start: str | None) -> str:
+    found = [item.code for item in approvals.approved() if start and item.code.startswith(start)]
+    if len(found) != 1:
+        raise SetupError(
+            f"{len(found)} approved codes begin with '{start or ''}', expected one. See popmi site status."
+        )
+    return str(found[0])
+
+
+def _show(old: dict[str, bytes], new: dict[str, bytes], code: str, *, summary: bool) -> None:
+    from client.site import approval
+
+    difference = approval.changed(old, new)
+    base = f"the last approved code: {approval.summary(difference)}" if old else f"nothing: {len(new)} files, all new"
+    typer.echo(f"Code {code[:12]}, compared with {base}")
+    for what, paths in difference.items():
+        for path in paths if old else []:
+            typer.echo(f"  {what}: {path}")
+    if not summary:
+        lines = "\n".join(approval.unified(old, new))
+        # Thousands of lines belong in a pager; a pipe gets them as they are.
+        tell = typer.echo_via_pager if sys.stdout.isatty() else typer.echo
+        tell(lines)
+
+
+def _status_text(told: dict[str, Any]) -> str:
+    state = "takes part" if told["well"] else "does NOT take part"
+    lines = [f"Site {told['site']}, project {told['project']}, server {told['endpoint']}: {state}"]
+    if told["process"] is None:
+        lines.append("  no process runs: `popmi site run`, or systemctl start popmi-site")
+    for name, item in told["processes"].items():
+        lines.append(
+            f"  {name}: process {item['process']}, started {item['starts']} times, last code {item['exit_code']}"
+        )
+    if told["paused"] is not None:
+        lines.append(f"  paused: {told['paused']}")
+    if told["left"]:
+        lines.append("  has left the project")
+    lines.append(f"  approved code: {', '.join(code[:12] for code in told['approved']) or 'none'}")
+    if told["waiting"]:
+        lines.append(f"  waits for approval: {', '.join(code[:12] for code in told['waiting'])} (`popmi site approve`)")
+    return "\n".join(lines)

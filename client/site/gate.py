@@ -1,0 +1,243 @@
+"""The gate: between the server's wish and the site's images. It runs approved code only, one task at a time.
+
+``python -m client.site.gate --home FOLDER --node HOST:PORT`` under `popmi site run`. It imports torch, timm and Flower
+once and forks; of the bundle and of the client it imports nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx
+from flwr.app import Context, Message
+
+from client.site.answers import answer, waits_for_approval
+from client.site.approval import Approvals
+from client.site.home import SiteConfig, SiteHome
+from client.site.leash import die_with_supervisor
+from client.site.nodelink import Input, NodeLink, Task
+from client.site.worker import AppFailed, TaskGone, Worker, WorkerLost, lay_out, redacted
+from popmi_core.deployment.bundle import code_hash, unpack
+from popmi_core.errors import AuditError, PopmiError
+
+log = logging.getLogger("popmi.gate")
+PAUSE, NODE_AWAY = 0.3, 2.0
+IDLE = 900.0
+"""Seconds without a task after which the worker is ended, to give its memory back."""
+
+
+class Gate:
+    """Takes tasks from the node and answers each of them.
+
+    Args:
+        home: The site.
+        link: To its node.
+    """
+
+    def __init__(self, home: SiteHome, link: NodeLink) -> None:
+        self.home, self.link, self.approvals = home, link, Approvals(home)
+        self.worker: Worker | None = None
+        self._told_waiting: set[str] = set()
+
+    def serve(self) -> None:
+        """Go on for ever; a node that is away is waited for."""
+        away = False
+        while True:
+            self._say_alive()
+            self._end_idle_worker()
+            try:
+                task = self.link.claim()
+                away = False
+            except (httpx.HTTPError, ValueError) as error:
+                if not away:
+                    log.warning("the node does not answer yet (%s)", type(error).__name__)
+                away = True
+                time.sleep(NODE_AWAY)
+                continue
+            if task is None:
+                time.sleep(PAUSE)
+                continue
+            try:
+                self.handle(task)
+            finally:
+                task.close()
+
+    def handle(self, task: Task) -> None:
+        """Take one task's message and answer it; a task that is gone is let go."""
+        try:
+            given = task.take()
+            if given is None:
+                return
+            task.answer(*self._logged_reply(given, task))
+        except TaskGone:
+            self.home.audit.append("task.gone")
+        except httpx.HTTPError as error:
+            # The node is away, or has given the task up. Half a reply inside it would keep it waiting for ever.
+            log.warning("a task could not be finished (%s)", type(error).__name__)
+            end_stuck_node(self.home)
+
+    def close(self) -> None:
+        """End the worker."""
+        if self.worker is not None:
+            self.worker.end()
+            self.worker = None
+
+    def _logged_reply(self, given: Input, task: Task) -> tuple[Message, Context]:
+        try:
+            return self._reply(given, task)
+        except AuditError:
+            # What cannot be written down does not leave the site.
+            log.exception("a task was not answered")
+            said = (
+                "AuditError: the site's audit log cannot be written, so nothing leaves it. The site's own log says why."
+            )
+            return answer(given.message, site=self.home.config().site, error=said), given.context
+
+    def _reply(self, given: Input, task: Task) -> tuple[Message, Context]:
+        config = self.home.config()
+        # This site's own description is what counts, whatever the node was started with.
+        given.context.node_config = self.home.node_config(config)
+        told = {"kind": given.message.metadata.message_type, "run_id": str(given.context.run_id)}
+        if (reason := self.home.pause_reason()) is not None:
+            self.home.audit.append("task.paused", **told)
+            said = f"the site has paused: {reason}"
+            return answer(given.message, site=config.site, error=said, waiting=True), given.context
+        try:
+            content = unpack(given.bundle)
+            code = code_hash(content)
+            if not self.approvals.allows(code):
+                self._keep_waiting(code, content)
+                said = waits_for_approval(code)
+                return answer(given.message, site=config.site, error=said, waiting=True), given.context
+        except AuditError:
+            raise
+        except (OSError, PopmiError) as error:
+            self.home.audit.append("bundle.refused", why=str(error), **told)
+            said = f"{type(error).__name__}: the code could not be judged. The site's own log says why."
+            log.exception("a bundle was refused")
+            return answer(given.message, site=config.site, error=said), given.context
+        return self._run(given, task, config, code, content, told)
+
+    def _run(
+        self, given: Input, task: Task, config: SiteConfig, code: str, content: dict[str, bytes], told: dict[str, str]
+    ) -> tuple[Message, Context]:
+        begun = time.monotonic()
+        self.home.audit.append("task.started", code=code, **told)
+
+        def wanted() -> bool:
+            self._say_alive()
+            # The node asks for nothing else while it waits: a worker that hangs must not hang the site for ever.
+            return task.alive() and not overdue(given.message)
+
+        try:
+            self._engage(code, content)
+            assert self.worker is not None
+            reply, context = self.worker.work(given.message, given.context, wanted, given.task_id)
+        except TaskGone:
+            self.worker = None
+            if not overdue(given.message):
+                raise
+            return self._failed(given, config, "the question expired before it was answered", told)
+        except WorkerLost as error:
+            self.worker = None
+            return self._failed(given, config, f"the site's worker was lost: {error} (9 is often memory)", told)
+        except AppFailed as error:
+            return self._failed(given, config, f"outside the app's own care: {error}", told)
+        except (OSError, PopmiError) as error:
+            log.exception("the worker could not be started")
+            return self._failed(given, config, redacted(error), told)
+        records = reply.content.array_records.values() if reply.has_content() else ()
+        sent = sum(record.count_bytes() for record in records)
+        seconds = round(time.monotonic() - begun, 1)
+        self.home.audit.append("task.answered", code=code, seconds=seconds, array_bytes=sent, **told)
+        return reply, context
+
+    def _failed(self, given: Input, config: SiteConfig, why: str, told: dict[str, str]) -> tuple[Message, Context]:
+        self.home.audit.append("task.failed", why=why, **told)
+        return answer(given.message, site=config.site, error=why), given.context
+
+    def _engage(self, code: str, content: dict[str, bytes]) -> None:
+        if self.worker is not None and self.worker.code == code:
+            return
+        self.close()
+        folder = self.home.bundles / code
+        lay_out(content, folder)
+        self.worker = Worker(code, folder)
+
+    def _keep_waiting(self, code: str, content: dict[str, bytes]) -> None:
+        self.approvals.keep(content)
+        # The server asks again and again; once in the log is enough.
+        if code not in self._told_waiting:
+            self._told_waiting.add(code)
+            self.home.audit.append("code.waiting", code=code)
+            log.warning("code %s waits: `popmi site approve` shows it and asks", code[:12])
+
+    def _end_idle_worker(self) -> None:
+        if self.worker is not None and time.monotonic() - self.worker.used > IDLE:
+            self.close()
+
+    def _say_alive(self) -> None:
+        try:
+            (self.home.processes / "alive").touch()
+        except OSError as error:
+            log.debug("no sign of life could be given: %s", error.strerror)
+
+
+def overdue(message: Message) -> bool:
+    """Return whether the server does not wait for an answer to ``message`` any more."""
+    return time.time() > message.metadata.created_at + message.metadata.ttl
+
+
+def end_stuck_node(home: SiteHome) -> bool:
+    """End the node if a reply may lie half in it; the supervisor starts it anew. Return whether it was told to end."""
+    mark = home.processes / "half-sent"
+    if not mark.exists():
+        return False
+    mark.unlink(missing_ok=True)
+    try:
+        told = json.loads((home.processes / "processes.json").read_text(encoding="utf-8"))
+        node = told["node"]["process"]
+        os.kill(int(node), signal.SIGTERM)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("the node could not be told to end (%s)", type(error).__name__)
+        return False
+    home.audit.append("node.ended", why="a reply may lie half in it")
+    return True
+
+
+def warm_up() -> None:
+    """Import what every task needs; nothing of the client, and nothing that starts threads or a GPU."""
+    import flwr.clientapp
+    import safetensors.torch
+    import scipy.optimize
+    import timm
+    import torch
+
+    warm = (flwr.clientapp, safetensors.torch, scipy.optimize, timm, torch)
+    log.info("warm: %s", ", ".join(module.__name__ for module in warm))
+
+
+def main() -> None:
+    """Be the gate until the supervisor ends it."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--node", required=True)
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    die_with_supervisor()
+    home = SiteHome(given.home)
+    end_stuck_node(home)
+    warm_up()
+    gate = Gate(home, NodeLink(given.node, home.secret.read_bytes(), home.processes))
+    gate.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Take part: keep this site's node and gate going; pause, resume and leave."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from client.site.approval import Approvals, describe
+from client.site.connection import proxy_environment
+from client.site.home import SiteConfig, SiteHome
+from popmi_core.atomic import replace_atomically
+from popmi_core.deployment import Process, Supervisor
+from popmi_core.errors import SetupError
+
+log = logging.getLogger("popmi.site")
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+}
+STALE = 60.0
+"""Seconds without a sign of life after which the gate counts as stuck."""
+
+
+def take_part(home: SiteHome, *, seconds: float | None = None) -> None:
+    """Keep node and gate going until the process is told to end.
+
+    Raises:
+        SetupError: If the site is not enrolled, has left, or takes part already in another process.
+    """
+    config = home.config()
+    check_ready(home)
+    with _only_one(home):
+        home.audit.append("site.started", site=config.site, process=os.getpid())
+        for line in notices(home):
+            log.warning("%s", line)
+        try:
+            Supervisor(processes(home, config, free_port()), home.processes).run(seconds=seconds)
+        finally:
+            home.audit.append("site.stopped", site=config.site)
+
+
+def check_ready(home: SiteHome) -> None:
+    """Raise what must be put right first.
+
+    Raises:
+        SetupError: If the site has left, or its key, certificate or secret is missing or open to others.
+    """
+    if home.left.exists():
+        raise SetupError(
+            "this site has left the project. Run `popmi site enrol KIT` to come back; the operator confirms it anew."
+        )
+    for path in (home.key, home.ca, home.secret):
+        if not path.exists():
+            raise SetupError(f"{path} is missing. Run `popmi site enrol KIT`; a key that is there stays.")
+    for path in (home.key, home.secret):
+        if path.stat().st_mode & 0o077:
+            raise SetupError(f"{path} can be read by others, expected mode 0600. Run chmod 600 {path}.")
+
+
+def notices(home: SiteHome) -> Iterator[str]:
+    """Return what the person who starts the site should know: no code approved yet, or a pause that goes on."""
+    if not Approvals(home).approved():
+        yield "no code is approved yet: the site waits, and tells the server so. `popmi site approve` shows what came."
+    if (reason := home.pause_reason()) is not None:
+        yield f"the site has paused ({reason}) and answers so; `popmi site resume` ends the pause."
+
+
+def processes(home: SiteHome, config: SiteConfig, port: int) -> list[Process]:
+    """Return the node and the gate, which talk over ``port`` of this machine only."""
+    env = {**QUIET, **proxy_environment(config.proxy), "FLWR_HOME": str(home.processes / "flower")}
+    node = [sys.executable, "-m", "client.site.node", "--superlink", config.endpoint]
+    node += ["--root-certificates", str(home.ca), "--auth-supernode-private-key", str(home.key)]
+    node += ["--isolation", "process", "--host", "127.0.0.1", "--port", str(port)]
+    node += ["--superexec-auth-secret-file", str(home.secret)]
+    gate = [sys.executable, "-m", "client.site.gate", "--home", str(home.folder), "--node", f"127.0.0.1:{port}"]
+    return [Process("node", node, env), Process("gate", gate, env, after="node")]
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def pause(home: SiteHome, reason: str) -> None:
+    """Answer every question with the reason from now on, also after a restart; a task in hand is finished.
+
+    Raises:
+        SetupError: If the site was never enrolled.
+    """
+    home.config()
+    replace_atomically(home.paused, (reason.strip() or "no reason given").encode())
+    home.audit.append("site.paused", reason=reason)
+
+
+def resume(home: SiteHome) -> bool:
+    """End a pause; return whether there was one."""
+    home.config()
+    if home.pause_reason() is None:
+        return False
+    home.paused.unlink(missing_ok=True)
+    home.audit.append("site.resumed")
+    return True
+
+
+def leave(home: SiteHome, *, forget: bool) -> bool:
+    """Stop taking part for good; with ``forget`` the private key goes, too. Return whether a process was ended.
+
+    Raises:
+        SetupError: If the site was never enrolled, or its process does not end.
+    """
+    config = home.config()
+    replace_atomically(home.left, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()).encode())
+    ended = _end_running(home)
+    if forget:
+        # Other copies (backups) are the hospital's; revoking at the server is what makes the key worthless.
+        home.key.unlink(missing_ok=True)
+    home.audit.append("site.left", site=config.site, key_removed=forget)
+    return ended
+
+
+def status(home: SiteHome) -> dict[str, Any]:
+    """Return what the site is doing, for people and for health checks; ``well`` says whether it takes part.
+
+    Raises:
+        SetupError: If the site was never enrolled.
+    """
+    config = home.config()
+    running = running_process(home)
+    told = _read_json(home.processes / "processes.json") if running else {}
+    quiet = _quiet_seconds(home)
+    well = running is not None and quiet is not None and quiet < STALE and all(p["process"] for p in told.values())
+    return {
+        "site": config.site,
+        "project": config.project,
+        "endpoint": config.endpoint,
+        "well": well,
+        "process": running,
+        "processes": told,
+        "gate_seen_seconds_ago": None if quiet is None else round(quiet, 1),
+        "paused": home.pause_reason(),
+        "left": home.left.exists(),
+        **describe(Approvals(home)),
+    }
+
+
+def running_process(home: SiteHome) -> int | None:
+    """Return the number of the process that takes part for this site; None where none does."""
+    lock = home.processes / "running.lock"
+    if not lock.exists():
+        return None
+    with lock.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told = file.read().strip()
+            return int(told) if told.isdigit() else None
+    return None
+
+
+@contextmanager
+def _only_one(home: SiteHome) -> Iterator[None]:
+    home.processes.mkdir(parents=True, exist_ok=True)
+    with (home.processes / "running.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SetupError(
+                f"this site takes part already (process {running_process(home)}): two with one key would disturb each "
+                "other. `popmi site status` shows it."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _end_running(home: SiteHome) -> bool:
+    process = running_process(home)
+    if process is None:
+        return False
+    os.kill(process, signal.SIGTERM)
+    until = time.monotonic() + 60
+    while running_process(home) is not None:
+        if time.monotonic() > until:
+            raise SetupError(f"process {process} does not end. End the service: systemctl stop popmi-site.")
+        time.sleep(0.2)
+    return True
+
+
+def _quiet_seconds(home: SiteHome) -> float | None:
+    try:
+        return max(0.0, time.time() - (home.processes / "alive").stat().st_mtime)
+    except OSError:
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}

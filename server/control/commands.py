@@ -1,0 +1,235 @@
+"""`popmi server`: what the coordinating centre's operator types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from popmi_core.errors import SetupError
+
+if TYPE_CHECKING:
+    from server.control.flower import FlowerControl
+    from server.control.home import ServerHome
+
+app = typer.Typer(help="Run a federation's server: set up, sites, runs.", no_args_is_help=True)
+audit = typer.Typer(help="The server's audit log.", no_args_is_help=True)
+app.add_typer(audit, name="audit")
+
+Home = Annotated[Path, typer.Option(envvar="POPMI_SERVER_HOME", help="The server's folder.", file_okay=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+HOME = Path("popmi-server")
+Part = Literal["superlink", "runner", "gateway", "keeper", "dashboard"]
+
+
+@app.command()
+def init(
+    config: Annotated[Path | None, typer.Argument(help="TOML file of the run that is planned.")] = None,
+    project: Annotated[str, typer.Option(help="Name of the study.")] = ...,  # type: ignore[assignment]
+    endpoint: Annotated[str, typer.Option(help="HOST:PORT at which sites reach this server.")] = ...,  # type: ignore[assignment]
+    name: Annotated[list[str] | None, typer.Option(help="Another DNS name or IP of the certificate.")] = None,
+    classes: Annotated[str, typer.Option(help="The study's classes, with commas between.")] = "",
+    data: Annotated[str | None, typer.Option(help="A data set to take the classes from, e.g. phantom.")] = None,
+    superlink: Annotated[str, typer.Option(help="HOST:PORT for the server's own processes.")] = "127.0.0.1:18000",
+    home: Home = HOME,
+) -> None:
+    """Make a server's home: settings, certificates, secret. Said again, it makes whole what is missing."""
+    from server.control.operate import init_home, settings_from
+
+    settings = settings_from(
+        project=project,
+        endpoint=endpoint,
+        superlink=superlink,
+        names=name or (),
+        classes=[item.strip() for item in classes.split(",") if item.strip()],
+        data=data,
+        config=config,
+    )
+    made = init_home(_home(home), settings)
+    typer.echo(f"{home}: server of {project}; classes {', '.join(settings.classes)}")
+    typer.echo(f"certificate good for {made.server_days} days, authority for {made.ca_days}")
+    typer.echo("Next: popmi server add-site NAME, then popmi server up")
+
+
+@app.command()
+def up(
+    only: Annotated[Part | None, typer.Option(help="Only this part, in this process (a container).")] = None,
+    host: Annotated[str | None, typer.Option(help="Address of the gateway (or of the pages, with --only).")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Its port; default: the endpoint's.")] = None,
+    internal_host: Annotated[str | None, typer.Option(help="Address the SuperLink binds; never a public one.")] = None,
+    dashboard_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the pages.")] = 8080,
+    confirm_from: Annotated[
+        Path | None, typer.Option(help="Confirm every enrolment in this folder by itself: simulations only.")
+    ] = None,
+    home: Home = HOME,
+) -> None:
+    """Start the server and keep it going: SuperLink, runner, gateway, keeper, pages."""
+    from server.control.running import run_all, run_part
+    from server.control.superlink import Places
+
+    pages = only == "dashboard"
+    places = Places(
+        superlink=internal_host,
+        host="0.0.0.0" if host is None or pages else host,
+        port=None if pages else port,
+        dashboard_host=host if host is not None and pages else "127.0.0.1",
+        dashboard_port=port if port is not None and pages else dashboard_port,
+        confirm_from=None if confirm_from is None else confirm_from.absolute(),
+    )
+    if only is None:
+        run_all(_home(home), places)
+    else:
+        run_part(_home(home), only, places)
+
+
+@app.command("add-site")
+def add_site(name: Annotated[str, typer.Argument(help="Name of the site.")], home: Home = HOME) -> None:
+    """Invite a site: make the kit to send it. It holds no secret."""
+    from server.control.sites import add_site as invite
+
+    path = invite(_home(home), name)
+    typer.echo(f"{path}\nSend it to {name}. There: popmi site enrol {path.name} --data FOLDER")
+
+
+@app.command()
+def confirm(
+    file: Annotated[Path, typer.Argument(help="The file the site sent back.")],
+    fingerprint: Annotated[str | None, typer.Option(help="SHA256:... as the site read it out.")] = None,
+    home: Home = HOME,
+) -> None:
+    """Let a site in, once its fingerprint was compared by telephone."""
+    from popmi_core.deployment.enrolment import Enrolment
+    from server.control.sites import confirm as let_in
+
+    def agreed(enrolment: Enrolment) -> bool:
+        if fingerprint is not None:
+            return fingerprint.strip() == enrolment.fingerprint
+        typer.echo(f"site        {enrolment.site}\nfingerprint {enrolment.fingerprint}")
+        return typer.confirm("Ring the site up and have it read its fingerprint out. Is it this one?")
+
+    place = _home(home)
+    with _control(place) as control:
+        how = "asked at the terminal" if fingerprint is None else "given with --fingerprint"
+        entry = let_in(place, control, file, agreed=agreed, how=how)
+    typer.echo(f"enrolled as node {entry.node_id}")
+
+
+@app.command()
+def sites(json_only: AsJson = False, home: Home = HOME) -> None:
+    """Show all sites: state, fingerprint, whether they are online."""
+    from server.control.certificates import days_left
+    from server.control.showing import print_sites, sites_as_json
+    from server.control.sites import view_sites
+
+    place = _home(home)
+    with _control(place) as control:
+        views = view_sites(place, control)
+    days = days_left(place.certificate)
+    typer.echo(sites_as_json(views, days)) if json_only else print_sites(views, days)
+
+
+@app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="Name of the site.")],
+    reason: Annotated[str, typer.Option(help="Why; it goes into the audit log.")] = ...,  # type: ignore[assignment]
+    home: Home = HOME,
+) -> None:
+    """Take a site off for good: it is cut off within one heartbeat, its key is never let in again."""
+    from server.control.sites import revoke as take_off
+
+    place = _home(home)
+    with _control(place) as control:
+        take_off(place, control, name, reason=reason)
+    typer.echo(f"{name} is cut off")
+
+
+@app.command()
+def start(
+    config: Annotated[Path | None, typer.Argument(help="TOML file of the run; default: the planned one.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; default <time>-<strategy>-seed<seed>.")] = None,
+    home: Home = HOME,
+) -> None:
+    """Begin a run; the keeper starts it within seconds and keeps it going."""
+    from server.control.operate import start as begin
+
+    typer.echo(f"run {begin(_home(home), config, name).run} is wanted. Watch: popmi server status")
+
+
+@app.command()
+def stop(home: Home = HOME) -> None:
+    """Have the run rest after the round in flight."""
+    from server.control.operate import stop as rest
+
+    typer.echo(f"run {rest(_home(home))} rests after the round in flight. Go on: popmi server resume")
+
+
+@app.command()
+def resume(
+    name: Annotated[str | None, typer.Argument(help="Name of the run; default: the last one.")] = None,
+    home: Home = HOME,
+) -> None:
+    """Have a run go on after its last round."""
+    from server.control.operate import resume as go_on
+
+    typer.echo(f"run {go_on(_home(home), name)} goes on. Watch: popmi server status")
+
+
+@app.command()
+def status(json_only: AsJson = False, home: Home = HOME) -> None:
+    """Show how the server is, what the run is at, and what stands in the way."""
+    from server.control.flower import pack_bundle
+    from server.control.showing import print_status
+    from server.control.status import server_status
+
+    place = _home(home)
+    with _control(place) as control:
+        found = server_status(place, control, pack_bundle()[1])
+    typer.echo(found.as_json()) if json_only else print_status(found)
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="Name of the run.")],
+    out: Annotated[Path, typer.Argument(help="Zip file to write.")],
+    home: Home = HOME,
+) -> None:
+    """Write a run's model with its card, its record and what the audit log says of it into one zip."""
+    from server.control.export import export_run
+
+    names = export_run(_home(home), name, out)
+    typer.echo(f"{out}: {len(names)} files, checksums in SHA256SUMS")
+
+
+@audit.callback()
+def _audit() -> None:
+    """The server's audit log."""
+
+
+@audit.command("verify")
+def verify(
+    head: Annotated[str | None, typer.Option(help="Hash of a line seen before, which must still be there.")] = None,
+    home: Home = HOME,
+) -> None:
+    """Check that no line of the log was changed or taken out; print the last line's hash, to be kept elsewhere."""
+    from popmi_core.deployment import verify_log
+
+    last = verify_log(_home(home).audit_file, head=head)
+    typer.echo("the log is empty" if last is None else f"{last.number} lines, whole; head {last.digest}")
+
+
+def _home(folder: Path) -> ServerHome:
+    from server.control.home import ServerHome
+
+    return ServerHome(folder)
+
+
+def _control(home: ServerHome) -> FlowerControl:
+    settings = home.settings()
+    try:
+        from server.control.flower import FlowerControl
+    except ModuleNotFoundError as error:
+        raise SetupError(
+            f"this needs the package '{error.name}', which is not installed. Install popmi[server]."
+        ) from error
+    return FlowerControl(settings.superlink, home.ca)

@@ -1,0 +1,72 @@
+"""Sites and status as a person reads them at a terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.markup import escape
+
+from server.control.sites import SiteView
+from server.control.status import RunStatus, ServerStatus
+from server.dashboard.health import span
+
+
+def sites_as_json(views: Sequence[SiteView], certificate_days: int) -> str:
+    """Return all sites as JSON."""
+    return json.dumps({"certificate_days": certificate_days, "sites": [asdict(view) for view in views]}, indent=1)
+
+
+def print_sites(views: Sequence[SiteView], certificate_days: int, *, console: Console | None = None) -> None:
+    """Print the sites; a fingerprint is never cut short, since two people compare it by telephone."""
+    out = console or Console()
+    for view in views:
+        online = "" if view.online is None or view.node_id is None else ", online" if view.online else ", not online"
+        seen = "" if view.last_seen is None else f", last seen {span(max(0.0, time.time() - view.last_seen))} ago"
+        node = "" if view.node_id is None else f"  node {view.node_id}"
+        lines = [f"{view.name}: {view.state}{online}{seen}"]
+        lines += [f"  {view.fingerprint}{node}"] if view.fingerprint else []
+        lines += [f"  ! {view.note}"] if view.note else []
+        for line in lines:
+            out.print(escape(line), soft_wrap=True)
+    if not views:
+        out.print("no site yet: popmi server add-site NAME")
+    out.print(f"The server's certificate is good for {certificate_days} days.")
+
+
+def print_status(status: ServerStatus, *, console: Console | None = None) -> None:
+    """Print the status, what stands in the way last, where it is seen."""
+    out = console or Console()
+    out.print(f"{escape(status.project)} at {status.endpoint}, code {status.code_hash[:12]}", soft_wrap=True)
+    out.print(f"SuperLink {_answers(status.superlink)}, gateway {_answers(status.gateway)}")
+    for name, item in status.processes.items():
+        running = "not running" if item["process"] is None else f"process {item['process']}"
+        out.print(f"  {escape(name)}: {running}, started {item['starts']} time(s)")
+    out.print(
+        f"certificate {status.certificate_days} days, authority {status.authority_days} days, "
+        f"disk {status.disk_free_bytes / 1e9:.1f} GB free"
+    )
+    for run in status.runs:
+        _print_run(out, run)
+    for text in status.trouble:
+        out.print(f"! {escape(text)}", style="bold red", soft_wrap=True)
+
+
+def _print_run(out: Console, run: RunStatus) -> None:
+    asked = "" if run.wanted == "no" else f" (wanted: {run.wanted})"
+    detail = f": {run.detail}" if run.detail else ""
+    out.print(
+        escape(f"run {run.name}{asked}: {run.state}, round {run.rounds_done} of {run.rounds_planned}{detail}"),
+        soft_wrap=True,
+    )
+    if run.wanted != "no":
+        for site in run.sites:
+            reason = f": {site.reason}" if site.reason else ""
+            out.print(escape(f"  {site.site}: {site.outcome} in round {site.server_round}{reason}"), soft_wrap=True)
+
+
+def _answers(well: bool) -> str:
+    return "answers" if well else "does not answer"

@@ -1,0 +1,225 @@
+"""The sites' way in and out: a kit, an enrolment whose fingerprint two people compare, a node id, and the end of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from popmi_core.deployment.enrolment import Enrolment, SiteKit, fingerprint, read_enrolment, write_kit
+from popmi_core.errors import SetupError
+from server.control.contract import Control, KeyTaken, SuperLinkAway
+from server.control.home import ServerHome, SiteEntry
+
+
+@dataclass(frozen=True)
+class SiteView:
+    """One site as the operator sees it; ``online`` and ``last_seen`` are None where the SuperLink did not say."""
+
+    name: str
+    state: str
+    since: float
+    fingerprint: str | None
+    node_id: int | None
+    online: bool | None
+    last_seen: float | None
+    note: str = ""
+
+
+def add_site(home: ServerHome, name: str) -> Path:
+    """Invite a site: write its kit and note it in the registry; return the kit's path.
+
+    A revoked site may be invited again, and needs a new key then. An invited one gets its kit anew.
+
+    Raises:
+        SetupError: If the name cannot be one, is taken, or the kit cannot be written.
+    """
+    settings = home.settings()
+    try:
+        kit = SiteKit(
+            project=settings.project,
+            site=name,
+            endpoint=settings.endpoint,
+            classes=settings.classes,
+            config=settings.config,
+            ca_pem=home.ca.read_text(encoding="ascii"),
+        )
+    except OSError as error:
+        raise SetupError(f"cannot read {home.ca}: {error.strerror}. Run `popmi server init` again.") from error
+    except ValueError as error:
+        raise SetupError(
+            f"site name {name!r}: expected lower-case letters, digits, dot, dash and underline, at most 63, beginning "
+            "with a letter or digit. Choose another."
+        ) from error
+    path = home.kits / f"{name}.zip"
+    with home.changing_sites() as sites:
+        known = sites.get(name)
+        if known is not None and known.state == "enrolled":
+            raise SetupError(
+                f"site {name} is enrolled already, with key {fingerprint(known.public_key or '')}. Choose another "
+                f"name, or take it off first: `popmi server revoke {name}`."
+            )
+        if known is not None and known.node_id is not None:
+            raise SetupError(f"site {name} is revoked but not cut off yet. Wait for the SuperLink, then invite it.")
+        home.note("site.invited", site=name)
+        write_kit(path, kit)
+        sites[name] = SiteEntry(state="invited", since=time.time())
+    return path
+
+
+def confirm(
+    home: ServerHome, control: Control, file: Path, *, agreed: Callable[[Enrolment], bool], how: str
+) -> SiteEntry:
+    """Let a site in whose fingerprint was compared.
+
+    Args:
+        home: The server's home.
+        control: The SuperLink.
+        file: What the site sent back.
+        agreed: Asked whether the fingerprint is the one the site read out.
+        how: How that was found out, for the audit log.
+
+    Raises:
+        SetupError: If the enrolment is another project's, nobody invited the site, the fingerprint is another, or the
+            key belongs to another site or was revoked.
+    """
+    enrolment = read_enrolment(file)
+    settings = home.settings()
+    if enrolment.project != settings.project:
+        raise SetupError(
+            f"{file} is for project {enrolment.project!r}, expected {settings.project!r}. Ask the site which kit it "
+            "used."
+        )
+    with home.changing_sites() as sites:
+        known = _invited(sites, enrolment)
+        if known.state == "enrolled":
+            return known
+        if not agreed(enrolment):
+            home.note("site.refused", site=enrolment.site, fingerprint=enrolment.fingerprint, reason="fingerprint")
+            raise SetupError(
+                f"site {enrolment.site}: the fingerprint {enrolment.fingerprint} is not the one the site read out. "
+                "Nothing was registered: somebody may have changed the file on its way. Ask the site for a new one."
+            )
+        key = " ".join(enrolment.public_key.split()[:2])
+        home.note("site.confirmed", site=enrolment.site, fingerprint=enrolment.fingerprint, how=how)
+        entry = SiteEntry(
+            public_key=key, node_id=_registered(control, enrolment.site, key), state="enrolled", since=time.time()
+        )
+        home.note("site.enrolled", site=enrolment.site, node_id=entry.node_id)
+        sites[enrolment.site] = entry
+    return entry
+
+
+def _invited(sites: dict[str, SiteEntry], enrolment: Enrolment) -> SiteEntry:
+    site, print_ = enrolment.site, enrolment.fingerprint
+    for name, entry in sites.items():
+        if name != site and entry.public_key is not None and fingerprint(entry.public_key) == print_:
+            raise SetupError(
+                f"site {site}: its key {print_} is already that of site {name} ({entry.state}). One key is one site: "
+                "make a new one with `popmi site enrol` on a machine of its own."
+            )
+    known = sites.get(site)
+    if known is None:
+        raise SetupError(f"site {site} was never invited. Make its kit first: `popmi server add-site {site}`.")
+    if known.state == "revoked":
+        raise SetupError(
+            f"site {site} was revoked. Invite it again with `popmi server add-site {site}`; it needs a new key."
+        )
+    if known.state == "enrolled" and fingerprint(known.public_key or "") != print_:
+        raise SetupError(
+            f"site {site} is enrolled with key {fingerprint(known.public_key or '')}, this is {print_}. If the site "
+            f"lost its key, take it off first: `popmi server revoke {site}`."
+        )
+    return known
+
+
+def _registered(control: Control, site: str, key: str) -> int:
+    try:
+        return control.register(site, key)
+    except KeyTaken:
+        # Registered, but the registry was never written: a crash between the two. Somebody else's key it is not.
+        for node in control.nodes():
+            if node.name == site and fingerprint(node.public_key) == fingerprint(key):
+                return node.node_id
+        raise SetupError(
+            f"site {site}: the SuperLink had its key {fingerprint(key)} before, as another site's or as one that was "
+            "taken off. A key is never let in twice: make a new one with `popmi site enrol`."
+        ) from None
+
+
+def revoke(home: ServerHome, control: Control, name: str, *, reason: str) -> None:
+    """Take a site off for good; its key is never let in again.
+
+    The registry says so first, so that no round asks it any more even while the SuperLink is away.
+
+    Raises:
+        SetupError: If there is no such site.
+        SuperLinkAway: If the SuperLink could not be told; the keeper tells it as soon as it is back.
+    """
+    with home.changing_sites() as sites:
+        known = sites.get(name)
+        if known is None:
+            raise SetupError(f"there is no site {name}. The sites are: {', '.join(sites) or 'none yet'}.")
+        home.note("site.revoked", site=name, node_id=known.node_id, reason=reason)
+        if known.state != "revoked":
+            sites[name] = known.model_copy(update={"state": "revoked", "since": time.time()})
+    try:
+        cut_off_revoked(home, control)
+    except SuperLinkAway as error:
+        raise SuperLinkAway(
+            f"site {name} is revoked and no round asks it any more, but the SuperLink could not be told ({error}) "
+            "The keeper tells it as soon as it is back; `popmi server revoke` may be said again."
+        ) from error
+
+
+def cut_off_revoked(home: ServerHome, control: Control) -> list[str]:
+    """Take revoked sites off the SuperLink that are still on it, and return their names.
+
+    Raises:
+        SuperLinkAway: If it does not answer.
+    """
+    if not any(_lingers(entry) for entry in home.sites().values()):
+        return []
+    done = []
+    with home.changing_sites() as sites:
+        for name, entry in sites.items():
+            if _lingers(entry) and entry.node_id is not None:
+                control.unregister(entry.node_id)
+                home.note("site.cut_off", site=name, node_id=entry.node_id)
+                sites[name] = entry.model_copy(update={"node_id": None})
+                done.append(name)
+    return done
+
+
+def _lingers(entry: SiteEntry) -> bool:
+    return entry.state == "revoked" and entry.node_id is not None
+
+
+def view_sites(home: ServerHome, control: Control) -> tuple[SiteView, ...]:
+    """Return all sites by name; what only the SuperLink knows is None while it is away."""
+    try:
+        nodes, away = {node.node_id: node for node in control.nodes()}, ""
+    except SuperLinkAway:
+        nodes, away = {}, "the SuperLink is away"
+    views = []
+    for name, entry in home.sites().items():
+        node = None if entry.node_id is None else nodes.get(entry.node_id)
+        note = away
+        if not away and entry.state == "enrolled" and node is None:
+            note = "the SuperLink does not know this node: was its state lost? Revoke the site and invite it again."
+        elif _lingers(entry):
+            note = "revoked, not cut off yet"
+        views.append(
+            SiteView(
+                name=name,
+                state=entry.state,
+                since=entry.since,
+                fingerprint=None if entry.public_key is None else fingerprint(entry.public_key),
+                node_id=entry.node_id,
+                online=None if away else node is not None and node.online,
+                last_seen=None if node is None else node.last_seen,
+                note=note,
+            )
+        )
+    return tuple(views)

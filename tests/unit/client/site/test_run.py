@@ -1,0 +1,200 @@
+"""Taking part: what must be there first, one process a site, pause, resume, leave, status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from site_parts import make_home, make_kit
+from typer.testing import CliRunner
+
+from client.site import run as running
+from client.site.commands import app
+from client.site.enrol import enrol
+from client.site.home import SiteHome
+from client.site.run import check_ready, leave, notices, pause, processes, resume, running_process, status, take_part
+from popmi_core.deployment import Process
+from popmi_core.errors import SetupError
+
+HOLD = (
+    "import sys; from pathlib import Path; from client.site import run; from client.site.home import SiteHome;"
+    "from popmi_core.deployment import Process;"
+    "run.processes = lambda *_: [Process('node', ['sleep', '600']), Process('gate', ['sleep', '600'], after='node')];"
+    "run.take_part(SiteHome(Path(sys.argv[1])))"
+)
+
+
+@pytest.fixture
+def home(tmp_path) -> SiteHome:
+    return make_home(tmp_path / "site")
+
+
+@pytest.fixture
+def held(home):
+    """The site takes part in another process, with programs that only sleep."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(home.folder)])
+    until = time.monotonic() + 60
+    while not (home.processes / "processes.json").exists() or not status(home)["processes"].get("gate", {}).get(
+        "process"
+    ):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    yield process
+    process.terminate()
+    process.wait(30)
+
+
+def ran(home, *words, **more):
+    return CliRunner().invoke(app, [*words, "--home", str(home.folder)], **more)
+
+
+def events(home) -> list[str]:
+    return [entry.event for entry in home.audit.entries()]
+
+
+def test_the_node_gets_key_authority_and_endpoint_and_the_gate_its_address(home):
+    node, gate = processes(home, home.config(), 4711)
+    told = " ".join(node.command)
+    assert f"--superlink localhost:1 --root-certificates {home.ca}" in told
+    assert f"--auth-supernode-private-key {home.key}" in told
+    assert "--isolation process --host 127.0.0.1 --port 4711" in told
+    assert "--insecure" not in told
+    assert list(gate.command)[-1] == "127.0.0.1:4711"
+    assert gate.after == "node"
+    assert {"FLWR_TELEMETRY_ENABLED", "NO_PROXY"} <= node.env.keys()
+    assert "phantom" not in told
+
+
+def test_a_proxy_of_the_description_reaches_the_node(home):
+    config = home.config().model_copy(update={"proxy": "http://proxy:3128"})
+    assert processes(home, config, 1)[0].env["HTTPS_PROXY"] == "http://proxy:3128"
+
+
+@pytest.mark.parametrize("missing", ["key", "ca", "secret"])
+def test_what_is_missing_is_named_before_anything_starts(home, missing):
+    getattr(home, missing).unlink()
+    with pytest.raises(SetupError, match=r"is missing\. Run `popmi site enrol"):
+        take_part(home)
+
+
+def test_a_key_others_can_read_is_not_used(home):
+    home.key.chmod(0o644)
+    with pytest.raises(SetupError, match=r"can be read by others.*chmod 600"):
+        check_ready(home)
+
+
+def test_a_site_takes_part_once(home, held):
+    assert running_process(home) == held.pid
+    with pytest.raises(SetupError, match=f"takes part already .process {held.pid}"):
+        take_part(home)
+
+
+def test_status_says_what_goes_on_and_whether_it_is_well(home, held):
+    (home.processes / "alive").touch()
+    told = status(home)
+    assert told["well"]
+    assert told["process"] == held.pid
+    assert ran(home, "status").exit_code == 0
+    os.utime(home.processes / "alive", (0, 0))
+    done = ran(home, "status")
+    assert done.exit_code == 1
+    assert "does NOT take part" in done.output
+    pause(home, "holiday")
+    told = json.loads(ran(home, "status", "--json").output)
+    assert told["paused"] == "holiday"
+    assert told["approved"] == []
+    assert "paused: holiday" in ran(home, "status").output
+
+
+def test_a_site_nobody_runs_is_not_well(home):
+    told = status(home)
+    assert not told["well"]
+    assert told["process"] is None
+    assert "no process runs" in ran(home, "status").output
+
+
+def test_an_ended_process_starts_again_whatever_its_code(home, monkeypatch):
+    counted = home.folder / "starts"
+    command = ["sh", "-c", f"printf x >> '{counted}'"]
+    monkeypatch.setattr(running, "processes", lambda *_: [Process("node", command)])
+    take_part(home, seconds=4.0)
+    assert len(counted.read_text()) >= 2
+    assert events(home)[-2:] == ["site.started", "site.stopped"]
+    assert running_process(home) is None
+
+
+def test_a_pause_outlives_a_restart_and_ends_on_request_only(home):
+    assert ran(home, "pause", "--reason", "scanner service").exit_code == 0
+    assert home.pause_reason() == "scanner service"
+    assert any("the site has paused (scanner service)" in line for line in notices(home))
+    assert "takes part again" in ran(home, "resume").output
+    assert home.pause_reason() is None
+    assert "had not paused" in ran(home, "resume").output
+    assert not resume(home)
+    pause(home, " ")
+    assert home.pause_reason() == "no reason given"
+    assert events(home)[-3:] == ["site.paused", "site.resumed", "site.paused"]
+
+
+def test_without_approved_code_the_site_says_that_it_waits(home):
+    assert any("no code is approved yet" in line for line in notices(home))
+
+
+def test_leaving_ends_the_process_keeps_the_key_and_says_what_the_operator_does(home, held):
+    assert ran(home, "leave", input="n\n").exit_code == 1
+    assert running_process(home) == held.pid
+    done = ran(home, "leave", "--yes")
+    assert done.exit_code == 0, done.output
+    assert "The running process was ended." in done.output
+    assert "popmi server revoke north" in done.output
+    assert held.wait(30) == 0
+    assert home.key.exists()
+    with pytest.raises(SetupError, match="has left the project"):
+        take_part(home)
+    assert "has left the project" in ran(home, "status").output
+
+
+def test_leaving_can_forget_the_key_and_enrolling_again_makes_another(home):
+    before = home.key.read_bytes()
+    assert not leave(home, forget=True)
+    assert not home.key.exists()
+    assert next(entry.details for entry in home.audit.entries() if entry.event == "site.left")["key_removed"]
+    enrol(home, make_kit(), data="phantom:a")
+    check_ready(home)
+    assert home.key.read_bytes() != before
+
+
+def test_a_process_that_does_not_end_is_told(home, monkeypatch):
+    monkeypatch.setattr(running, "running_process", lambda _: 4711)
+    monkeypatch.setattr(running.os, "kill", lambda *_: None)
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr(running.time, "monotonic", lambda: next(clock))
+    with pytest.raises(SetupError, match="process 4711 does not end"):
+        leave(home, forget=False)
+
+
+def test_a_supervisor_that_is_gone_leaves_nothing_running():
+    code = (
+        "import os, subprocess, sys;"
+        "child = subprocess.Popen([sys.executable, '-c', 'from client.site.leash import die_with_supervisor;"
+        "die_with_supervisor(); print(1, flush=True); import time; time.sleep(600)'],"
+        "env={**os.environ, 'POPMI_PARENT': str(os.getpid())}, stdout=subprocess.PIPE);"
+        "child.stdout.readline(); print(child.pid, flush=True); import time; time.sleep(600)"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = int(supervisor.stdout.readline())
+    supervisor.kill()
+    supervisor.wait()
+    until = time.monotonic() + 20
+    while os.path.exists(f"/proc/{child}") and time.monotonic() < until:  # noqa: PTH110
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{child}")  # noqa: PTH110
+
+
+def test_a_process_whose_supervisor_is_gone_already_ends_at_once():
+    code = "from client.site.leash import die_with; die_with(1 if __import__('os').getppid() != 1 else 2)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
