@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 RUNS ?= runs
 DEMO_FLAGS ?=
 
-.PHONY: demo test check lint browser lock clean setup
+.PHONY: demo test check lint browser compose lock clean setup
 
 setup: $(STAMP)
 
@@ -42,6 +42,11 @@ check: lint test
 
 browser: $(STAMP)
 	$(BIN)/python -m pytest -m browser
+
+# Builds the image, runs three sites for two rounds in containers, takes them down; logs lie in runs/compose-test.
+compose: $(STAMP)
+	@docker compose version >/dev/null 2>&1 && docker version >/dev/null 2>&1 || { echo "make compose needs a running Docker engine with Compose 2.24 or newer: docker compose version, docker version"; exit 1; }
+	$(BIN)/python -m pytest -m compose tests/compose
 
 # The lock holds versions only: no addresses, and without py3nj, a Fortran build that planar groups do not need.
 lock: $(STAMP)

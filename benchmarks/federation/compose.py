@@ -1,0 +1,187 @@
+"""Wall time and memory of the federation in containers, one run on phantoms or on prepared images.
+
+    python benchmarks/federation/compose.py --out docs/results/compose
+    python benchmarks/federation/compose.py --out docs/results/compose --data FOLDER
+
+FOLDER is a prepared data set: one folder a site with labels.csv. Builds the image, starts five sites under a project
+name of its own, samples `docker stats` until the run has ended, takes everything down. Adds the run to compose.json
+(one entry for each data set) and writes the table compose.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import re
+import statistics
+import subprocess
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PROJECT = "popmi-measure"
+PORT = "8089"
+PATIENCE = 3600.0
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="prepared data set; default: phantoms")
+    parser.add_argument("--out", type=Path, required=True, help="path without ending; .json and .md are written")
+    arguments = parser.parse_args()
+    measured = measure(environment(arguments.data))
+    file = arguments.out.with_suffix(".json")
+    kept = list(json.loads(file.read_text())) if file.exists() else []
+    kept = [row for row in kept if row["data"] != measured["data"]] + [measured]
+    file.write_text(json.dumps(kept, indent=1) + "\n")
+    arguments.out.with_suffix(".md").write_text(page(kept))
+
+
+def environment(data: Path | None) -> dict[str, str]:
+    """Return what tells compose of the sites and their images."""
+    told = os.environ | {"DASHBOARD_PORT": PORT, "COMPOSE_ENV_FILES": "/dev/null"}
+    if data is None:
+        return told
+    labels: set[str] = set()
+    folders = [path for path in sorted(data.iterdir()) if (path / "labels.csv").is_file()]
+    sites = [path for path in folders if path.name != "isic2018_test"][:5]
+    for number, folder in enumerate(sites, 1):
+        told |= {f"SITE_{number}": folder.name, f"SITE_{number}_DATA": str(folder.resolve())}
+        with (folder / "labels.csv").open(encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            labels |= {row.get("diagnosis") or row["dx"] for row in rows}
+    return told | {"CLASSES": ",".join(sorted(labels))}
+
+
+def measure(told: dict[str, str]) -> dict[str, Any]:
+    """Build, run and take down; return times in seconds and memory in bytes."""
+    compose(told, "--profile", "*", "down", "--volumes", "--timeout", "5")
+    begun = time.time()
+    compose(told, "build")
+    built = time.time()
+    try:
+        compose(told, "up", "--detach")
+        up = time.time()
+        samples: dict[str, list[int]] = defaultdict(list)
+        while (run := head()).get("status") not in ("finished", "failed", "stopped"):
+            if time.time() > up + PATIENCE:
+                raise SystemExit(f"the run did not end within {PATIENCE:.0f} s: {run}")
+            for service, used in memory().items():
+                samples[service].append(used)
+            time.sleep(1)
+        rounds = [row for row in ask(f"/runs/{run['key']}/rounds") if row["server_round"] > 0]
+        sites = ask(f"/runs/{run['key']}/sites")
+        auroc = [
+            row["value"]
+            for row in ask(f"/runs/{run['key']}/metrics")
+            if (row["name"], row["split"], row["scope"]) == ("auroc", "val", "global")
+        ]
+    finally:
+        compose(told, "--profile", "*", "down", "--volumes", "--timeout", "5")
+    return {
+        "data": "phantom" if run["phantom"] else "dermoscopy, 64 px",
+        "status": run["status"],
+        "reason": run["reason"],
+        "measured": time.strftime("%Y-%m-%d", time.gmtime(begun)),
+        "cores": os.cpu_count(),
+        "load_at_end": os.getloadavg()[2],
+        "seconds": {
+            "build": round(built - begun, 1),
+            "up": round(up - built, 1),
+            "up_to_first_round": round(rounds[0]["started"] - built, 1),
+            "up_to_end": round(run["finished"] - built, 1),
+            "rounds": [round(row["seconds_total"], 1) for row in rounds],
+            "train": [round(row["seconds_train"], 1) for row in rounds],
+        },
+        "images": {row["site"]: row["num_examples"] for row in sites if row["phase"] == "train"},
+        "auroc_validation": auroc,
+        "memory": {
+            name: {"samples": len(used), "peak": max(used), "median": statistics.median(used)}
+            for name, used in sorted(samples.items())
+        },
+    }
+
+
+def compose(told: dict[str, str], *words: str) -> None:
+    """Run `docker compose` under the measurement's own project name."""
+    subprocess.run(
+        ["docker", "compose", "--project-name", PROJECT, *words],
+        cwd=ROOT, env=told, check=True, stdin=subprocess.DEVNULL, capture_output=True,
+    )  # fmt: skip
+
+
+def ask(path: str) -> Any:
+    """Ask the pages' ``/api/v1``."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/api/v1{path}", timeout=20) as answer:
+        return json.load(answer)
+
+
+def head() -> dict[str, Any]:
+    """Return the run's head, empty before it has begun."""
+    try:
+        return dict(next(iter(ask("/runs")), {}))
+    except OSError:
+        return {}
+
+
+def memory() -> dict[str, int]:
+    """Return bytes in use by service, as `docker stats` counts them: without the page cache."""
+    done = subprocess.run(
+        ["docker", "stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}"], capture_output=True, text=True
+    )
+    found = re.findall(rf"^{PROJECT}-(.+)-1 ([\d.]+)([KMG]?i?B) /", done.stdout, re.MULTILINE)
+    return {service: int(float(number) * UNITS[unit]) for service, number, unit in found}
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """Return the tables as markdown."""
+    lines = [
+        "# The federation in containers: time and memory",
+        "",
+        "    python benchmarks/federation/compose.py --out docs/results/compose [--data FOLDER]",
+        "",
+        "`docker compose up` with five sites and three rounds of OPM (`deploy/compose/run.toml`), all on one",
+        "machine; one run each. The load is the mean of the last 15 minutes: above the number of cores, work waited.",
+        "Memory is what `docker stats` says, a sample in about three seconds. Raw figures: compose.json.",
+        "",
+        "| | " + " | ".join(row["data"] for row in rows) + " |",
+        "| --- |" + " ---: |" * len(rows),
+    ]
+    facts: dict[str, Callable[[dict[str, Any]], str]] = {
+        "images trained on": lambda row: f"{sum(row['images'].values()):,}",
+        "cores; load": lambda row: f"{row['cores']}; {row['load_at_end']:.1f}",
+        "image built or brought up to date, s": lambda row: f"{row['seconds']['build']:.0f}",
+        "from `up` to the first round, s": lambda row: f"{row['seconds']['up_to_first_round']:.0f}",
+        "from `up` to the run's end, s": lambda row: f"{row['seconds']['up_to_end']:.0f}",
+        "rounds, s": lambda row: _list(row["seconds"]["rounds"]),
+        "training, all sites' seconds added up": lambda row: _list(row["seconds"]["train"]),
+        "AUROC (validation) by round": lambda row: ", ".join(f"{value:.3f}" for value in row["auroc_validation"]),
+    }
+    lines += [f"| {name} | " + " | ".join(told(row) for row in rows) + " |" for name, told in facts.items()]
+    lines += ["", "| container | " + " | ".join(f"{row['data']}: median MiB | peak MiB" for row in rows) + " |"]
+    lines.append("| --- |" + " ---: | ---: |" * len(rows))
+    for service in sorted({name for row in rows for name in row["memory"]}):
+        cells = [row["memory"].get(service) for row in rows]
+        lines.append(
+            f"| {service} | " + " | ".join(f"{_mib(cell, 'median')} | {_mib(cell, 'peak')}" for cell in cells) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _list(values: list[float]) -> str:
+    return ", ".join(f"{value:.0f}" for value in values)
+
+
+def _mib(cell: dict[str, float] | None, name: str) -> str:
+    return "-" if cell is None else f"{cell[name] / 2**20:,.0f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The whole topology in containers, once for all tests, under a project name of its own; always taken down."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LOGS = ROOT / "runs" / "compose-test"
+PROJECT = "popmi-test"
+SITES = {"site-1": "phantom_contact", "site-2": "phantom_polarised", "site-3": "phantom_ruler"}
+SERVICES = ("dashboard", "runner", "keeper", *SITES)
+PATIENCE = 1200.0
+"""Seconds until the run must have finished; on two free cores it takes two minutes."""
+
+
+class Stage:
+    """One federation in containers."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.environment = os.environ | {
+            "DASHBOARD_PORT": str(self.port),
+            "RUN_FILE": "./tests/compose/two-rounds.toml",
+            "SITES": " ".join(f"{name}:{service[-1]}" for service, name in SITES.items()),
+            "COMPOSE_ENV_FILES": "/dev/null",
+        }
+
+    def compose(self, *words: str, check: bool = True) -> str:
+        """Run `docker compose`; a failure shows what it said."""
+        done = subprocess.run(
+            ["docker", "compose", "--ansi", "never", "--project-name", PROJECT, *words],
+            cwd=ROOT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        if check and done.returncode:
+            pytest.fail(f"docker compose {' '.join(words)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+        return done.stdout
+
+    def python(self, service: str, code: str) -> str:
+        """Run Python in a running container; return what it printed."""
+        return self.compose("exec", "-T", service, "python", "-c", code).strip()
+
+    def ask(self, path: str) -> bytes:
+        """Ask the pages, as a browser on this machine does."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+            return bytes(answer.read())
+
+    def api(self, path: str) -> Any:
+        """Ask ``/api/v1``."""
+        return json.loads(self.ask(f"/api/v1{path}"))
+
+    def finished(self) -> dict[str, Any]:
+        """Wait until the run has ended and return its head."""
+        until = time.monotonic() + PATIENCE
+        run: dict[str, Any] = {}
+        while time.monotonic() < until:
+            try:
+                run = next(iter(self.api("/runs")), run)
+            except OSError:
+                time.sleep(1)
+            if run.get("status") in ("finished", "failed", "stopped"):
+                return run
+            time.sleep(2)
+        pytest.fail(f"the run did not end within {PATIENCE:.0f} s: {run}. Logs: {LOGS}")
+
+    def keep_logs(self) -> None:
+        """Write what every container said into files: after the end nobody could ask any more."""
+        LOGS.mkdir(parents=True, exist_ok=True)
+        (LOGS / "containers.txt").write_text(self.compose("ps", "--all", check=False))
+        for service in ("certificates", "database", "superlink", "gateway", "prometheus", *SERVICES):
+            (LOGS / f"{service}.log").write_text(self.compose("logs", "--no-color", service, check=False))
+        for site in SITES:
+            told = self.compose("exec", "-T", site, "sh", "-c", "cat /home/popmi/site/processes/*.log", check=False)
+            (LOGS / f"{site}-processes.log").write_text(told)
+        told = self.compose("exec", "-T", "keeper", "cat", "/home/popmi/server/audit.jsonl", check=False)
+        (LOGS / "audit.jsonl").write_text(told)
+
+    def down(self) -> None:
+        """Take everything down, the volumes too."""
+        self.compose("--profile", "*", "down", "--volumes", "--timeout", "5", "--remove-orphans", check=False)
+
+
+@pytest.fixture(scope="session")
+def stage() -> Iterator[Stage]:
+    """A federation of three sites that has begun its run."""
+    made = Stage()
+    # What an earlier test left when it was killed.
+    made.down()
+    try:
+        made.compose("up", "--detach", "--build", *SERVICES)
+        yield made
+    finally:
+        made.keep_logs()
+        made.down()

@@ -1,0 +1,48 @@
+"""The page of the containers' time and memory says what was measured (benchmarks/federation/compose.py)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "docs" / "results" / "compose.json"
+
+
+@pytest.fixture(scope="module")
+def measuring() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("measuring", ROOT / "benchmarks" / "federation" / "compose.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_the_one_of_the_raw_figures(measuring: ModuleType) -> None:
+    rows = json.loads(RESULTS.read_text())
+    assert RESULTS.with_suffix(".md").read_text() == measuring.page(rows)
+    assert all(row["status"] == "finished" for row in rows)
+
+
+def test_memory_is_read_by_service_and_of_this_project_only(
+    measuring: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "popmi-measure-site-1-1 1.5GiB / 3GiB\npopmi-measure-keeper-1 512KiB / 1GiB\nother-keeper-1 9MiB / 1GiB\n"
+    monkeypatch.setattr(measuring.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=told))
+    assert measuring.memory() == {"site-1": 3 * 2**29, "keeper": 512 * 2**10}
+
+
+def test_sites_and_classes_come_from_the_folder(measuring: ModuleType, tmp_path: Path) -> None:
+    for name, label in (("north", "mel"), ("south", "nv"), ("isic2018_test", "bcc")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "labels.csv").write_text(f"image,diagnosis\na.png,{label}\n")
+    told = measuring.environment(tmp_path)
+    assert told["SITE_1"] == "north"
+    assert told["SITE_2_DATA"] == str(tmp_path / "south")
+    assert told["CLASSES"] == "mel,nv"
+    assert "SITE_3" not in told

@@ -1,0 +1,174 @@
+"""The compose file keeps what it promises, read without an engine: who runs how, and who reaches whom."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SITES = [name for name in SERVICES if re.fullmatch(r"site-\d", name)]
+CENTRE = ("superlink", "runner", "keeper", "certificates", "invitation", "database", "prometheus")
+SCRIPTS = sorted((ROOT / "deploy" / "compose").glob("*.sh"))
+
+
+def sources(service: str) -> list[str]:
+    """Return the volumes and folders a service mounts."""
+    # The colon after a default (${NAME:-./folder}) is none that separates.
+    return [re.sub(r"\$\{[^}]*\}", "DATA", item).split(":")[0] for item in SERVICES[service].get("volumes", [])]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_runs_confined(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert str(service["user"]).split(":")[0] not in ("", "0", "root")
+    assert re.fullmatch(r"\d+[mg]|\$\{SITE_MEMORY:-3g\}", service["mem_limit"])
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+    assert service["pids_limit"] > 0
+    assert not service.keys() & {"privileged", "network_mode", "pid", "ipc", "devices", "cap_add"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_nothing_is_published_but_on_this_machine(name: str) -> None:
+    ports = SERVICES[name].get("ports", [])
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+    assert bool(ports) == (name in ("dashboard", "grafana"))
+
+
+def test_only_the_pages_are_in_a_network_with_a_way_out() -> None:
+    open_ones = {name for name, network in COMPOSE["networks"].items() if not (network or {}).get("internal")}
+    assert open_ones == {"pages"}
+    assert {name for name in SERVICES if "pages" in SERVICES[name]["networks"]} == {"dashboard", "grafana"}
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_a_site_is_alone_with_the_gateway(name: str) -> None:
+    assert SERVICES[name]["networks"] == [name]
+    assert {other for other in SERVICES if name in SERVICES[other]["networks"]} == {name, "gateway"}
+
+
+def test_the_gateway_reaches_every_site_and_the_centre_only() -> None:
+    assert set(SERVICES["gateway"]["networks"]) == {"core", *SITES}
+    for name in CENTRE:
+        assert SERVICES[name]["networks"] == ["core"]
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_a_site_mounts_what_is_its_own_and_its_images_read_only(name: str) -> None:
+    number = name.removeprefix("site-")
+    assert sources(name) == [name, f"handover-{number}", "DATA"]
+    assert SERVICES[name]["volumes"][2] == f"${{SITE_{number}_DATA:-./deploy/no-data}}:/data:ro"
+    others = {other for other in SERVICES if name in sources(other)}
+    assert others == {name}
+
+
+def test_the_centres_keys_are_mounted_by_the_centre_only_and_not_by_the_pages() -> None:
+    mounting = {name for name in SERVICES if "centre" in sources(name)}
+    assert mounting == {"certificates", "superlink", "runner", "gateway", "keeper", "invitation"}
+    assert SERVICES["gateway"]["volumes"] == ["centre:/home/popmi/server:ro"]
+    assert "volumes" not in SERVICES["dashboard"]
+
+
+def test_the_databases_address_is_told_to_those_who_need_it_only() -> None:
+    told = {name for name in SERVICES if "POPMI_DATABASE" in SERVICES[name].get("environment", {})}
+    assert told == {"runner", "keeper", "dashboard"}
+
+
+def test_one_service_builds_the_image_and_no_registry_is_asked_for_it() -> None:
+    own = {name: service for name, service in SERVICES.items() if service["image"] == "popmi"}
+    assert [name for name, service in own.items() if "build" in service] == ["certificates"]
+    assert {service["pull_policy"] for service in own.values()} == {"never"}
+    assert {name for name in SERVICES if name not in own} == {"database", "prometheus", "grafana"}
+
+
+def test_everything_comes_back_by_itself_but_what_is_done_once() -> None:
+    assert {name for name in SERVICES if SERVICES[name]["restart"] == "no"} == {"certificates", "invitation"}
+    assert {SERVICES[name]["restart"] for name in SERVICES} == {"no", "always"}
+
+
+@pytest.mark.parametrize("name", ["database", "superlink", "gateway", "dashboard", *SITES])
+def test_what_others_wait_for_says_when_it_is_well(name: str) -> None:
+    check = SERVICES[name]["healthcheck"]["test"]
+    assert check[:1] == ["CMD"]
+    assert check[1:3] == ["python", "-c"] or name == "database"
+    if name != "database":
+        compile(check[3], name, "exec")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_nobody_waits_for_what_is_not_there(name: str) -> None:
+    for other, how in SERVICES[name].get("depends_on", {}).items():
+        once = SERVICES[other]["restart"] == "no"
+        assert how["condition"] == ("service_completed_successfully" if once else "service_healthy")
+        assert once or "healthcheck" in SERVICES[other]
+        # Who waits for a service of a profile must be in it too, or do without.
+        assert how.get("required") is False or SERVICES[other].get("profiles") in (None, SERVICES[name].get("profiles"))
+
+
+def test_five_sites_start_by_themselves_and_a_sixth_on_request() -> None:
+    assert [name for name in SITES if "profiles" not in SERVICES[name]] == [f"site-{number}" for number in range(1, 6)]
+    assert {name for name in SERVICES if SERVICES[name].get("profiles") == ["extra"]} == {"site-6", "invitation"}
+    assert {name for name in SERVICES if SERVICES[name].get("profiles") == ["monitoring"]} == {"prometheus", "grafana"}
+
+
+def test_every_volume_and_network_that_is_named_is_made() -> None:
+    mounted = {item for name in SERVICES for item in sources(name) if not item.startswith((".", "DATA"))}
+    assert mounted == set(COMPOSE["volumes"])
+    joined = {network for name in SERVICES for network in SERVICES[name]["networks"]}
+    assert joined == set(COMPOSE["networks"])
+
+
+def test_every_file_that_is_mounted_or_run_is_there() -> None:
+    for name in SERVICES:
+        for source in sources(name):
+            assert not source.startswith("./") or (ROOT / source).exists()
+        for word in [*SERVICES[name].get("entrypoint", []), *SERVICES[name].get("command", [])]:
+            if str(word).startswith("/opt/popmi/"):
+                assert (ROOT / str(word).removeprefix("/opt/popmi/")).is_file()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_stops_at_the_first_fault_and_is_plain_sh(script: Path) -> None:
+    lines = script.read_text().splitlines()
+    assert lines[0] == "#!/bin/sh"
+    assert "set -eu" in lines
+    assert not re.search(r"\[\[|\bfunction\b|\blocal\b", script.read_text())
+
+
+def test_the_dockerfile_keeps_to_old_builders_and_ends_as_nobody() -> None:
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    assert "syntax=" not in text
+    assert "@sha256" not in text + (ROOT / "docker-compose.yml").read_text()
+    steps = re.findall(r"^([A-Z]+) (.*)$", text, re.MULTILINE)
+    assert [rest for word, rest in steps if word == "USER"] == ["10001:10001"]
+    # Code changes every day, dependencies seldom: nothing of the code lies below them.
+    assert text.index("image.lock") < text.index("COPY pyproject.toml") < text.index("COPY popmi_core")
+
+
+def test_the_image_holds_no_more_than_it_needs() -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        word
+        for line in re.findall(r"^COPY (.*)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+        for word in line.split()[:-1]
+    }
+    assert copied == kept
+    assert kept & {".git", "tests", "benchmarks", "runs", "data"} == set()
+
+
+def test_prometheus_asks_the_pages_by_the_name_they_answer_to() -> None:
+    asked = yaml.safe_load((ROOT / "deploy" / "monitoring" / "prometheus.yml").read_text())
+    targets = [
+        target for job in asked["scrape_configs"] for part in job["static_configs"] for target in part["targets"]
+    ]
+    assert targets == ["dashboard:8080"]
+    assert "--metrics-name=dashboard" in SERVICES["dashboard"]["command"]
+    assert "--published-on=127.0.0.1" in SERVICES["dashboard"]["command"]
