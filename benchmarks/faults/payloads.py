@@ -1,0 +1,130 @@
+"""Cases 1 to 11, 14, 16 and 17: what a broken site sends, code that waits, keys cut off, sites that all fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from broken_site import ALL_FAIL, FAULTS, place_of
+from stage import BAD, GOOD, ROOT, THIRD, Stage
+
+SAID = {
+    "1": "NaN or infinite",
+    "2": "the model moved by",
+    "3": "has shape",
+    "4": "head.weight|backdoor.weight",
+    "5": "dtype float64",
+    "6": "num_examples",
+    "7": "cannot be decoded",
+    "8": "bytes of tensors",
+    "9": "cannot be decoded",
+    "10": "expected run",
+    "11": "copy of an earlier one",
+}
+"""What the reason of each case must say, one of several words."""
+PICKLE_OPENED = Path("/tmp/popmi-pickle-was-opened")
+
+
+def play(stage: Stage) -> None:
+    """Let two broken sites send everything they have; one of them has not approved the code when the run begins."""
+    machine = stage.machine
+    PICKLE_OPENED.unlink(missing_ok=True)
+    last = -(-len(FAULTS) // 2)
+    machine.begin("payloads", {"rounds": last + 1, "sites": [GOOD, BAD, THIRD], "limits": {"join": 900.0}})
+    stage.attempt("16", "code that a site has not approved", lambda: waiting_for_approval(stage))
+    stage.finish("payloads", 2400)
+    rows = stage.site_rows("payloads")
+    with machine.record("payloads") as reader:
+        outcomes = {row.server_round: row.outcome for row in reader.rounds(reader.run().id)}
+    for row in rows:
+        place = place_of(row.site, row.server_round)
+        if place is not None:
+            case, what, _ = FAULTS[place]
+            right = row.outcome == "quarantined" and any(word in (row.reason or "") for word in SAID[case].split("|"))
+            well = outcomes[row.server_round] == "ok"
+            stage.note(
+                case, what, f"approved code sent it in round {row.server_round}", f"{row.outcome}: {row.reason}",
+                "yes, the round was made of the others" if well else "NO",
+                good=right and well and not PICKLE_OPENED.exists(),
+            )  # fmt: skip
+    after = [row.outcome for row in rows if row.server_round == last + 1]
+    ended = machine.ended("payloads")
+    stage.note(
+        "1-11", "afterwards", "the sites send well-formed answers again", ", ".join(after), f"yes, run {ended}",
+        good=after == ["ok"] * 3 and ended == "finished",
+    )  # fmt: skip
+
+
+def waiting_for_approval(stage: Stage) -> None:
+    """Case 16: the operator sees a site waiting, the hospital approves, the site joins without a restart."""
+    machine, home = stage.machine, stage.machine.site(THIRD).folder
+    machine.until(lambda: THIRD in machine.status()["waiting"], "a site that waits for approval", 400, every=4.0)
+    seen = next(text for text in machine.status()["trouble"] if THIRD in text)
+    at_site = machine.popmi("site", "status", "--home", str(home), expect=None).stdout
+    begun = time.monotonic()
+    machine.popmi("site", "approve", "--yes", "--summary", "--home", str(home))
+
+    def trained() -> bool:
+        return machine.done("payloads") > 0 and any(
+            row.site == THIRD and row.outcome != "failed" for row in stage.site_rows("payloads")
+        )
+
+    machine.until(trained, "an answer of the site once its code is approved", 400)
+    told = next(line.strip() for line in at_site.splitlines() if "waits for approval" in line)
+    stage.note(
+        "16", "code that a site has not approved", "a site ran without `popmi site approve`; approved while waiting",
+        f"operator: {seen} / site: {told}", "yes; it took part after the approval, nothing restarted", good=True,
+        seconds=time.monotonic() - begun,
+    )  # fmt: skip
+
+
+def all_fail(stage: Stage) -> None:
+    """Case 17: every site raises in every round."""
+    stage.machine.begin(ALL_FAIL, {"rounds": 5})
+    status = stage.finish(ALL_FAIL, 900)
+    reason = stage.reason(ALL_FAIL)
+    good = status == "failed" and all(site in reason for site in (GOOD, BAD)) and "4711" not in reason
+    stage.note(
+        "17", "all sites fail", "every site's code raised in every round, quoting a file name", reason,
+        "no: run FAILED after 3 empty rounds" if status == "failed" else f"NO: {status}", good=good,
+    )  # fmt: skip
+
+
+def revoked_and_unknown(stage: Stage) -> None:
+    """Case 14: a key is revoked in the middle of a run; another was never let in."""
+    machine = stage.machine
+    machine.begin("slow-revoked", {"rounds": 3})
+    machine.until(lambda: machine.done("slow-revoked") >= 1, "the first round", 400)
+    begun = time.monotonic()
+    machine.popmi("server", "revoke", THIRD, "--reason", "laptop stolen")
+    machine.until(lambda: THIRD not in machine.online(), "the revoked site off line", 120, every=2.0)
+    gone = time.monotonic() - begun
+    ended = stage.finish("slow-revoked", 900)
+    rows = [row for row in stage.site_rows("slow-revoked") if row.site == THIRD]
+    seen = rows[-1].reason or ""
+    stage.note(
+        "14", "a revoked key", f"`popmi server revoke` in the middle of a run; off line after {gone:.0f} s", seen,
+        f"yes, run {ended}", good="revoked" in seen and ended == "finished", seconds=gone,
+    )  # fmt: skip
+    machine.stop(THIRD)
+    home = machine.enrol("stranger", f"phantom:{THIRD}", confirm=False)
+    machine.run_site("stranger")
+    node_log = home.processes / "node.log"
+    machine.until(lambda: node_log.exists() and "connection to the SuperLink" in node_log.read_text(), "a refusal", 200)
+    lines = [line for line in node_log.read_text().splitlines() if line.strip()]
+    stage.note(
+        "14", "an unknown key", "a site ran whose key nobody had confirmed", " ".join(lines[-4:]),
+        "yes; it is never asked", good="stranger" not in machine.online(),
+    )  # fmt: skip
+    machine.stop("stranger")
+
+
+def pointed_at(stage: Stage, case: str, what: str, test: str, said: str) -> None:
+    """Run a test of the product that shows a case better than the drill can."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", test]
+    done = subprocess.run(command, cwd=ROOT, env=stage.machine.env | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    last = (done.stdout.strip().splitlines() or [done.stderr[-200:]])[-1]
+    stage.note(case, what, f"test run here: {test}", f"{said} ({last})", "yes", good=done.returncode == 0)
