@@ -22,6 +22,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from machine import Machine, NotInTime, cpu_seconds, free_ports, peak_megabytes
+from transport import FLOWERS_DATABASE, changed_tree
 
 from popmi_core.deployment import Enrolment
 from server.control.sites import add_site
@@ -39,14 +40,17 @@ Printed by `python benchmarks/federation/load.py --out docs/results/load`; every
 one process that speaks Flower's fleet protocol for all of them, a key each, through gateway and TLS; `train` answers
 the broadcast model with a small change at once, `evaluate` has no image. Strategy fedavg, {cores} cores for server and
 sites together (load average when begun: {load}), so the seconds hold the sites' share of encryption, too. *s*:
-processor seconds a round of each process; *MB*: its highest resident size (VmHWM).
+processor seconds a round of each process; *MB*: its highest resident size (VmHWM). *@flower*: the SuperLink uses its
+database as Flower alone does (server/control/patient.py says what is changed), everything else as in the other rows.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--cases", default="popmi_vit_micro:2,10,50,100;vit_tiny_patch16_224:2,10", help="MODEL:N,N;..."
+        "--cases",
+        default="popmi_vit_micro:2,10,50,100;popmi_vit_micro@flower:50;vit_tiny_patch16_224:2,10",
+        help="MODEL:N,N;... MODEL@flower: the SuperLink uses its database as Flower alone does",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slow", default="popmi_vit_micro", help="model of the slow line's case; empty: none")
@@ -73,8 +77,10 @@ class LightFederation:
     """A real server with light sites, in a folder."""
 
     def __init__(self, folder: Path, model: str, sites: Sequence[str], config: Mapping[str, Any]) -> None:
-        given = {"strategy": "fedavg", "model": MODELS[model], "timeout": 900.0, "limits": {"join": 300.0}, **config}
-        self.machine, self.names = Machine(folder, {}, given), list(sites)
+        name, _, way = model.partition("@")
+        given = {"strategy": "fedavg", "model": MODELS[name], "timeout": 900.0, "limits": {"join": 300.0}, **config}
+        tree = changed_tree(folder.parent / f"{folder.name}-tree", (FLOWERS_DATABASE,) if way else ())
+        self.machine, self.names = Machine(folder, {}, given, tree=tree), list(sites)
         self.diary = folder / "diary.jsonl"
 
     def begin(self, endpoints: Mapping[str, str] | None = None) -> None:
@@ -125,7 +131,7 @@ def loaded(model: str, count: int, rounds: int, limit: float) -> dict[str, Any]:
     sites = [f"light{number:03d}" for number in range(count)]
     row: dict[str, Any] = {"model": model, "sites": count}
     with tempfile.TemporaryDirectory() as folder:
-        federation = LightFederation(Path(folder), model, sites, {"rounds": rounds})
+        federation = LightFederation(Path(folder) / "load", model, sites, {"rounds": rounds})
         with federation.machine as machine:
             try:
                 federation.begin()
@@ -165,7 +171,7 @@ def behind_a_slow_line(model: str, quorum: int | None, rounds: int, limit: float
     limits: dict[str, Any] = {"join": 300.0, **({} if quorum is None else {"quorum": quorum, "grace": 1.0})}
     row: dict[str, Any] = {"model": model, "quorum": quorum}
     with tempfile.TemporaryDirectory() as folder:
-        federation = LightFederation(Path(folder), model, sites, {"rounds": rounds, "limits": limits})
+        federation = LightFederation(Path(folder) / "load", model, sites, {"rounds": rounds, "limits": limits})
         with federation.machine as machine:
             (port,) = free_ports(1)
             federation.start("line", HERE / "slowline.py", port, machine.public)

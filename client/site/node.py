@@ -13,7 +13,7 @@ from flwr.supernode.cli.flower_supernode import flower_supernode
 from client.site.leash import die_with_supervisor
 
 _fetch = internal._pull_and_store_message
-SOONEST, LATEST = 0.25, 3.0
+SOONEST, LATEST = 0.3, 3.0
 """Seconds between two looks for a question."""
 
 
@@ -23,11 +23,11 @@ def next_question(
     """Return the run of the next question, once there is one.
 
     Flower's node looks every three seconds; between training and evaluation that is most of a small round. Here a
-    question is noticed within a tenth of the time it was waited for.
+    question is noticed within a fifth of the time it was waited for.
     """
     begun = clock()
     while (run_id := fetch_whole(**given)) is None:
-        pause(min(max((clock() - begun) / 10, SOONEST), LATEST))
+        pause(min(max((clock() - begun) / 5, SOONEST), LATEST))
     return run_id
 
 

@@ -1,12 +1,18 @@
-"""The SuperLink waits for its database instead of answering that it is locked (server/control/patient.py)."""
+"""The SuperLink waits for its database and spares it (server/control/patient.py)."""
 
 from __future__ import annotations
 
 import sqlite3
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore import sql_mixin
+from flwr.supercore.corestate.sql_corestate import SqlCoreState
+from flwr.supercore.object_store import ObjectStoreFactory
+from sqlalchemy import text
 
 from popmi_core.errors import SetupError
 from server.control import patient
@@ -16,6 +22,9 @@ from server.control import patient
 def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower's own settings are back after each test."""
     monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", sql_mixin.SQLITE_PRAGMAS)
+    monkeypatch.setattr(sql_mixin, "create_engine", sql_mixin.create_engine)
+    for owner, name in ((SqlLinkState, "_claim_message_ins_rows"), (SqlCoreState, "_cleanup_expired_task_tokens")):
+        monkeypatch.setattr(owner, name, vars(owner)[name])
 
 
 def connected(path: str) -> sqlite3.Connection:
@@ -50,9 +59,84 @@ def test_the_superlink_starts_with_the_longer_wait(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(patient, "flower_superlink", lambda: seen.append(dict(sql_mixin.SQLITE_PRAGMAS)))
     patient.main()
     assert seen[0]["busy_timeout"] == "60000"
+    assert "claimed" in SqlLinkState._claim_message_ins_rows.__name__
 
 
 def test_another_flower_that_sets_it_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", (("journal_mode", "WAL"),))
     with pytest.raises(SetupError, match=r"sets no busy_timeout, expected flwr 1\.41"):
         patient.wait_longer()
+
+
+NODE, OTHER = 2**63 + 5, 6
+"""A number of more than 63 bits is kept as a negative one."""
+
+
+def link_state(path) -> SqlLinkState:
+    """Return a SuperLink's state in a file, with one message for ``NODE``."""
+    state = SqlLinkState(str(path), SimpleNamespace(), ObjectStoreFactory().store())
+    state.initialize()
+    state._check_stored_messages = lambda ids: None  # type: ignore[method-assign]
+    with state.session() as session:
+        session.execute(text("PRAGMA foreign_keys = OFF"))
+        session.execute(
+            text(
+                "INSERT INTO message_ins (message_id, group_id, run_id, src_node_id, dst_node_id, reply_to_message_id,"
+                " created_at, delivered_at, ttl, message_type)"
+                " VALUES ('m', '1', 1, 1, :node, '', :now, '', 600, 'train')"
+            ),
+            {"node": NODE - 2**64, "now": time.time()},
+        )
+    return state
+
+
+def test_a_look_that_finds_nothing_needs_no_lock(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", (("busy_timeout", "0"), ("journal_mode", "WAL")))
+    patient.spare_the_database()
+    state = link_state(tmp_path / "state.db")
+    writer = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    assert state._claim_message_ins_rows(OTHER, 1) == []
+    with pytest.raises(Exception, match="database is locked"):
+        state._claim_message_ins_rows(NODE, 1)
+
+
+def test_a_message_is_handed_out_once_and_to_its_node_only(tmp_path) -> None:
+    patient.spare_the_database()
+    state = link_state(tmp_path / "state.db")
+    assert state._claim_message_ins_rows(OTHER, 1) == []
+    assert [row["message_id"] for row in state._claim_message_ins_rows(NODE, 1)] == ["m"]
+    assert state._claim_message_ins_rows(NODE, 1) == []
+
+
+def test_flower_alone_takes_the_lock_for_every_look_so_this_is_still_needed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", (("busy_timeout", "0"), ("journal_mode", "WAL")))
+    state = link_state(tmp_path / "state.db")
+    writer = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Exception, match="database is locked"):
+        state._claim_message_ins_rows(OTHER, 1)
+
+
+def test_lapsed_tasks_are_looked_for_once_a_second_in_each_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, now = [], [100.0]
+    monkeypatch.setattr(SqlCoreState, "_cleanup_expired_task_tokens", seen.append)
+    patient.spare_the_database(lambda: now[0])
+    for state, moment in (("a", 100.0), ("a", 100.5), ("b", 100.5), ("a", 101.0), ("a", 101.9)):
+        now[0] = moment
+        SqlCoreState._cleanup_expired_task_tokens(state)  # type: ignore[arg-type]
+    assert seen == ["a", "b", "a"]
+
+
+def test_connections_stay_open_but_a_database_in_memory_keeps_its_one(tmp_path) -> None:
+    patient.spare_the_database()
+    assert link_state(tmp_path / "state.db")._engine.pool.size() == patient.CONNECTIONS
+    kept = SqlLinkState(":memory:", SimpleNamespace(), ObjectStoreFactory().store())
+    kept.initialize()
+    assert type(kept._engine.pool).__name__ == "StaticPool"
+
+
+def test_another_flower_that_looks_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(SqlLinkState, "_claim_message_ins_rows")
+    with pytest.raises(SetupError, match=r"has no _claim_message_ins_rows, expected flwr 1\.41"):
+        patient.spare_the_database()
