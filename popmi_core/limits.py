@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 class LimitsConfig(BaseModel):
     """Patience and bounds of a run; times are seconds.
 
-    ``quorum``: so many sites' answers close a question after ``grace`` more seconds (None: it stays open for all, to
-    the deadline). ``join``: how long the run waits at its start for the sites it expects. ``again``: how often a site
-    that restarted in the middle of its work is asked anew. ``empty_rounds`` on end without a model fail the run.
+    ``quorum``: so many sites' usable answers close a question after ``grace`` more seconds (None: it stays open for
+    all, to the deadline). ``join``: how long the run waits at its start for the sites it expects, and before a round
+    for as many as it needs. ``again``: how often a site that restarted in the middle of its work is asked anew.
+    ``empty_rounds`` on end without a model fail the run.
     ``max_change``: largest norm of a site's change of the model, in norms of the model it started from.
     """
 

@@ -2,11 +2,13 @@
 
 Flower sends every array as two objects or more, and each object is a request of its own, two at a time: a model of a
 hundred tensors over a line of 200 ms takes half a minute before a byte of it counts. One block is one object for every
-5 MB. The format is safetensors; the arrays' order travels along, because sums of floats depend on it.
+5 MB. The format is safetensors; the arrays' order travels along, because sums of floats depend on it, and a checksum of
+their names, types, shapes and bytes, because a flipped bit in a weight is still a weight.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -19,13 +21,13 @@ from popmi_core.errors import UpdateError
 
 PACKED = "safetensors"
 """The only name in a record of packed arrays, and how Flower's array says what its bytes are."""
-_ORDER = "order"
+_ORDER, _DIGEST = "order", "sha256"
 
 
 def pack(arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
     """Return arrays by name as the bytes of a safetensors file."""
     whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    return save(whole, metadata={_ORDER: json.dumps(list(whole))})
+    return save(whole, metadata={_ORDER: json.dumps(list(whole)), _DIGEST: _digest(whole)})
 
 
 def unpack(block: bytes) -> dict[str, npt.NDArray[np.generic]]:
@@ -37,12 +39,24 @@ def unpack(block: bytes) -> dict[str, npt.NDArray[np.generic]]:
     try:
         arrays = load(block)
         (length,) = struct.unpack("<Q", block[:8])
-        order = json.loads(json.loads(block[8 : 8 + length])["__metadata__"][_ORDER])
+        notes = json.loads(block[8 : 8 + length])["__metadata__"]
+        order = json.loads(notes[_ORDER])
         if sorted(order) != sorted(arrays):
             raise ValueError("the order names other arrays")
-        return {name: arrays[name] for name in order}
+        arrays = {name: arrays[name] for name in order}
+        if _digest(arrays) != notes[_DIGEST]:
+            raise ValueError("the checksum is another")
+        return arrays
     except Exception as error:
         # Whatever a stranger's bytes make of a decoder is that stranger's fault alone.
         raise UpdateError(
-            f"{len(block)} bytes cannot be decoded as packed tensors (safetensors). The payload is damaged."
+            f"{len(block)} bytes cannot be decoded as packed tensors (safetensors, sha256). The payload is damaged."
         ) from error
+
+
+def _digest(arrays: Mapping[str, npt.NDArray[np.generic]]) -> str:
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

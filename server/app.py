@@ -100,6 +100,7 @@ def run_plan(grid: Grid, plan: RunPlan, writer: RunWriter) -> None:
             timeout=plan.config.timeout,
             evaluate_fn=lambda _, arrays: external_figures(strategy, arrays),
         )
+        reason = ending(strategy, plan)
     except KeyboardInterrupt:
         close_run(writer, "stopped", "stopped by the operator; `popmi simulate --resume` goes on")
         raise
@@ -109,7 +110,7 @@ def run_plan(grid: Grid, plan: RunPlan, writer: RunWriter) -> None:
     except Exception as error:
         close_run(writer, "failed", f"{type(error).__name__}: {error}")
         raise
-    writer.finish_run("finished", ending(strategy, plan))
+    writer.finish_run("finished", reason)
 
 
 def close_run(writer: RunWriter, status: str, reason: str) -> None:
@@ -121,10 +122,20 @@ def close_run(writer: RunWriter, status: str, reason: str) -> None:
 
 
 def ending(strategy: OpmStrategy, plan: RunPlan) -> str | None:
-    """Return why a run ended before its last round, if it did."""
+    """Return why a run ended before its last round, if it did.
+
+    Raises:
+        RunError: If that was because every key was revoked: with new keys the run can be resumed.
+    """
     done = strategy.recorder.last_round
     if done >= plan.config.rounds:
         return None
+    if not strategy.roster.stopped:
+        told = "; ".join(f"{site}: {why}" for site, why in sorted(strategy.roster.refused.items())) or "nobody"
+        raise RunError(
+            f"no site was left to train after round {done} of {plan.config.rounds} ({told}). Invite sites and resume "
+            "the run."
+        )
     stopped = "; ".join(f"{site}: {why}" for site, why in sorted(strategy.roster.stopped.items()))
     return f"ended after round {done} of {plan.config.rounds}: no site was left to train ({stopped})"
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from flwr.app import MessageType
 from flwr.serverapp import Grid
@@ -15,6 +13,7 @@ from popmi_core.errors import RunError
 from popmi_core.protocol import POOLED_SITE, RunPlan
 from server.desk import Desk
 from server.exchange import Exchange, Question, Round
+from server.register import cut_off, read_register
 from server.replies import Expected
 from server.roster import Entry, Roster
 from server.wire import ask
@@ -26,7 +25,6 @@ LOOK_AGAIN = 5.0
 """Seconds between two looks for sites that are missing at the start."""
 ASK_AGAIN = 60.0
 """Seconds before a node that was refused is asked again: its data may have been mended, its code approved."""
-REVOKED = "revoked"
 
 
 class Attendance:
@@ -63,7 +61,7 @@ class Attendance:
         told: list[str] = []
         while True:
             self.look(grid)
-            missing = [site for site in self.plan.names if site not in self.roster.nodes and not self.revoked(site)]
+            missing = self._missing()
             if not missing or self._clock() >= until:
                 break
             if missing != told:
@@ -75,10 +73,33 @@ class Attendance:
         if len(self.roster.trainers(pooled=config.strategy == "pooled")) < needed:
             raise RunError(self._too_few(needed))
 
+    def between_rounds(self, grid: Grid) -> None:
+        """Look for newcomers; where fewer sites are on line than a round needs, wait for them, up to ``limits.join``.
+
+        A hospital that restarts its machine costs minutes then, not rounds without a model. After that time the round
+        begins all the same and tells who is missing.
+        """
+        config, begun, told = self.plan.config, self._clock(), False
+        while True:
+            self.look(grid)
+            trainers = self.roster.trainers(pooled=config.strategy == "pooled")
+            there = set(grid.get_node_ids())
+            here = [site for site in trainers if self.roster.nodes[site] in there]
+            away = [*(site for site in trainers if site not in here), *self._missing()]
+            # Where too few are left at all, as after a revocation, no waiting helps.
+            if len(here) >= config.min_sites or len(here) + len(away) < config.min_sites:
+                return
+            if self._clock() - begun >= config.limits.join:
+                return
+            if not told:
+                log.warning("too few sites on line for a round; waiting for %s", ", ".join(away))
+                told = True
+            self._pause(LOOK_AGAIN)
+
     def look(self, grid: Grid) -> list[str]:
         """Ask nodes that are not in yet who they are; return the sites that have joined."""
-        registry = self._registry()
-        self.roster.drop([site for site in self.roster.nodes if site in registry and registry[site] is None])
+        registry = read_register(self.plan)
+        self.roster.drop(cut_off(self.plan, self.roster.nodes))
         # A run whose description names its sites is theirs alone.
         chosen = self.plan.config.sites or tuple(registry)
         names = {node: site for site, node in registry.items() if node is not None and site in chosen}
@@ -88,7 +109,7 @@ class Attendance:
             for node in sorted(grid.get_node_ids())
             if node not in inside
             and now - self._asked.get(node, -ASK_AGAIN) >= ASK_AGAIN
-            and (not registry or node in names)
+            and (self.plan.sites_file is None or node in names)
         ]
         if not new:
             return []
@@ -101,8 +122,11 @@ class Attendance:
 
     def revoked(self, site: str) -> bool:
         """Return whether a site's key was revoked."""
-        registry = self._registry()
+        registry = read_register(self.plan)
         return site in registry and registry[site] is None
+
+    def _missing(self) -> list[str]:
+        return [site for site in self.plan.names if site not in self.roster.nodes and not self.revoked(site)]
 
     def _let_in(self, nodes: list[int], names: Mapping[int, str]) -> list[str]:
         post: Exchange | None = self.desk.post
@@ -113,30 +137,11 @@ class Attendance:
         entry = Entry(names, self.plan.phantom, classes)
         questions = [Question(entry.label(node), 0, ask(node, MessageType.QUERY, instruction, {})) for node in nodes]
         round_ = Round()
-        expected = Expected(self.plan.run, 0, {}, round_.asked, missing=round_.missing, nonce=self.desk.nonce)
+        expected = Expected(
+            self.plan.run, 0, {}, round_.asked, missing=round_.missing, nonce=self.desk.nonce, spoilt=round_.spoilt
+        )
         timeout = min(JOIN_SECONDS, self.plan.config.timeout)
         return self.roster.enrol(post.ask(questions, round_, timeout=timeout), expected, entry)
-
-    def _registry(self) -> dict[str, int | None]:
-        """Return the node of every site that has a key, None for a revoked one; empty in a simulation.
-
-        Raises:
-            RunError: If the register of sites cannot be read.
-        """
-        if self.plan.sites_file is None:
-            return {}
-        path = Path(self.plan.sites_file)
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            return {
-                site: None if item["state"] == REVOKED else int(item["node_id"])
-                for site, item in told.items()
-                if item["state"] == REVOKED or item.get("node_id") is not None
-            }
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"the register of sites {path} cannot be read ({type(error).__name__}). Restore it from the back-up."
-            ) from error
 
     def _too_few(self, needed: int) -> str:
         here = ", ".join(sorted(site for site in self.roster.nodes if site != POOLED_SITE)) or "none"

@@ -16,6 +16,7 @@ from popmi_core.errors import RunError
 from popmi_core.matching import Symmetry
 from popmi_core.protocol import MODEL, Instruction, RunPlan, Statistic, stays_at_site
 from server.exchange import Exchange, Question, Round
+from server.register import cut_off
 from server.replies import Expected, Layout, payload_bytes
 from server.results import SiteOutcome
 from server.roster import Roster
@@ -99,22 +100,30 @@ class Desk:
             [Question(site, self.server_round, one) for site, one in sent], self.round, timeout=timeout
         )
 
-    def aside(self, kind: str, instruction: Instruction, state: State) -> list[Message]:
-        """Ask every site that evaluates about a model between training and evaluation; return the replies."""
+    def aside(self, kind: str, instruction: Instruction, state: State) -> Iterator[Message]:
+        """Ask every site that evaluates about a model between training and evaluation; the answers as they come."""
         record = {MODEL: tensor_record(state)}
-        asked = [self.message(site, kind, instruction, record) for site in self.free(self.roster.evaluators)]
-        replies = list(self.exchange(asked))
+        replies = self.exchange(
+            [self.message(site, kind, instruction, record) for site in self.free(self.roster.evaluators)]
+        )
         self.side_down.update(self.sent_bytes)
+        return self._counted(replies, self.round)
+
+    def _counted(self, replies: Iterable[Message], round_: Round) -> Iterator[Message]:
         for message in replies:
-            site = self.round.asked.get(message.metadata.reply_to_message_id)
+            site = round_.asked.get(message.metadata.reply_to_message_id)
             if site is not None and not message.has_error():
                 self.side_up[site] += payload_bytes(message)
-        return replies
+            yield message
 
     def free(self, sites: Iterable[str]) -> list[str]:
         """Return those of ``sites`` that are not still at an earlier question: asked again, they would fall behind."""
         busy = {} if self.post is None else self.post.busy
         return [site for site in sites if site not in busy]
+
+    def revoked(self) -> list[str]:
+        """Return the sites taking part whose key was revoked since they were let in."""
+        return cut_off(self.plan, self.roster.nodes)
 
     def with_busy(self, outcomes: Sequence[SiteOutcome], sites: Iterable[str]) -> list[SiteOutcome]:
         """Add those of ``sites`` that were left alone, and why."""
@@ -142,6 +151,7 @@ class Desk:
             seen=seen,
             promise=self.promise,
             missing=self.round.missing,
+            spoilt=self.round.spoilt,
             nonce=self.nonce,
             enrolled={site: report.num_examples for site, report in self.roster.reports.items()},
         )

@@ -24,6 +24,8 @@ WATCH_SECONDS = 5.0
 """How often the list of nodes is looked at while answers are awaited."""
 OFFLINE_PATIENCE = 45.0
 """Seconds a node may be off line before it is given up: a line that drops for a moment loses nothing."""
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
+"""What Flower's decoder makes of a stranger's bytes; an error of the line is none of these and ends the run."""
 TTL_FACTOR = 2.0
 """A question lives twice as long as its deadline: what comes late is told, and a site still at it is left alone."""
 
@@ -60,10 +62,14 @@ class _Asked:
 
 @dataclass
 class Round:
-    """Who was asked (site by message id) and why a site has no answer; both fill while answers are taken."""
+    """Who was asked (site by message id) and why a site has no answer; both fill while answers are taken.
+
+    ``spoilt``: whoever takes the answers puts sites there whose answer is of no use. They make no quorum.
+    """
 
     asked: dict[str, str] = field(default_factory=dict)
     missing: dict[str, tuple[str, str]] = field(default_factory=dict)
+    spoilt: set[str] = field(default_factory=set)
 
 
 class Exchange:
@@ -91,6 +97,7 @@ class Exchange:
         self._clock, self._pause = clock, pause
         self._open: dict[str, _Asked] = {}
         self._closed: dict[str, _Asked] = {}
+        self._suspects: set[str] = set()
         self._watched = -WATCH_SECONDS
 
     @property
@@ -104,7 +111,7 @@ class Exchange:
         """Send, and yield every answer once, in the order they come; errors are answers, too.
 
         ``round_`` is filled on the way. Ends when all have answered, at the deadline, or ``limits.grace`` seconds after
-        ``limits.quorum`` sites have.
+        ``limits.quorum`` sites have given one of use: what fails comes fastest, and must not close the question.
         """
         begun = self._clock()
         deadline = begun + (self.timeout if timeout is None else timeout)
@@ -124,15 +131,20 @@ class Exchange:
         self._close(round_, self._clock() - begun)
 
     def _until_closed(self, round_: Round, deadline: float) -> Iterator[Message]:
-        answered, enough, pause = 0, None, FIRST_PAUSE
+        answered, enough, pause = set[str](), None, FIRST_PAUSE
         while self._open:
             came = 0
             for message in self._take(round_):
                 came += 1
-                answered += not message.has_error()
+                if not message.has_error():
+                    answered.add(round_.asked[message.metadata.reply_to_message_id])
                 yield message
             now = self._clock()
-            if self.limits.quorum is not None and answered >= self.limits.quorum and enough is None:
+            if (
+                self.limits.quorum is not None
+                and len(answered - round_.spoilt) >= self.limits.quorum
+                and enough is None
+            ):
                 enough = now + self.limits.grace
             if now >= deadline or (enough is not None and now >= enough):
                 return
@@ -160,14 +172,38 @@ class Exchange:
 
     def _take(self, round_: Round) -> Iterator[Message]:
         waiting = [key for key, item in [*self._open.items(), *self._closed.items()] if item.offline_since is None]
-        for begin in range(0, len(waiting), BATCH):
-            for message in self.grid.pull_messages(waiting[begin : begin + BATCH]):
+        for keys in self._batches(waiting):
+            for message in self._pulled(keys, round_):
                 key = message.metadata.reply_to_message_id
                 if key in self._closed:
                     self._tell_late(self._closed.pop(key), message)
                 elif key in self._open:
                     del self._open[key]
                     yield message
+
+    def _batches(self, waiting: Sequence[str]) -> Iterator[list[str]]:
+        items = {**self._open, **self._closed}
+        apart = [key for key in waiting if items[key].question.site in self._suspects]
+        together = [key for key in waiting if key not in apart]
+        yield from ([key] for key in apart)
+        yield from (together[begin : begin + BATCH] for begin in range(0, len(together), BATCH))
+
+    def _pulled(self, keys: list[str], round_: Round) -> Iterable[Message]:
+        """Return the answers to these questions; those that Flower itself cannot open end as ``quarantined``.
+
+        It names none of what it fetched together, and hands nothing out twice: all of them are lost for this question,
+        and from then on each is fetched by itself.
+        """
+        try:
+            return self.grid.pull_messages(keys)
+        except UNREADABLE as error:
+            self._closed = {key: item for key, item in self._closed.items() if key not in keys}
+            sites = sorted({self._open.pop(key).question.site for key in keys if key in self._open})
+            self._suspects.update(sites)
+            whose = "its answer" if len(sites) == 1 else f"an answer of {', '.join(sites)}"
+            why = f"{whose} is no message that Flower can open ({type(error).__name__}). Look who wrote the site's node"
+            round_.missing |= dict.fromkeys(sites, ("quarantined", why))
+            return ()
 
     def _tell_late(self, item: _Asked, message: Message) -> None:
         # An error here is only Flower's word that a question has expired.
@@ -211,7 +247,9 @@ class Exchange:
                 round_.missing[site] = ("unreachable", f"off line when the question was closed after {seconds:.0f} s")
             else:
                 round_.missing[site] = ("late", f"no answer when the question was closed after {seconds:.0f} s")
-                self._closed[key] = replace(item, closed=now)
+                # Without what it carried: a model for every site that is late would stay here.
+                empty = _empty(item.question.message)
+                self._closed[key] = replace(item, closed=now, question=replace(item.question, message=empty))
         self._open = {}
 
     def _forget_restarted(self, activated: dict[int, str]) -> None:
@@ -227,6 +265,11 @@ class Exchange:
             return dict.fromkeys(self.grid.get_node_ids(), "")
         nodes: Iterable[Any] = self.grid.get_nodes()
         return {node.node_id: str(node.last_activated_at) for node in nodes}
+
+
+def _empty(message: Message) -> Message:
+    told = message.metadata
+    return Message(RecordDict(), told.dst_node_id, told.message_type, group_id=told.group_id)
 
 
 def for_the_way(questions: Sequence[Question]) -> Iterator[Question]:

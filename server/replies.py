@@ -21,6 +21,8 @@ from server.wire import unpacked
 
 GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 """Flower's words for a node that is not there (any more)."""
+SPARE_BYTES = 4_000_000
+"""What a reply may weigh beyond three times the model: scores, figures, and the arrays' own headers."""
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
@@ -33,7 +35,7 @@ class Expected:
     of activations must come along; None where none are asked for. ``promise``: the group the model promises to respect,
     which every update is checked for. ``missing``: outcome and reason of sites without an answer. ``nonce``: what the
     answer must repeat. ``enrolled``: training images each site told of when it joined. ``max_change``: largest norm of
-    a change against ``reference``, in norms of the reference.
+    a change against ``reference``, in norms of the reference. ``spoilt`` hears of sites whose answer is of no use.
     """
 
     run: str
@@ -50,6 +52,17 @@ class Expected:
     enrolled: Mapping[str, int] = field(default_factory=dict)
     max_change: float = math.inf
     reference: Mapping[str, Tensor] = field(default_factory=dict)
+    spoilt: set[str] = field(default_factory=set)
+
+    @property
+    def most_bytes(self) -> float:
+        """Bytes of tensors a reply may hold; no limit where Gram matrices or statistics come along.
+
+        A control variate's change weighs as much as the model. Of Gram matrices and statistics the shapes are checked.
+        """
+        if self.grams or self.seen is not None:
+            return math.inf
+        return 3 * sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.layout.values()) + SPARE_BYTES
 
 
 def layout_of(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -70,23 +83,36 @@ def open_replies(
         site = expected.asked.get(message.metadata.reply_to_message_id)
         if site is None or site in outcomes:
             continue
-        if message.has_error():
-            why = message.error.reason or "no reason"
-            outcome = "unreachable" if message.error.code in GONE else "failed"
-            outcomes[site] = SiteOutcome(site, outcome, f"the site's app ended: {why}")
-            continue
-        try:
-            message.content = unpacked(message.content)
-        except UpdateError as error:
-            where = f"site {site}, round {expected.server_round}"
-            outcomes[site] = SiteOutcome(site, "quarantined", f"{where}: {error}", bytes_up=payload_bytes(message))
-            continue
-        outcomes[site] = handle(site, message)
+        outcomes[site] = _opened(site, message, expected, handle)
+        if outcomes[site].outcome != "ok":
+            expected.spoilt.add(site)
     for site in expected.asked.values():
         if site not in outcomes:
             outcome, why = expected.missing.get(site, ("unreachable", "no reply before the deadline"))
             outcomes[site] = SiteOutcome(site, outcome, why)
     return sorted(outcomes.values(), key=lambda item: item.site)
+
+
+def _opened(
+    site: str, message: Message, expected: Expected, handle: Callable[[str, Message], SiteOutcome]
+) -> SiteOutcome:
+    if message.has_error():
+        why = message.error.reason or "no reason"
+        outcome = "unreachable" if message.error.code in GONE else "failed"
+        return SiteOutcome(site, outcome, f"the site's app ended: {why}")
+    size = payload_bytes(message)
+    where = f"site {site}, round {expected.server_round}"
+    try:
+        # Before it is unpacked, which takes several times its room.
+        if size > expected.most_bytes:
+            raise UpdateError(
+                f"the reply holds {size} bytes of tensors, expected at most {expected.most_bytes:.0f}. Check that the "
+                "site runs the same backbone."
+            )
+        message.content = unpacked(message.content)
+    except UpdateError as error:
+        return SiteOutcome(site, "quarantined", f"{where}: {error}", bytes_up=size)
+    return handle(site, message)
 
 
 def read_report(message: Message, site: str, expected: Expected) -> Report:

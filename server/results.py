@@ -54,7 +54,8 @@ class Validated:
     outcomes: list[SiteOutcome] = field(default_factory=list)
 
     def quarantine(self, site: str, reason: str) -> None:
-        """Note that a site's update turned out to be unusable after all."""
+        """Note that a site's update turned out to be unusable after all, and let go of it."""
+        self.updates[:] = [item for item in self.updates if item.site != site]
         self.outcomes = [
             replace(item, outcome="quarantined", reason=reason) if item.site == site else item for item in self.outcomes
         ]
@@ -114,3 +115,19 @@ class RoundResult:
     judged: Mapping[str, Mapping[str, Judgement]] = field(default_factory=dict)
     seconds_judge: float = 0.0
     equivariance: Mapping[str, Any] | None = None
+
+
+def round_notes(done: RoundResult) -> dict[str, object]:
+    """Return what the record keeps of a round beside figures: weights, rules, why it was void, its symmetry."""
+    fused = done.fused
+    return {
+        "weights": dict(fused.weights) if fused is not None else {},
+        "rules": dict(fused.notes) if fused is not None else {},
+        # Who won among the candidates, and what the worst-served site loses by it (nats of validation loss).
+        **({"chosen": fused.chosen, "regret": fused.regret} if fused is not None and fused.chosen else {}),
+        # Figures over all sites are means over these many classes; a class with few images is told of by no site.
+        "classes_pooled": {split: len(pooled.classes) for split, pooled in done.evaluation.pooled.items()},
+        "support_pooled": {split: list(pooled.support) for split, pooled in done.evaluation.pooled.items()},
+        **({"void": done.note} if done.note else {}),
+        **({"equivariance": dict(done.equivariance)} if done.equivariance is not None else {}),
+    }

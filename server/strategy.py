@@ -101,7 +101,7 @@ class OpmStrategy(Strategy):
             attendance.begin(grid)
         for server_round in range(self.recorder.last_round + 1, num_rounds + 1):
             if self.plan.names:
-                attendance.look(grid)
+                attendance.between_rounds(grid)
             if not self.trainers:
                 log.warning("no site is left to train; the run ends after round %d", server_round - 1)
                 break
@@ -126,7 +126,7 @@ class OpmStrategy(Strategy):
         begun = time.perf_counter()
         self.recorder.begin_round(server_round)
         replies = self.desk.exchange(self.training(server_round, arrays))
-        updates = validate(replies, self.expected(server_round), self.spool.raw)
+        updates = validate(replies, self.expected(server_round), self.spool.raw, revoked=self.desk.revoked)
         updates.outcomes = self.desk.with_busy(self.desk.with_bytes(updates.outcomes), self.trainers)
         self.roster.retire(updates.outcomes)
         combining = time.perf_counter()
@@ -165,7 +165,8 @@ class OpmStrategy(Strategy):
         if (count := len(updates.updates)) < needed:
             return [], None, TOO_FEW.format(count, needed)
         if not common_rules(self.config):
-            self.site_models |= {update.site: update.state for update in updates.updates}
+            # In memory: the spool's files end with the round, these models are what the next one starts from.
+            self.site_models |= {update.site: dict(update.state) for update in updates.updates}
             return [], Fused(self.global_model, {}, {"rule": "every site keeps its own model"}), ""
         changes = {update.site: update.control_change or {} for update in updates.updates}
         matched: list[MatchedUpdate] = []

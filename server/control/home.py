@@ -20,7 +20,7 @@ from popmi_core.config import RunConfig
 from popmi_core.deployment import AuditLog
 from popmi_core.deployment.enrolment import SiteName
 from popmi_core.errors import SetupError
-from popmi_core.protocol import HOME_VARIABLE
+from popmi_core.protocol import AUDIT_FILE, HOME_VARIABLE
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 Address = Annotated[str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]
@@ -100,7 +100,7 @@ class ServerHome:
         self.wanted_file = self.folder / "wanted.json"
         self.kits, self.runs = self.folder / "kits", self.folder / "runs"
         self.processes = self.folder / "processes"
-        self.audit_file = self.folder / "audit.jsonl"
+        self.audit_file = self.folder / AUDIT_FILE
 
     def settings(self) -> ServerSettings:
         """Return the settings.

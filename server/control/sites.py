@@ -91,16 +91,20 @@ def confirm(
             f"{file} is for project {enrolment.project!r}, expected {settings.project!r}. Ask the site which kit it "
             "used."
         )
+    known = _invited(home.sites(), enrolment)
+    if known.state == "enrolled":
+        return known
+    # Asked before the registry is held: a person at the telephone must keep nobody from revoking a key.
+    if not agreed(enrolment):
+        home.note("site.refused", site=enrolment.site, fingerprint=enrolment.fingerprint, reason="fingerprint")
+        raise SetupError(
+            f"site {enrolment.site}: the fingerprint {enrolment.fingerprint} is not the one the site read out. "
+            "Nothing was registered: somebody may have changed the file on its way. Ask the site for a new one."
+        )
     with home.changing_sites() as sites:
         known = _invited(sites, enrolment)
         if known.state == "enrolled":
             return known
-        if not agreed(enrolment):
-            home.note("site.refused", site=enrolment.site, fingerprint=enrolment.fingerprint, reason="fingerprint")
-            raise SetupError(
-                f"site {enrolment.site}: the fingerprint {enrolment.fingerprint} is not the one the site read out. "
-                "Nothing was registered: somebody may have changed the file on its way. Ask the site for a new one."
-            )
         key = " ".join(enrolment.public_key.split()[:2])
         home.note("site.confirmed", site=enrolment.site, fingerprint=enrolment.fingerprint, how=how)
         entry = SiteEntry(

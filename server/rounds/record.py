@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -20,7 +21,8 @@ from popmi_core.protocol import DATABASE_VARIABLE, Progress, RunPlan
 from server.card import model_card, write_card
 from server.environment import describe_environment
 from server.exchange import Late
-from server.results import Evaluation, RoundResult, SiteOutcome, bounded_figures
+from server.faultlog import FaultLog
+from server.results import Evaluation, RoundResult, SiteOutcome, bounded_figures, round_notes
 from server.roster import Roster
 from server.store import RoundRow, RunReader, RunWriter
 from server.store.schema import RECORD_NAME
@@ -45,6 +47,7 @@ class RunRecorder:
         self.folder = Path(plan.folder)
         self.roster = Roster()
         self.has_model = has_model
+        self.faults = FaultLog(plan, self.patiently)
 
     @classmethod
     def open(cls, plan: RunPlan, writer: RunWriter) -> RunRecorder:
@@ -104,6 +107,7 @@ class RunRecorder:
     def joined(self, roster: Roster) -> None:
         """Note who takes part and who was refused, with the reason; seen before the next round begins."""
         self.roster = roster
+        self.faults.refused(roster.refused)
         self.patiently(lambda: self._note_roster(roster))
         told = Progress(kind="joined", rounds=self.plan.config.rounds, notes=tuple(roster.evaluators))
         log.info("%d site(s) joined: %s", len(told.notes), ", ".join(told.notes), extra={"progress": told})
@@ -123,6 +127,7 @@ class RunRecorder:
     def warn(self, text: str) -> None:
         """Note what went wrong beside the rounds."""
         log.warning("%s", text)
+        self.faults.note("run.warning", text)
         self.patiently(lambda: self.writer.event(text, level="warning"))
 
     def late(self, item: Late) -> None:
@@ -151,6 +156,8 @@ class RunRecorder:
         Raises:
             RunError: If it could not be written in that time.
         """
+        # First: a round that counts never lacks its faults.
+        self.faults.round(done)
         self.patiently(lambda: self._write_round(done, global_model, carried))
         self.last_round = done.server_round
         self.has_model = self.has_model or done.fused is not None
@@ -175,7 +182,9 @@ class RunRecorder:
                 told = str(error)
                 time.sleep(min(LOOK_AGAIN, self.plan.patience))
         if told:
-            self.writer.event(f"paused for {time.monotonic() - begun:.0f} s: {told}", level="warning")
+            # What was waited for is done; a disk that is full again at once must not end the run over this line.
+            with contextlib.suppress(RunError):
+                self.writer.event(f"paused for {time.monotonic() - begun:.0f} s: {told}", level="warning")
         return result
 
     def _write_round(self, done: RoundResult, global_model: State, carried: State) -> None:
@@ -191,7 +200,7 @@ class RunRecorder:
         card = model_card(self.plan, done)
         digest = save_state(self._model_path(done.server_round), global_model, {"card": json.dumps(card)})
         write_card(self._model_path(done.server_round).with_suffix(".md"), self.plan.run, card, digest)
-        notes = _notes(done)
+        notes = round_notes(done)
         if carried:
             notes["carried_sha256"] = save_state(self._carried_path(done.server_round), carried)
             self._carried_path(done.server_round - CARRIED_ROUNDS).unlink(missing_ok=True)
@@ -306,21 +315,6 @@ def _weighted(pairs: Sequence[tuple[float | None, float]]) -> float:
     known = [(value, weight) for value, weight in pairs if value is not None and weight > 0]
     total = math.fsum(weight for _, weight in known)
     return math.fsum(value * weight for value, weight in known) / total if total else math.nan
-
-
-def _notes(done: RoundResult) -> dict[str, object]:
-    fused = done.fused
-    return {
-        "weights": dict(fused.weights) if fused is not None else {},
-        "rules": dict(fused.notes) if fused is not None else {},
-        # Who won among the candidates, and what the worst-served site loses by it (nats of validation loss).
-        **({"chosen": fused.chosen, "regret": fused.regret} if fused is not None and fused.chosen else {}),
-        # Figures over all sites are means over these many classes; a class with few images is told of by no site.
-        "classes_pooled": {split: len(pooled.classes) for split, pooled in done.evaluation.pooled.items()},
-        "support_pooled": {split: list(pooled.support) for split, pooled in done.evaluation.pooled.items()},
-        **({"void": done.note} if done.note else {}),
-        **({"equivariance": dict(done.equivariance)} if done.equivariance is not None else {}),
-    }
 
 
 def _busy(outcomes: Sequence[SiteOutcome]) -> float:

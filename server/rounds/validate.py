@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
@@ -16,15 +16,20 @@ from server.replies import Expected, Layout, decode_array, open_replies, payload
 from server.results import SiteOutcome, TrainedUpdate, Validated
 
 MAX_EXAMPLES = 10_000_000
-SPARE_BYTES = 4_000_000
-"""What a reply may weigh beyond three times the model: Gram matrices and statistics are bounded by their own shapes."""
 Keep = Callable[[TrainedUpdate], TrainedUpdate]
 
 
-def validate(replies: Iterable[Message], expected: Expected, keep: Keep = lambda update: update) -> Validated:
+def validate(
+    replies: Iterable[Message],
+    expected: Expected,
+    keep: Keep = lambda update: update,
+    *,
+    revoked: Callable[[], Collection[str]] = tuple,
+) -> Validated:
     """Return the usable updates and an outcome for every site.
 
-    Replies are checked as they come; ``keep`` may put an update's tensors somewhere else than into memory.
+    Replies are checked as they come; ``keep`` may put an update's tensors somewhere else than into memory. ``revoked``
+    is asked at the end whose key was revoked meanwhile: what such a site sent before is not used either.
     """
     result = Validated()
 
@@ -44,6 +49,8 @@ def validate(replies: Iterable[Message], expected: Expected, keep: Keep = lambda
             _drop_payload(message)
 
     result.outcomes = open_replies(replies, expected, check)
+    for site in revoked():
+        result.quarantine(site, f"site {site}, round {expected.server_round}: its key was revoked during the round")
     # Replies come in any order; sums of floats depend on theirs.
     result.updates.sort(key=lambda item: item.site)
     return result
@@ -59,7 +66,6 @@ def check_update(message: Message, site: str, report: Report, expected: Expected
     where = f"site {site}, round {expected.server_round}"
     _check_examples(report.num_examples, expected.enrolled.get(site, MAX_EXAMPLES), where)
     records = message.content.array_records
-    _check_size(message, expected, where)
     state = {**_tensors(records.get(MODEL), expected.layout, where), **expected.kept}
     if expected.promise is not None:
         # Before it is averaged: one site's broken symmetry would be everyone's.
@@ -80,18 +86,6 @@ def _check_examples(count: int, enrolled: int, where: str) -> None:
         raise UpdateError(
             f"{where}: num_examples is {count}, expected 1 to {most}, what the site told when it joined. "
             "Check the site's data; after it has grown, restart the run."
-        )
-
-
-def _check_size(message: Message, expected: Expected, where: str) -> None:
-    size = payload_bytes(message)
-    model = sum(math.prod(shape) * dtype.itemsize for shape, dtype in expected.layout.values())
-    # A control variate's change weighs as much as the model; Gram matrices and statistics have no such bound here.
-    most = math.inf if expected.grams or expected.seen is not None else 3 * model + SPARE_BYTES
-    if size > most:
-        raise UpdateError(
-            f"{where}: the reply holds {size} bytes of tensors, expected at most {most}. Check that the site runs the "
-            "same backbone."
         )
 
 

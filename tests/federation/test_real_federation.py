@@ -38,6 +38,15 @@ def run(plan, lineup, app=client_app):
     run_inprocess(server_app, app, lineup, {PLAN_KEY: plan.run})
 
 
+@pytest.mark.parametrize("strategy", ["local", "ensemble"])
+def test_sites_that_keep_their_own_models_go_on_with_them(federation, monkeypatch, strategy):
+    plan, lineup = real(federation, monkeypatch, strategy=strategy)
+    run(plan, lineup)
+    with federation.read(plan) as reader:
+        assert (reader.run().status, reader.run().rounds_done) == ("finished", 2)
+        assert {row.outcome for row in reader.sites(1)} == {"ok"}
+
+
 @pytest.mark.parametrize("strategy", ["opm", "fedavg"])
 def test_from_files_and_a_register_comes_the_simulation_s_model_bit_for_bit(federation, monkeypatch, strategy):
     simulated = federation.plan("simulated", **SMALL, strategy=strategy)
@@ -105,3 +114,40 @@ def test_the_record_can_lie_in_one_database_for_all_runs(federation, monkeypatch
         run(*real(federation, monkeypatch, name, rounds=1))
     with RunReader(federation.folder / "all.sqlite") as reader:
         assert [item.name for item in reader.runs()] == ["one", "two"]
+
+
+def test_a_run_whose_keys_are_all_revoked_has_failed_and_can_be_resumed(federation, monkeypatch):
+    plan, lineup = real(federation, monkeypatch, rounds=3)
+    register = Path(plan.sites_file)
+
+    def revoke(message, context):
+        if message.metadata.message_type == "evaluate":
+            told = json.loads(register.read_text())
+            register.write_text(json.dumps({site: {"state": "revoked"} for site in told}))
+        return client_app(message, context)
+
+    with pytest.raises(
+        RunError, match=r"no site was left to train after round 1 of 3 \(phantom_polarised: its key was"
+    ):
+        run(plan, lineup, revoke)
+    with federation.read(plan) as reader:
+        assert (reader.run().status, reader.run().rounds_done) == ("failed", 1)
+
+
+def test_an_update_of_a_site_that_is_revoked_meanwhile_is_in_no_model(federation, monkeypatch):
+    plan, lineup = real(federation, monkeypatch, rounds=1)
+    register = Path(plan.sites_file)
+
+    def revoke(message, context):
+        answer = client_app(message, context)
+        if message.metadata.message_type == "train" and context.node_config["site"] == "phantom_slide":
+            told = json.loads(register.read_text())
+            register.write_text(json.dumps({**told, "phantom_slide": {"state": "revoked"}}))
+        return answer
+
+    run(plan, lineup, revoke)
+    with federation.read(plan) as reader:
+        rows = {row.site: row for row in reader.sites(1) if row.phase == "train"}
+        assert rows["phantom_slide"].outcome == "quarantined"
+        assert "its key was revoked" in rows["phantom_slide"].reason
+        assert set(reader.rounds(1)[0].notes["weights"]) == {"phantom_polarised", "phantom_ruler"}

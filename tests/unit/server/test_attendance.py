@@ -160,7 +160,74 @@ def test_a_revoked_site_is_put_out_at_the_next_look(tmp_path):
     assert hall.attendance.revoked("b")
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"a": 3}'])
+def test_a_site_that_got_a_new_key_between_two_looks_comes_in_with_its_new_node(tmp_path):
+    path = register(tmp_path / "sites.json", c={"state": "invited"})
+    hall = Hall(path)
+    hall.attendance.begin(hall.grid)
+    assert hall.roster.nodes == {"a": 1, "b": 2}
+    # Site b was revoked, invited and confirmed anew while a round went on: node 3 is its new one.
+    register(path, b={"state": "enrolled", "node_id": "3"}, c={"state": "invited"})
+    hall.says = {3: {"site": "b"}}
+    hall.clock.wait(ASK_AGAIN)
+    assert hall.attendance.look(hall.grid) == ["b"]
+    assert hall.roster.nodes == {"a": 1, "b": 3}
+
+
+def test_a_site_invited_anew_after_its_key_was_revoked_is_out_until_it_is_confirmed(tmp_path):
+    path = register(tmp_path / "sites.json")
+    hall = Hall(path)
+    hall.attendance.begin(hall.grid)
+    register(path, b={"state": "invited"})
+    assert hall.attendance.desk.revoked() == ["b"]
+    hall.attendance.look(hall.grid)
+    assert hall.roster.evaluators == ["a", "c"]
+
+
+def test_a_register_without_any_key_lets_nobody_in(tmp_path):
+    hall = Hall(register(tmp_path / "sites.json", **{name: {"state": "invited"} for name in NAMES.values()}))
+    assert hall.attendance.look(hall.grid) == []
+    assert hall.grid.sent == []
+
+
+def test_between_rounds_it_waits_for_as_many_sites_as_a_round_needs(tmp_path):
+    hall = Hall(register(tmp_path / "sites.json"))
+    hall.attendance.begin(hall.grid)
+    begun = hall.clock.now
+    hall.grid.nodes = lambda now: {1: ""} if now < begun + 200 else {1: "", 3: ""}
+    hall.attendance.between_rounds(hall.grid)
+    assert 200 <= hall.clock.now - begun < 210
+
+
+def test_between_rounds_it_waits_for_nobody_that_it_can_do_without(tmp_path):
+    hall = Hall(register(tmp_path / "sites.json"))
+    hall.attendance.begin(hall.grid)
+    begun = hall.clock.now
+    hall.grid.nodes = lambda now: {1: "", 2: ""}
+    hall.attendance.between_rounds(hall.grid)
+    assert hall.clock.now == begun
+
+
+def test_after_the_time_to_join_a_round_begins_with_too_few(tmp_path):
+    hall = Hall(register(tmp_path / "sites.json"))
+    hall.attendance.begin(hall.grid)
+    begun = hall.clock.now
+    hall.grid.nodes = lambda now: {1: ""}
+    hall.attendance.between_rounds(hall.grid)
+    assert 300 <= hall.clock.now - begun < 310
+
+
+def test_where_too_few_are_left_at_all_it_does_not_wait(tmp_path):
+    path = register(tmp_path / "sites.json")
+    hall = Hall(path)
+    hall.attendance.begin(hall.grid)
+    begun = hall.clock.now
+    register(path, b={"state": "revoked"}, c={"state": "revoked"})
+    hall.attendance.between_rounds(hall.grid)
+    assert hall.clock.now == begun
+    assert hall.roster.evaluators == ["a"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a": 3}', "[]"])
 def test_a_register_that_cannot_be_read_is_named(tmp_path, text):
     path = tmp_path / "sites.json"
     path.write_text(text)

@@ -85,6 +85,60 @@ def test_an_error_is_an_answer_but_makes_no_quorum():
     assert Asked(answer, quorum=2, grace=0).ask() == ["a", "b", "c"]
 
 
+def test_answers_of_no_use_make_no_quorum_however_fast_they_come():
+    asked = Asked(after({1: 1, 2: 2, 3: 90}), quorum=2, grace=5)
+    asked.round, heard = Round(), []
+    for message in asked.exchange.ask(questions(), asked.round):
+        heard.append(asked.round.asked[message.metadata.reply_to_message_id])
+        if heard[-1] in "ab":
+            asked.round.spoilt.add(heard[-1])
+    assert heard == ["a", "b", "c"]
+    assert asked.round.missing == {}
+
+
+def test_a_late_question_is_remembered_without_the_model_it_carried():
+    model = RecordDict({"model": ArrayRecord({"x": Array(np.zeros(3))})})
+    asked = Asked(after({}))
+    list(asked.exchange.ask([Question("a", 1, Message(model, 1, "train"))], Round()))
+    (item,) = asked.exchange._closed.values()
+    assert dict(item.question.message.content) == {}
+    assert item.question.message.metadata.message_type == "train"
+    assert asked.exchange.busy == {"a": 1}
+
+
+def test_an_answer_flower_cannot_open_costs_one_question_and_its_site_is_found():
+    asked = Asked(after({1: 1, 2: 1, 3: 1}))
+    pull = asked.grid.pull_messages
+
+    def broken(keys):
+        sites = {message.metadata.dst_node_id for message in asked.grid.sent if message.metadata.message_id in keys}
+        if 2 in sites and asked.clock.now - asked.begun >= 1:
+            raise KeyError("no such object")
+        return pull(keys)
+
+    asked.grid.pull_messages = broken
+    asked.begun = 0
+    assert asked.ask() == []
+    outcome, why = asked.round.missing["b"]
+    assert (outcome, why) == asked.round.missing["a"]
+    assert outcome == "quarantined"
+    assert "an answer of a, b, c is no message that Flower can open (KeyError)" in why
+    asked.begun = asked.clock.now
+    assert asked.ask(2) == ["a", "c"]
+    assert "its answer is no message that Flower can open" in asked.round.missing["b"][1]
+
+
+def test_an_error_of_the_line_ends_the_run_and_blames_nobody():
+    asked = Asked(after({1: 1}))
+
+    def away(keys):
+        raise ConnectionError("the SuperLink is away")
+
+    asked.grid.pull_messages = away
+    with pytest.raises(ConnectionError, match="the SuperLink is away"):
+        asked.ask()
+
+
 def test_a_late_answer_is_told_with_its_round_and_is_not_handed_on():
     asked = Asked(after({1: 1, 2: 130, 3: 2}))
     asked.ask()

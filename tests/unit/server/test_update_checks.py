@@ -311,3 +311,39 @@ def test_a_damaged_block_puts_its_site_aside_and_says_so(change):
     result, told = outcome(answer({MODEL: record}))
     assert (told.outcome, result.updates) == ("quarantined", [])
     assert told.reason.startswith(f"site a, round 2: {len(block)} bytes cannot be decoded as packed tensors")
+
+
+def test_a_heavy_reply_is_put_aside_before_it_is_unpacked(monkeypatch):
+    monkeypatch.setattr("server.replies.unpacked", lambda content: pytest.fail("it was unpacked"))
+    heavy = packed(ArrayRecord({"w": Array(np.zeros(2_000_000, np.float32))}))
+    asked = expected()
+    found, outcomes = opened([answer({MODEL: heavy})], asked)
+    assert found == {}
+    assert outcomes[0].outcome == "quarantined"
+    assert "site a, round 2: the reply holds 8" in outcomes[0].reason
+    assert outcomes[0].bytes_up > 8_000_000
+    assert asked.spoilt == {"a"}
+
+
+def test_a_usable_answer_spoils_nothing_and_an_error_does():
+    asked = Expected("r", 2, layout_of(GLOBAL), ASKED)
+    good, bad = answer({MODEL: tensor_record(GLOBAL)}), answer({}, to="m-b", site="b", error="DataError: no image")
+    validate([good, bad], asked)
+    assert asked.spoilt == {"b"}
+
+
+def test_what_a_site_sent_before_its_key_was_revoked_is_not_used():
+    replies = [answer({MODEL: tensor_record(GLOBAL)}), answer({MODEL: tensor_record(GLOBAL)}, to="m-b", site="b")]
+    asked = Expected("r", 2, layout_of(GLOBAL), ASKED)
+    result = validate(replies, asked, revoked=lambda: ["b"])
+    assert [update.site for update in result.updates] == ["a"]
+    assert [(item.site, item.outcome) for item in result.outcomes] == [("a", "ok"), ("b", "quarantined")]
+    assert result.outcomes[1].reason == "site b, round 2: its key was revoked during the round"
+
+
+def test_one_flipped_bit_of_a_weight_is_noticed():
+    block = packed(tensor_record({"w": torch.ones(2, 3), "b": torch.ones(3)}))["safetensors"].data
+    changed = block[:-3] + bytes([block[-3] ^ 1]) + block[-2:]
+    record = ArrayRecord({"safetensors": Array("uint8", (len(changed),), "safetensors", changed)})
+    told = outcome(answer({MODEL: record}))[1]
+    assert (told.outcome, "The payload is damaged" in told.reason) == ("quarantined", True)

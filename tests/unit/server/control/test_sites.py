@@ -91,6 +91,30 @@ def test_another_fingerprint_registers_nothing(home, control, enrolment_of, audi
     assert audited("site.refused")["reason"] == "fingerprint"
 
 
+def test_while_a_person_compares_fingerprints_another_site_can_be_revoked(home, control, enrolment_of, enrolled):
+    enrolled("basel", key="basel")
+    add_site(home, "charite")
+
+    def agreed(_):
+        revoke(home, control, "basel", reason="laptop stolen")
+        return True
+
+    confirm(home, control, enrolment_of("charite"), agreed=agreed, how="test")
+    assert {name: entry.state for name, entry in home.sites().items()} == {"basel": "revoked", "charite": "enrolled"}
+
+
+def test_a_site_revoked_while_its_fingerprint_is_compared_stays_out(home, control, enrolment_of):
+    add_site(home, "charite")
+
+    def agreed(_):
+        revoke(home, control, "charite", reason="never mind")
+        return True
+
+    with pytest.raises(SetupError, match="site charite was revoked"):
+        confirm(home, control, enrolment_of("charite"), agreed=agreed, how="test")
+    assert control.known_nodes == []
+
+
 def test_confirming_twice_changes_nothing(home, control, enrolment_of, enrolled):
     before = enrolled("charite")
     assert confirm(home, control, enrolment_of("charite"), agreed=agree, how="again") == before
