@@ -21,6 +21,8 @@ from server.wire import ask
 log = logging.getLogger("popmi.round")
 JOIN_SECONDS = 120.0
 """How long a node may take to tell who it is and read its data set, before the run goes on without it."""
+BACK_AGAIN = 180.0
+"""Seconds within which sites are back after their server was: a node tries again every minute at the latest."""
 LOOK_AGAIN = 5.0
 """Seconds between two looks for sites that are missing at the start."""
 ASK_AGAIN = 60.0
@@ -50,27 +52,32 @@ class Attendance:
         self._clock, self._pause = clock, pause
         self._asked: dict[int, float] = {}
 
-    def begin(self, grid: Grid) -> None:
+    def begin(self, grid: Grid, *, again: bool = False) -> None:
         """Let sites in until all that are expected are there, or the time to join is over.
+
+        A run that goes on (``again``) has its sites: they come back within ``BACK_AGAIN`` seconds, and one that stays
+        away must not hold the others up for as long as at the beginning.
 
         Raises:
             RunError: If fewer sites than a round needs have joined; every missing one is named with its reason.
         """
         config = self.plan.config
         until = self._clock() + (config.limits.join if self.plan.names else 0.0)
+        back = self._clock() + BACK_AGAIN
+        # A simulation goes on with one site: its rounds are void, and the record tells why.
+        needed = config.min_sites if self.plan.names else 1
         told: list[str] = []
         while True:
             self.look(grid)
             missing = self._missing()
-            if not missing or self._clock() >= until:
+            here = len(self.roster.trainers(pooled=config.strategy == "pooled"))
+            if not missing or self._clock() >= until or (again and here >= needed and self._clock() >= back):
                 break
             if missing != told:
                 log.info("waiting for %s", ", ".join(missing))
                 told = missing
             self._pause(LOOK_AGAIN)
-        # A simulation goes on with one site: its rounds are void, and the record tells why.
-        needed = config.min_sites if self.plan.names else 1
-        if len(self.roster.trainers(pooled=config.strategy == "pooled")) < needed:
+        if here < needed:
             raise RunError(self._too_few(needed))
 
     def between_rounds(self, grid: Grid) -> None:

@@ -98,7 +98,7 @@ class OpmStrategy(Strategy):
         self.desk.open(Exchange(grid, timeout=timeout, limits=limits, late=self.recorder.late))
         attendance = Attendance(self.plan, self.desk, self.recorder.joined)
         if self.recorder.last_round < num_rounds:
-            attendance.begin(grid)
+            attendance.begin(grid, again=self.recorder.last_round > 0)
         for server_round in range(self.recorder.last_round + 1, num_rounds + 1):
             if self.plan.names:
                 attendance.between_rounds(grid)

@@ -35,6 +35,7 @@ def init(
     home: Home = HOME,
 ) -> None:
     """Make a server's home: settings, certificates, secret. Said again, it makes whole what is missing."""
+    from server.control.home import ServerHome
     from server.control.operate import init_home, settings_from
 
     settings = settings_from(
@@ -46,7 +47,7 @@ def init(
         data=data,
         config=config,
     )
-    made = init_home(_home(home), settings)
+    made = init_home(ServerHome(home), settings)
     typer.echo(f"{home}: server of {project}; classes {', '.join(settings.classes)}")
     typer.echo(f"certificate good for {made.server_days} days, authority for {made.ca_days}")
     typer.echo("Next: popmi server add-site NAME, then popmi server up")
@@ -213,15 +214,20 @@ def verify(
 ) -> None:
     """Check that no line of the log was changed or taken out; print the last line's hash, to be kept elsewhere."""
     from popmi_core.deployment import verify_log
+    from server.control.home import ServerHome
 
-    last = verify_log(_home(home).audit_file, head=head)
+    # A copy of the log alone, on another machine, can be checked as well.
+    last = verify_log(ServerHome(home).audit_file, head=head)
     typer.echo("the log is empty" if last is None else f"{last.number} lines, whole; head {last.digest}")
 
 
 def _home(folder: Path) -> ServerHome:
     from server.control.home import ServerHome
 
-    return ServerHome(folder)
+    home = ServerHome(folder)
+    # Said at once, whatever was asked: not that there is no run in a folder that is no home.
+    home.settings()
+    return home
 
 
 def _control(home: ServerHome) -> FlowerControl:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from popmi_core.atomic import replace_atomically
 from popmi_core.config import RunConfig
@@ -23,7 +23,11 @@ from popmi_core.errors import SetupError
 from popmi_core.protocol import AUDIT_FILE, HOME_VARIABLE
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-Address = Annotated[str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]
+Address = Annotated[
+    str,
+    StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$"),
+    AfterValidator(lambda address: _with_a_port(address)),
+]
 RunName = Annotated[str, StringConstraints(pattern=RUN_NAME)]
 State = Literal["invited", "enrolled", "revoked"]
 
@@ -118,7 +122,7 @@ class ServerHome:
         except OSError as error:
             raise SetupError(f"cannot read {self.settings_file}: {error.strerror}. Check its owner.") from error
         except (ValueError, ValidationError) as error:
-            raise SetupError(f"{self.settings_file} is unusable: {_said(error)}. Correct it.") from error
+            raise SetupError(f"{self.settings_file} is unusable: {said(error)}. Correct it.") from error
 
     def write_settings(self, settings: ServerSettings) -> None:
         """Write the settings; an existing file is replaced in one step."""
@@ -137,7 +141,7 @@ class ServerHome:
             return {}
         except (OSError, ValidationError) as error:
             raise SetupError(
-                f"{self.sites_file} is unusable: {_said(error)}. Put it back from a backup; the audit log tells "
+                f"{self.sites_file} is unusable: {said(error)}. Put it back from a backup; the audit log tells "
                 "which sites there were."
             ) from error
 
@@ -161,7 +165,7 @@ class ServerHome:
             return None
         except (OSError, ValidationError) as error:
             raise SetupError(
-                f"{self.wanted_file} is unusable: {_said(error)}. Say again what is wanted: `popmi server resume NAME`."
+                f"{self.wanted_file} is unusable: {said(error)}. Say again what is wanted: `popmi server resume NAME`."
             ) from error
 
     def want(self, run: str, state: Literal["going", "stopped"]) -> Wanted:
@@ -233,7 +237,14 @@ def operator() -> str:
         return f"uid {os.getuid()}"
 
 
-def _said(error: Exception) -> str:
+def _with_a_port(address: str) -> str:
+    if not 0 < int(address.rpartition(":")[2]) <= 65535:
+        raise ValueError("the port must be 1 to 65535")
+    return address
+
+
+def said(error: Exception) -> str:
+    """Return what is wrong in one line."""
     if isinstance(error, ValidationError):
         return "; ".join(
             f"{'.'.join(str(part) for part in item['loc']) or 'the whole'}: {item['msg']}" for item in error.errors()

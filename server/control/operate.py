@@ -9,7 +9,7 @@ from popmi_core.config import RunConfig, read_config
 from popmi_core.errors import RunError, SetupError
 from popmi_core.protocol import RunPlan
 from server.control.certificates import Certificates, ensure_certificates
-from server.control.home import ServerHome, ServerSettings, Wanted
+from server.control.home import ServerHome, ServerSettings, Wanted, said
 from server.control.plans import make_plan, read_plan, run_name
 from server.control.records import standing
 from server.control.superlink import ensure_secret, split_address
@@ -91,7 +91,7 @@ def settings_from(
         )
     except ValueError as error:
         raise SetupError(
-            f"this describes no server: {error}. Expected --endpoint HOST:PORT and at least two classes."
+            f"this describes no server: {said(error)}. Expected --endpoint HOST:PORT and at least two classes."
         ) from error
 
 

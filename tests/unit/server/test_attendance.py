@@ -79,6 +79,20 @@ def test_after_the_time_to_join_it_begins_with_those_that_are_there(tmp_path):
     assert 300 <= hall.clock.now < 320
 
 
+def test_a_run_that_goes_on_does_not_wait_long_for_a_site_that_stays_away(tmp_path):
+    hall = Hall(register(tmp_path / "sites.json"), arrive={2: 30, 3: 10_000})
+    hall.attendance.begin(hall.grid, again=True)
+    assert hall.roster.evaluators == ["a", "b"]
+    assert 180 <= hall.clock.now < 190
+
+
+def test_a_run_that_goes_on_waits_for_as_many_as_it_needs(tmp_path):
+    hall = Hall(register(tmp_path / "sites.json"), arrive={2: 250, 3: 10_000})
+    hall.attendance.begin(hall.grid, again=True)
+    assert hall.roster.evaluators == ["a", "b"]
+    assert 250 <= hall.clock.now < 260
+
+
 def test_with_too_few_it_ends_and_names_who_is_missing_and_why(tmp_path):
     hall = Hall(
         register(tmp_path / "sites.json"),

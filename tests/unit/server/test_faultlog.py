@@ -11,7 +11,6 @@ from popmi_core.protocol import AUDIT_FILE, Report, RunPlan
 from server.faultlog import LONGEST, FaultLog
 from server.results import Evaluation, RoundResult, SiteOutcome
 
-
 MODEL = object()
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from popmi_core.audit import AuditLog
 from popmi_core.checkpoints import load_state
 from popmi_core.config import parse_config
 from popmi_core.errors import ModelError, RunError
 from popmi_core.fusion import Fused
-from popmi_core.protocol import AUDIT_FILE, Assignment, Progress, Report, RunPlan
+from popmi_core.protocol import Assignment, Progress, Report, RunPlan
 from server.exchange import Late
 from server.results import Evaluation, MatchedUpdate, RoundResult, SiteOutcome
 from server.roster import Roster
@@ -335,33 +334,3 @@ def test_runs_of_one_database_are_told_apart_by_their_names(tmp_path, monkeypatc
         recorder = RunRecorder.open(again, writer)
         assert recorder.last_state()[0]["w"].tolist() == [5, 5, 5]
     assert not (tmp_path / "first" / "record.sqlite").exists()
-
-
-def test_a_disk_that_is_full_again_at_once_does_not_end_the_run_over_a_line_in_the_diary(tmp_path, monkeypatch):
-    monkeypatch.setattr(record.time, "sleep", lambda _: None)
-    described = plan(tmp_path, patience=60.0)
-    with open_writer(described) as writer:
-        recorder, tries = RunRecorder.open(described, writer), iter([RunError("no room"), "written"])
-
-        def action():
-            if isinstance(found := next(tries), RunError):
-                raise found
-            return found
-
-        def full(*_, **__):
-            raise RunError("no room")
-
-        monkeypatch.setattr(writer, "event", full)
-        assert recorder.patiently(action) == "written"
-
-
-def test_faults_of_a_round_stand_in_the_server_s_audit_log_before_the_round_counts(tmp_path):
-    described = plan(tmp_path / "run", names=("a", "b"), sites_file=str(tmp_path / "sites.json"))
-    with open_writer(described) as writer:
-        recorder = RunRecorder.open(described, writer)
-        recorder.begin_round(1)
-        recorder.end_round(done(1), MODEL, {})
-        recorder.late(Late("b", 1, "train", 12.0))
-        writer.finish_run("finished")
-    told = [(item.event, item.details.get("site")) for item in AuditLog(tmp_path / AUDIT_FILE).entries()]
-    assert told == [("site.quarantined", "b"), ("run.warning", None)]

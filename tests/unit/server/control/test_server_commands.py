@@ -58,6 +58,32 @@ def test_a_home_needs_a_project_and_an_endpoint(tmp_path):
     assert "--project" in done.output
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("stop",), ("resume",), ("status",), ("sites",), ("export", "r", "r.zip"), ("revoke", "a", "--reason", "x"),
+     ("start",), ("add-site", "a"), ("confirm", "a.json"), ("up",)],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_every_command_says_that_a_folder_is_no_home(popmi, tmp_path, words):
+    with pytest.raises(SetupError, match=r"is no server's home: it has no server\.toml"):
+        popmi(*words, place=tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "classes", "why"),
+    [
+        ("a.example", "mel,nv", "endpoint: String should match pattern"),
+        ("a.example:99999", "mel,nv", "endpoint: Value error, the port must be 1 to 65535"),
+        ("a.example:443", "mel", "classes: Tuple should have at least 2 items"),
+    ],
+)
+def test_what_cannot_be_a_server_is_said_in_one_line(popmi, tmp_path, endpoint, classes, why):
+    with pytest.raises(SetupError, match=f"this describes no server: {why}") as error:
+        popmi("init", "--project", "P", "--endpoint", endpoint, "--classes", classes, place=tmp_path / "new")
+    assert "\n" not in str(error.value)
+
+
 def test_a_site_comes_in_by_its_fingerprint(popmi, enrolment_of):
     assert "charite.zip" in popmi("add-site", "charite")
     file = enrolment_of("charite")
