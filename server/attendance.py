@@ -13,7 +13,7 @@ from popmi_core.errors import RunError
 from popmi_core.protocol import POOLED_SITE, RunPlan
 from server.desk import Desk
 from server.exchange import Exchange, Question, Round
-from server.register import cut_off, read_register
+from server.register import read_register
 from server.replies import Expected
 from server.roster import Entry, Roster
 from server.wire import ask
@@ -106,7 +106,7 @@ class Attendance:
     def look(self, grid: Grid) -> list[str]:
         """Ask nodes that are not in yet who they are; return the sites that have joined."""
         registry = read_register(self.plan)
-        self.roster.drop(cut_off(self.plan, self.roster.nodes))
+        self.desk.revoked()
         # A run whose description names its sites is theirs alone.
         chosen = self.plan.config.sites or tuple(registry)
         names = {node: site for site, node in registry.items() if node is not None and site in chosen}

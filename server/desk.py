@@ -122,8 +122,10 @@ class Desk:
         return [site for site in sites if site not in busy]
 
     def revoked(self) -> list[str]:
-        """Return the sites taking part whose key was revoked since they were let in."""
-        return cut_off(self.plan, self.roster.nodes)
+        """Return the sites taking part whose key was revoked since they were let in; they are asked no more."""
+        found = cut_off(self.plan, self.roster.nodes)
+        self.roster.drop(found)
+        return found
 
     def with_busy(self, outcomes: Sequence[SiteOutcome], sites: Iterable[str]) -> list[SiteOutcome]:
         """Add those of ``sites`` that were left alone, and why."""

@@ -291,6 +291,9 @@ def open_writer(plan: RunPlan) -> RunWriter:
     try:
         for part in (folder / "models", folder / "state"):
             part.mkdir(parents=True, exist_ok=True)
+            # A process that was killed while it wrote leaves its half behind, under a name of its own.
+            for half in part.glob(".*.tmp") if plan.names else ():
+                half.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"cannot make run folder {folder}: {error.strerror}. Choose another --out.") from error
     return RunWriter(record_of(plan))

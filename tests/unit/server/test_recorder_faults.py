@@ -62,3 +62,12 @@ def test_faults_of_a_round_stand_in_the_server_s_audit_log_before_the_round_coun
         writer.finish_run("finished")
     told = [(item.event, item.details.get("site")) for item in AuditLog(tmp_path / AUDIT_FILE).entries()]
     assert told == [("site.quarantined", "b"), ("run.warning", None)]
+
+
+def test_halves_that_a_killed_process_left_are_cleared_away_and_whole_models_are_not(tmp_path):
+    described = plan(tmp_path, names=("a", "b"), sites_file=str(tmp_path / "sites.json"))
+    (tmp_path / "models").mkdir()
+    for name in (".round-002.safetensors.k3x.tmp", "round-001.safetensors"):
+        (tmp_path / "models" / name).write_bytes(b"bytes")
+    with open_writer(described):
+        assert [path.name for path in (tmp_path / "models").iterdir()] == ["round-001.safetensors"]
