@@ -1,7 +1,8 @@
 """Keep a few processes going: start them, start them again whenever one ends, end them together.
 
 A process that ended is started again whatever its exit code was: Flower's node ends with 0 when its clock is off or its
-server refuses it, and must come back. What each does is written to a status file that others can read.
+server refuses it, and must come back. What each does is written to a status file that others can read. What each says
+goes into a log of bounded length.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from functools import partial
 from pathlib import Path
 
 from popmi_core.atomic import replace_atomically
+from popmi_core.deployment.logs import LOG_BYTES, put_aside
 
 log = logging.getLogger("popmi.supervise")
 FIRST_PAUSE, LONGEST_PAUSE, CALM = 1.0, 60.0, 120.0
 """Seconds before the first restart, the longest wait between two, and how long a process must live to be forgiven."""
 PATIENCE = 15.0
 """Seconds between asking a process to end and killing it."""
+LOOK_AT_LOGS = 5.0
+"""Seconds between two looks at how long the logs have become."""
 
 # Loaded before any fork: between a fork and its program nothing may be loaded.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -68,14 +72,16 @@ class Supervisor:
 
     Args:
         processes: In the order of their start; they end in the other.
-        folder: Gets one ``<name>.log`` each and ``processes.json``.
+        folder: Gets one ``<name>.log`` each, the one before as ``<name>.log.1``, and ``processes.json``.
+        log_bytes: Size at which a log is put aside.
     """
 
-    def __init__(self, processes: Sequence[Process], folder: Path) -> None:
-        self.processes, self.folder = processes, folder
+    def __init__(self, processes: Sequence[Process], folder: Path, *, log_bytes: int = LOG_BYTES) -> None:
+        self.processes, self.folder, self.log_bytes = processes, folder, log_bytes
         self._states = {item.name: _State() for item in processes}
         self._ended = threading.Event()
         self._told = ""
+        self._logs_due, self._log_trouble = 0.0, ""
 
     def stop(self) -> None:
         """End all processes; ``run`` returns soon after."""
@@ -96,6 +102,7 @@ class Supervisor:
                 for item in self.processes:
                     self._tend(item)
                 self._tell()
+                self._keep_logs_short()
                 self._ended.wait(0.2)
         finally:
             for item in reversed(self.processes):
@@ -151,6 +158,21 @@ class Supervisor:
         _signal_group(state.running, signal.SIGKILL)
         state.exit_code = state.running.wait()
         state.running = None
+
+    def _keep_logs_short(self) -> None:
+        if time.monotonic() < self._logs_due:
+            return
+        self._logs_due, trouble = time.monotonic() + LOOK_AT_LOGS, ""
+        for item in self.processes:
+            try:
+                if put_aside(self.folder / f"{item.name}.log", limit=self.log_bytes):
+                    log.info("%s.log was put aside as %s.log.1", item.name, item.name)
+            except OSError as error:
+                trouble = f"{item.name}.log cannot be put aside: {error.strerror}. It grows on; make room."
+        # Once, not every few seconds, for as long as the disk is full.
+        if trouble and trouble != self._log_trouble:
+            log.warning("%s", trouble)
+        self._log_trouble = trouble
 
     def _tell(self) -> None:
         told = json.dumps(
