@@ -104,6 +104,8 @@ class ServerHome:
         self.wanted_file = self.folder / "wanted.json"
         self.kits, self.runs = self.folder / "kits", self.folder / "runs"
         self.processes = self.folder / "processes"
+        # Touched by the keeper whenever a look of its went well.
+        self.looked = self.processes / "keeper-looked"
         self.audit_file = self.folder / AUDIT_FILE
 
     def settings(self) -> ServerSettings:

@@ -68,6 +68,7 @@ class Keeper:
         while not ended.is_set():
             try:
                 self.look()
+                self._say_looked()
             except SuperLinkAway as error:
                 self._once("superlink.away", str(error))
             except PopmiError as error:
@@ -183,6 +184,13 @@ class Keeper:
             except SetupError as error:
                 self.home.note("site.not_confirmed", file=file.name, reason=str(error))
             self._seen[file] = changed
+
+    def _say_looked(self) -> None:
+        """Touch a file for health checks: a keeper that is stuck, or can do nothing, shows by its age."""
+        try:
+            self.home.looked.touch()
+        except OSError as error:
+            log.debug("no sign of life could be given: %s", error.strerror)
 
     def _once(self, event: str, text: str, **details: object) -> None:
         """Write an event down the first time it happens on end."""

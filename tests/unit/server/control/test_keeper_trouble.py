@@ -40,6 +40,38 @@ def test_while_the_superlink_is_away_the_keeper_waits_and_says_so_once(keeper, c
     assert told[-1] == "keeper.ended"
 
 
+def test_a_file_says_when_a_look_last_went_well(keeper, control, home):
+    ended, seen = threading.Event(), []
+    control.away = True
+
+    def look():
+        seen.append(home.looked.exists())
+        if len(seen) == 2:
+            control.away = False
+        if len(seen) == 3:
+            ended.set()
+        Keeper.look(keeper)
+
+    keeper.look = look
+    keeper.run(ended, every=0)
+    # After the first look that saw something, not after the one before.
+    assert seen == [False, False, True]
+
+
+def test_a_keeper_that_cannot_touch_its_file_still_keeps_the_run_going(keeper, control, wanted, home):
+    shutil.rmtree(home.processes, ignore_errors=True)
+    ended = threading.Event()
+
+    def look():
+        ended.set()
+        Keeper.look(keeper)
+
+    keeper.look = look
+    keeper.run(ended, every=0)
+    assert starts(control) == 1
+    assert not home.looked.exists()
+
+
 def test_away_is_raised_by_a_single_look(keeper, control, wanted):
     control.away = True
     with pytest.raises(SuperLinkAway):
