@@ -43,7 +43,8 @@ check: lint test
 browser: $(STAMP)
 	$(BIN)/python -m pytest -m browser
 
-# Builds the image, runs three sites for two rounds in containers, takes them down; logs lie in runs/compose-test.
+# Builds the image, runs three sites for two rounds in containers, then a second run with a sixth site, down and up
+# again; takes them down; logs lie in runs/compose-test.
 compose: $(STAMP)
 	@docker compose version >/dev/null 2>&1 && docker version >/dev/null 2>&1 || { echo "make compose needs a running Docker engine with Compose 2.24 or newer: docker compose version, docker version"; exit 1; }
 	$(BIN)/python -m pytest -m compose tests/compose

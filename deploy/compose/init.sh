@@ -10,6 +10,35 @@ else
   study=--data=phantom
 fi
 # The run that was planned first; a later one is started by hand (docs/compose.md).
-[ -f "$POPMI_SERVER_HOME/planned.toml" ] || cp /run.toml "$POPMI_SERVER_HOME/planned.toml"
-exec popmi server init "$POPMI_SERVER_HOME/planned.toml" --project=compose --endpoint=gateway:8443 \
+if [ ! -f "$POPMI_SERVER_HOME/planned.toml" ]; then
+  if [ ! -r /run.toml ]; then
+    echo "user $(id -u) cannot read RUN_FILE (./deploy/compose/run.toml): chmod a+r, its folders a+x" >&2
+    exit 2
+  fi
+  cp /run.toml "$POPMI_SERVER_HOME/planned.part"
+  mv "$POPMI_SERVER_HOME/planned.part" "$POPMI_SERVER_HOME/planned.toml"
+fi
+popmi server init "$POPMI_SERVER_HOME/planned.toml" --project=compose --endpoint=gateway:8443 \
   --superlink=superlink:8000 --name=superlink --name=localhost "$study"
+
+# A file is there whole or not at all, and never open to others, not for a moment.
+umask 077
+put() { # put FOLDER/NAME MODE < CONTENT
+  cat > "$1.part"
+  chmod "$2" "$1.part"
+  mv "$1.part" "$1"
+}
+
+# The database's password, once. PostgreSQL, another user, reads it as a member of this user's group; libpq wants a file
+# that is its own user's only.
+if [ ! -s /password/password ]; then
+  made=$(python -c 'import secrets; print(secrets.token_urlsafe(32))')
+  echo "$made" | put /password/password 640
+fi
+echo "*:*:*:popmi:$(cat /password/password)" | put /password/pgpass 600
+
+# What the gateway needs of all this, and no more: not the authority's key, the secret or the runs.
+mkdir -p /gateway/pki
+for name in server.toml pki/ca.pem pki/server.key pki/server.pem; do
+  put "/gateway/$name" 600 < "$POPMI_SERVER_HOME/$name"
+done

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ PATIENCE = 1200.0
 class Stage:
     """One federation in containers."""
 
+    project, services, logs = PROJECT, SERVICES, LOGS
+
     def __init__(self) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -37,10 +40,10 @@ class Stage:
             "COMPOSE_ENV_FILES": "/dev/null",
         }
 
-    def compose(self, *words: str, check: bool = True) -> str:
-        """Run `docker compose`; a failure shows what it said."""
+    def compose(self, *words: str, check: bool = True, profile: str = "*") -> str:
+        """Run `docker compose`, by default with every profile in sight; a failure shows what it said."""
         done = subprocess.run(
-            ["docker", "compose", "--ansi", "never", "--project-name", PROJECT, *words],
+            ["docker", "compose", "--ansi", "never", "--project-name", PROJECT, "--profile", profile, *words],
             cwd=ROOT,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -64,35 +67,48 @@ class Stage:
         """Ask ``/api/v1``."""
         return json.loads(self.ask(f"/api/v1{path}"))
 
-    def finished(self) -> dict[str, Any]:
-        """Wait until the run has ended and return its head."""
-        until = time.monotonic() + PATIENCE
-        run: dict[str, Any] = {}
-        while time.monotonic() < until:
-            try:
-                run = next(iter(self.api("/runs")), run)
-            except OSError:
-                time.sleep(1)
-            if run.get("status") in ("finished", "failed", "stopped"):
-                return run
+    def until(self, what: str, seen: Callable[[], Any]) -> Any:
+        """Ask again and again until ``seen`` returns something, and return that; the pages may be away meanwhile."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                if found := seen():
+                    return found
             time.sleep(2)
-        pytest.fail(f"the run did not end within {PATIENCE:.0f} s: {run}. Logs: {LOGS}")
+        pytest.fail(f"not within {PATIENCE:.0f} s: {what}. Logs: {LOGS}")
 
-    def keep_logs(self) -> None:
+    def run(self, name: str) -> dict[str, Any]:
+        """Return a run's head, empty before it has begun."""
+        return next((dict(run) for run in self.api("/runs") if run.get("name") == name), {})
+
+    def finished(self, name: str = "compose") -> dict[str, Any]:
+        """Wait until the run has ended and return its head."""
+
+        def ended() -> dict[str, Any] | None:
+            run = self.run(name)
+            return run if run.get("status") in ("finished", "failed", "stopped") else None
+
+        return dict(self.until(f"run {name} ends", ended))
+
+    def containers(self) -> list[dict[str, Any]]:
+        """Return what `docker compose ps` says of every container, also of those that have ended."""
+        return [json.loads(line) for line in self.compose("ps", "--all", "--format", "json").splitlines()]
+
+    def keep_logs(self, folder: Path = LOGS) -> None:
         """Write what every container said into files: after the end nobody could ask any more."""
-        LOGS.mkdir(parents=True, exist_ok=True)
-        (LOGS / "containers.txt").write_text(self.compose("ps", "--all", check=False))
-        for service in ("certificates", "database", "superlink", "gateway", "prometheus", *SERVICES):
-            (LOGS / f"{service}.log").write_text(self.compose("logs", "--no-color", service, check=False))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "containers.txt").write_text(self.compose("ps", "--all", check=False))
+        for service in ("certificates", "database", "superlink", "gateway", "prometheus", "site-6", *SERVICES):
+            (folder / f"{service}.log").write_text(self.compose("logs", "--no-color", service, check=False))
         for site in SITES:
             told = self.compose("exec", "-T", site, "sh", "-c", "cat /home/popmi/site/processes/*.log", check=False)
-            (LOGS / f"{site}-processes.log").write_text(told)
+            (folder / f"{site}-processes.log").write_text(told)
         told = self.compose("exec", "-T", "keeper", "cat", "/home/popmi/server/audit.jsonl", check=False)
-        (LOGS / "audit.jsonl").write_text(told)
+        (folder / "audit.jsonl").write_text(told)
 
     def down(self) -> None:
         """Take everything down, the volumes too."""
-        self.compose("--profile", "*", "down", "--volumes", "--timeout", "5", "--remove-orphans", check=False)
+        self.compose("down", "--volumes", "--timeout", "5", "--remove-orphans", check=False)
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +118,8 @@ def stage() -> Iterator[Stage]:
     # What an earlier test left when it was killed.
     made.down()
     try:
-        made.compose("up", "--detach", "--build", *SERVICES)
+        # With the others' profiles, the sixth site would be invited before the first run.
+        made.compose("up", "--detach", "--build", *SERVICES, profile="none")
         yield made
     finally:
         made.keep_logs()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from server.control.home import ServerHome
 
 ROOT = Path(__file__).parents[3]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -19,8 +25,16 @@ SCRIPTS = sorted((ROOT / "deploy" / "compose").glob("*.sh"))
 
 def sources(service: str) -> list[str]:
     """Return the volumes and folders a service mounts."""
-    # The colon after a default (${NAME:-./folder}) is none that separates.
-    return [re.sub(r"\$\{[^}]*\}", "DATA", item).split(":")[0] for item in SERVICES[service].get("volumes", [])]
+    mounts = SERVICES[service].get("volumes", [])
+    return [
+        re.sub(r"\$\{.*\}", "DATA", item["source"]) if isinstance(item, dict) else item.split(":")[0] for item in mounts
+    ]
+
+
+def mounted(volume: str) -> dict[str, str]:
+    """Return where each service mounts a volume and how, e.g. ``/password:ro``."""
+    items = [(name, item) for name in SERVICES for item in SERVICES[name].get("volumes", []) if isinstance(item, str)]
+    return {name: item.partition(":")[2] for name, item in items if item.startswith(f"{volume}:")}
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -65,16 +79,42 @@ def test_the_gateway_reaches_every_site_and_the_centre_only() -> None:
 def test_a_site_mounts_what_is_its_own_and_its_images_read_only(name: str) -> None:
     number = name.removeprefix("site-")
     assert sources(name) == [name, f"handover-{number}", "DATA"]
-    assert SERVICES[name]["volumes"][2] == f"${{SITE_{number}_DATA:-./deploy/no-data}}:/data:ro"
+    images = SERVICES[name]["volumes"][2]
+    assert images["source"] == f"${{SITE_{number}_DATA:-./deploy/no-data}}"
+    assert (images["target"], images["read_only"]) == ("/data", True)
+    assert SERVICES[name]["environment"]["OWN_IMAGES"] == f"${{SITE_{number}_DATA:-}}"
     others = {other for other in SERVICES if name in sources(other)}
     assert others == {name}
 
 
 def test_the_centres_keys_are_mounted_by_the_centre_only_and_not_by_the_pages() -> None:
-    mounting = {name for name in SERVICES if "centre" in sources(name)}
-    assert mounting == {"certificates", "superlink", "runner", "gateway", "keeper", "invitation"}
-    assert SERVICES["gateway"]["volumes"] == ["centre:/home/popmi/server:ro"]
-    assert "volumes" not in SERVICES["dashboard"]
+    assert set(mounted("centre")) == {"certificates", "superlink", "runner", "keeper", "invitation"}
+
+
+def test_the_gateway_and_the_pages_mount_what_was_copied_for_them_and_cannot_write_it() -> None:
+    assert SERVICES["gateway"]["volumes"] == ["gateway:/home/popmi/server:ro"]
+    assert mounted("gateway") == {"certificates": "/gateway", "gateway": "/home/popmi/server:ro"}
+    assert SERVICES["dashboard"]["volumes"] == ["password:/password:ro"]
+
+
+def test_the_databases_password_is_in_a_volume_of_its_readers_and_not_in_the_file() -> None:
+    readers = {"database", "runner", "keeper", "dashboard"}
+    assert mounted("password") == {"certificates": "/password"} | dict.fromkeys(readers, "/password:ro")
+    for name in readers - {"database"}:
+        environment = SERVICES[name]["environment"]
+        assert environment["POPMI_DATABASE"] == "postgresql+psycopg://popmi@database/popmi"
+        assert environment["PGPASSFILE"] == "/password/pgpass"
+    database = SERVICES["database"]
+    assert "POSTGRES_PASSWORD" not in database["environment"]
+    assert database["environment"]["POSTGRES_PASSWORD_FILE"] == "/password/password"
+    assert database["group_add"] == [SERVICES["certificates"]["user"].split(":")[1]]
+
+
+def test_a_file_or_folder_that_is_not_there_is_told_and_not_made() -> None:
+    bound = [item for name in SERVICES for item in SERVICES[name].get("volumes", []) if isinstance(item, dict)]
+    assert {item["target"] for item in bound} == {"/data", "/run.toml"}
+    assert all(item["type"] == "bind" and item["read_only"] for item in bound)
+    assert all(item["bind"] == {"create_host_path": False} for item in bound)
 
 
 def test_the_databases_address_is_told_to_those_who_need_it_only() -> None:
@@ -94,13 +134,35 @@ def test_everything_comes_back_by_itself_but_what_is_done_once() -> None:
     assert {SERVICES[name]["restart"] for name in SERVICES} == {"no", "always"}
 
 
-@pytest.mark.parametrize("name", ["database", "superlink", "gateway", "dashboard", *SITES])
-def test_what_others_wait_for_says_when_it_is_well(name: str) -> None:
-    check = SERVICES[name]["healthcheck"]["test"]
-    assert check[:1] == ["CMD"]
-    assert check[1:3] == ["python", "-c"] or name == "database"
-    if name != "database":
-        compile(check[3], name, "exec")
+@pytest.mark.parametrize("name", SERVICES)
+def test_whatever_runs_on_says_whether_it_is_well(name: str) -> None:
+    assert ("healthcheck" in SERVICES[name]) == (SERVICES[name]["restart"] != "no")
+    if "healthcheck" not in SERVICES[name]:
+        return
+    check = SERVICES[name]["healthcheck"]
+    assert check["test"][0] == "CMD"
+    assert check.keys() >= {"interval", "timeout", "retries"}
+    if check["test"][1:3] == ["python", "-c"]:
+        compile(check["test"][3], name, "exec")
+    # The other programs come with their images.
+    assert check["test"][1] in ("python", "pg_isready", "promtool", "wget")
+
+
+def test_the_keepers_health_is_the_age_of_the_file_it_touches(tmp_path: Path) -> None:
+    looked = ServerHome(Path("/home/popmi/server")).looked
+    code = SERVICES["keeper"]["healthcheck"]["test"][3]
+    assert f"'{looked}'" in code
+    here = tmp_path / "looked"
+    code = code.replace(str(looked), str(here))
+
+    def well() -> bool:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+    assert not well()
+    here.touch()
+    assert well()
+    os.utime(here, (1_000_000_000, 1_000_000_000))
+    assert not well()
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -120,8 +182,8 @@ def test_five_sites_start_by_themselves_and_a_sixth_on_request() -> None:
 
 
 def test_every_volume_and_network_that_is_named_is_made() -> None:
-    mounted = {item for name in SERVICES for item in sources(name) if not item.startswith((".", "DATA"))}
-    assert mounted == set(COMPOSE["volumes"])
+    named = {item for name in SERVICES for item in sources(name) if not item.startswith((".", "DATA"))}
+    assert named == set(COMPOSE["volumes"])
     joined = {network for name in SERVICES for network in SERVICES[name]["networks"]}
     assert joined == set(COMPOSE["networks"])
 
@@ -130,7 +192,8 @@ def test_every_file_that_is_mounted_or_run_is_there() -> None:
     for name in SERVICES:
         for source in sources(name):
             assert not source.startswith("./") or (ROOT / source).exists()
-        for word in [*SERVICES[name].get("entrypoint", []), *SERVICES[name].get("command", [])]:
+        check = SERVICES[name].get("healthcheck", {}).get("test", [])
+        for word in [*SERVICES[name].get("entrypoint", []), *SERVICES[name].get("command", []), *check]:
             if str(word).startswith("/opt/popmi/"):
                 assert (ROOT / str(word).removeprefix("/opt/popmi/")).is_file()
 
@@ -172,3 +235,22 @@ def test_prometheus_asks_the_pages_by_the_name_they_answer_to() -> None:
     assert targets == ["dashboard:8080"]
     assert "--metrics-name=dashboard" in SERVICES["dashboard"]["command"]
     assert "--published-on=127.0.0.1" in SERVICES["dashboard"]["command"]
+
+
+def test_grafana_finds_its_source_and_its_dashboard_and_lets_nobody_change_them() -> None:
+    folder = ROOT / "deploy" / "monitoring" / "grafana"
+    source = yaml.safe_load((folder / "provisioning/datasources/prometheus.yml").read_text())["datasources"][0]
+    assert source["url"] == "http://prometheus:9090"
+    provider = yaml.safe_load((folder / "provisioning/dashboards/popmi.yml").read_text())["providers"][0]
+    mounts = dict(item.split(":")[:2] for item in SERVICES["grafana"]["volumes"])
+    assert mounts["./deploy/monitoring/grafana/dashboards"] == provider["options"]["path"]
+    assert mounts["./deploy/monitoring/grafana/provisioning"] == "/etc/grafana/provisioning"
+    environment = SERVICES["grafana"]["environment"]
+    home = environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    dashboard = json.loads((folder / "dashboards" / Path(home).name).read_text())
+    asked = {panel["datasource"]["uid"] for panel in dashboard["panels"]}
+    asked |= {target["datasource"]["uid"] for panel in dashboard["panels"] for target in panel["targets"]}
+    asked |= {item["datasource"]["uid"] for item in dashboard["templating"]["list"]}
+    assert asked == {source["uid"]}
+    assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"

@@ -57,6 +57,8 @@ def test_the_container_is_not_root_and_writes_to_its_volume_only(site):
     assert site["user"] == "10001:10001"
     assert site["read_only"]
     assert site["cap_drop"] == ["ALL"]
+    assert site["pids_limit"] > 0
+    assert site["logging"]["options"].keys() == {"max-size", "max-file"}
     assert [volume for volume in site["volumes"] if not volume.endswith(":ro")] == ["home:/home/popmi/site"]
     assert not site.get("ports")
 
