@@ -182,6 +182,13 @@ def test_the_grafana_dashboard_has_no_two_panels_in_one_place_and_a_title_for_ea
     assert {panel["id"] for panel in panels} == set(range(1, len(panels) + 1))
 
 
+def test_a_panel_without_a_time_axis_shows_what_is_now_and_nothing_of_before() -> None:
+    # Asked over the last hours, a finished run would still be "waiting" and "running", and a dead record would answer.
+    for panel in json.loads(GRAFANA.read_text())["panels"]:
+        now = panel["type"] != "timeseries"
+        assert all(target.get("instant", False) is now for target in panel["targets"]), panel["title"]
+
+
 @pytest.mark.parametrize("host", ["dashboard", "dashboard:8080", "DASHBOARD:8080"])
 def test_prometheus_may_ask_by_the_services_name_for_metrics_and_for_nothing_else(
     written: Callable[..., Path], host: str
