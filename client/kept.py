@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from popmi_core.checkpoints import load_state, save_state
+from popmi_core.errors import ModelError, RunError
 
 Kind = Literal["control", "personal"]
 KEPT_ROUNDS = 5
@@ -21,12 +22,19 @@ def load_kept(folder: Path, kind: Kind, run: str, *, before: int) -> dict[str, T
     A round that is repeated after a crash starts from what its first attempt started from, not from its result.
 
     Raises:
-        ModelError: If a file is damaged.
+        ModelError: If a file is damaged; the text names no place, because it may travel to the server.
     """
     # Of another run there may be newer files in the same folder; each says whose it is.
     for number, path in sorted(_files(folder, kind).items(), reverse=True):
         if number < before:
-            state, notes = load_state(path)
+            try:
+                state, notes = load_state(path)
+            except ModelError as error:
+                raise ModelError(
+                    f"what this site kept of round {number} ({kind}) cannot be read, expected a whole file. Restore "
+                    f"{path.name} in the site's state folder from a backup, or remove it: the site then starts from "
+                    "the round before."
+                ) from error
             if notes.get("run") == run:
                 return state
     return None
@@ -36,9 +44,16 @@ def save_kept(folder: Path, kind: Kind, run: str, server_round: int, tensors: Ma
     """Keep what ``server_round`` of ``run`` led to.
 
     Raises:
-        ModelError: If the folder cannot be written.
+        RunError: If the folder cannot be written; the text names no place, because it may travel to the server.
     """
-    save_state(folder / f"{kind}-{server_round:03d}.safetensors", tensors, {"run": run})
+    try:
+        save_state(folder / f"{kind}-{server_round:03d}.safetensors", tensors, {"run": run})
+    except RunError as error:
+        why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else "reason unknown"
+        raise RunError(
+            f"what the site keeps of round {server_round} ({kind}) cannot be written: {why}. Check room and owner of "
+            "its state folder."
+        ) from error
     for number, path in _files(folder, kind).items():
         if number <= server_round - KEPT_ROUNDS:
             path.unlink(missing_ok=True)

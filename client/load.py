@@ -59,8 +59,9 @@ def _read_once(
     data = load_site(site, spec, image_size=image_size, phantom_images=phantom_images, seed=seed, classes=classes)
     if data.classes != classes:
         raise ConfigError(
-            f"site {site}: its classes are {', '.join(data.classes)}, the run's are {', '.join(classes)}. "
-            "Map the site's labels to the project's list."
+            # How many, not which: they may be the site's own words.
+            f"site {site}: its data set names {len(data.classes)} classes, which are not the run's in the run's order "
+            f"({', '.join(classes)}). Map the site's labels to the project's list."
         )
     return data
 

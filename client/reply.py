@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from torch import Tensor
 
 from client.load import assignment_of
+from popmi_core.data.spec import SiteSpec
 from popmi_core.errors import PopmiError, PrivacyError
 from popmi_core.packing import PACKED, pack, unpack
 from popmi_core.protocol import INSTRUCTION, JSON_KEY, REPORT, Instruction, Report
@@ -100,7 +101,7 @@ def guarded(handler: Handler) -> Handler:
                 answered.content = packed(answered.content)
             return answered
         except PopmiError as error:
-            told = f"{type(error).__name__}: {error}"
+            told = _without_places(f"{type(error).__name__}: {error}", context)
             # A promise that cannot be kept now cannot be kept later: the site fails closed.
             stopped = isinstance(error, PrivacyError)
         except Exception as error:
@@ -124,6 +125,21 @@ def _site(context: Context, instruction: Instruction) -> str:
         return assignment_of(context, instruction).site
     except PopmiError:
         return f"node {context.node_id}"
+
+
+def _without_places(told: str, context: Context) -> str:
+    """Return a text without the places this site's own description names: folders are named by people."""
+    described = (str(context.node_config.get(name, "")) for name in ("data", "state"))
+    places = {part for text in described for line in text.split("\n") for part in _places(line)}
+    # The longest first: a folder's name begins the names of what lies in it.
+    for place in sorted(places, key=len, reverse=True):
+        told = told.replace(place, "(a place at this site)")
+    return told
+
+
+def _places(specification: str) -> list[str]:
+    spec = SiteSpec.parse(specification)
+    return [str(path) for path in (spec.path, spec.label_map) if path is not None and len(path.parts) > 1]
 
 
 def _place(error: Exception) -> str:

@@ -52,11 +52,17 @@ class LabelMap:
             DataError: If a word is mapped to no class of the study.
         """
         index = {_fold(name): position for position, name in enumerate(classes)}
-        unknown = sorted({name for name in words.values() if _fold(name) not in index and _fold(name) not in _LEFT_OUT})
+        unknown = [
+            place
+            for place, name in enumerate(words.values(), start=1)
+            if _fold(name) not in index and _fold(name) not in _LEFT_OUT
+        ]
         if unknown:
+            # By place, not by name: a map with its columns swapped maps to the site's own words, and this may travel.
             raise DataError(
-                f"site {site}: the label map maps to {', '.join(map(repr, unknown))}, which the study does not have. "
-                f"Map to one of {', '.join(classes)}, or to '{EXCLUDE}' (also 'ignore' or '')."
+                f"site {site}: the label map maps {len(unknown)} word(s) to what is no class of the study (entry "
+                f"{', '.join(map(str, unknown[:8]))}{' and more' if len(unknown) > 8 else ''}). Map to one of "
+                f"{', '.join(classes)}, or to '{EXCLUDE}' (also 'ignore' or '')."
             )
         self.classes = classes
         self._index: dict[str, int | None] = {**index}

@@ -121,10 +121,12 @@ def _onto(pool: Pool, classes: tuple[str, ...] | None, words: Words) -> Pool:
     unknown = [name for name in used if not labels.knows(name)]
     if unknown:
         number = sum(pool.classes[target] in unknown for target in pool.targets)
+        # By number, not by name: the names are the site's own words, and this may travel to the server.
+        numbers = ", ".join(str(pool.classes.index(name)) for name in unknown)
         raise DataError(
             f"site {pool.name}: {len(unknown)} class(es) of the file, with {number} image(s), are none of the "
-            f"study's: {', '.join(unknown)}. The study's classes are {', '.join(wanted)}. Map the file's onto them "
-            "with a label map; see docs/data.md."
+            f"study's: number {numbers}, counted from 0. The study's classes are {', '.join(wanted)}. Map the file's "
+            "onto them with a label map; see docs/data.md."
         )
     places = {place: labels.target(pool.classes[place]) for place in set(pool.targets)}
     kept = [position for position, target in enumerate(pool.targets) if places[target] is not None]

@@ -143,7 +143,7 @@ def test_a_label_map_mends_words_and_what_it_leaves_out_is_counted(tmp_path: Pat
 def test_a_label_map_to_no_class_of_the_project_is_refused(tmp_path: Path) -> None:
     report = check_data(str(write_hospital(tmp_path)), CLASSES, {"naevus": "benign"}, 8)
 
-    assert "the label map maps to 'benign', which the study does not have" in only_reason(report)
+    assert "the label map maps 1 word(s) to what is no class of the study (entry 1)" in only_reason(report)
 
 
 def test_a_prepared_set_of_other_classes_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from client.kept import KEPT_ROUNDS, load_kept, save_kept
-from popmi_core.errors import ModelError
+from popmi_core import checkpoints
+from popmi_core.errors import ModelError, RunError
 
 
 def control(value: float) -> dict[str, torch.Tensor]:
@@ -49,8 +50,20 @@ def test_a_damaged_file_is_named_and_never_taken_for_zero(tmp_path):
     save_kept(tmp_path, "control", "run", 1, control(1))
     path = tmp_path / "control-001.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ModelError, match=r"control-001\.safetensors"):
+    with pytest.raises(ModelError, match=r"of round 1 \(control\) cannot be read.*control-001\.safetensors") as told:
         load_kept(tmp_path, "control", "run", before=2)
+    # The text goes to the server: no folder of the hospital in it.
+    assert str(tmp_path) not in str(told.value)
+
+
+def test_a_full_disk_is_told_without_the_place(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(checkpoints, "replace_atomically", full)
+    with pytest.raises(RunError, match=r"of round 3 \(personal\) cannot be written: No space left on device") as told:
+        save_kept(tmp_path, "personal", "run", 3, control(1))
+    assert str(tmp_path) not in str(told.value)
 
 
 def test_control_variates_and_kept_parts_do_not_mix(tmp_path):

@@ -60,6 +60,17 @@ def test_our_own_errors_are_told_in_full():
     assert (report.run, report.server_round, report.site, report.stopped) == ("r", 3, "a", False)
 
 
+@pytest.mark.parametrize(
+    "place", ["/data/Meier", "/srv/Meier/words.csv", "/home/Meier/state/personal-003.safetensors", "/data/Meier/a.dcm"]
+)
+def test_no_place_of_the_site_leaves_even_in_our_own_errors(place):
+    node = {"site": "a", "data": "/data/Meier#labels=/srv/Meier/words.csv", "state": "/home/Meier/state"}
+    report = answered(failing(DataError(f"cannot write {place}: no room")), **node)
+    assert "Meier" not in report.error
+    assert report.error.startswith("DataError: cannot write (a place at this site)")
+    assert report.error.endswith(": no room")
+
+
 def test_a_broken_promise_stops_the_site():
     assert answered(failing(PrivacyError("budget spent")), site="a", data="x").stopped
 

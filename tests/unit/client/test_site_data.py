@@ -76,5 +76,5 @@ def test_a_real_sites_words_become_the_runs_classes_in_the_runs_order(tmp_path):
 
 
 def test_a_site_with_other_classes_than_the_run_is_refused():
-    with pytest.raises(ConfigError, match=r"its classes are akiec.*, the run's are nv, mel"):
+    with pytest.raises(ConfigError, match=r"names 7 classes, which are not the run's in the run's order \(nv, mel\)"):
         read_data(Assignment(site="p", data=("phantom:phantom_slide",), state="s"), instruction(classes=("nv", "mel")))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from popmi_core.data import DERMOSCOPY_CLASSES, ImageSet, SiteData, read_site
-from popmi_core.data.labelmap import infer_classes, onto_classes, read_label_map, same_classes
+from popmi_core.data.labelmap import LabelMap, infer_classes, onto_classes, read_label_map, same_classes
 from popmi_core.errors import DataError
 
 MakeHospital = Callable[..., Path]
@@ -56,7 +56,9 @@ def test_a_map_may_be_given_as_a_dict(make_hospital: MakeHospital) -> None:
 
 
 def test_a_map_to_no_class_of_the_study_is_refused(make_hospital: MakeHospital) -> None:
-    with pytest.raises(DataError, match=r"maps to 'benign', which the study does not have. Map to one of akiec"):
+    with pytest.raises(
+        DataError, match=r"maps 1 word\(s\) to what is no class of the study \(entry \d+\)\. Map to one of akiec"
+    ):
         read_site(_hospital(make_hospital), image_size=4, classes=DERMOSCOPY_CLASSES, label_map={"scar": "benign"})
 
 
@@ -115,3 +117,14 @@ def test_lists_of_places_only_say_nothing_of_names():
     assert alike.train.targets.tolist() == [0, 1]
     assert same_classes(("A b", "c"), ("a  B", "C"))
     assert not same_classes(("a", "b"), ("b", "a"))
+
+
+def test_a_map_with_its_columns_swapped_tells_entries_not_the_sites_words() -> None:
+    with pytest.raises(DataError, match=r"maps 2 word\(s\) to .* \(entry 1, 3\)") as told:
+        LabelMap(("mel", "nv"), {"nv": "Meierfleck", "mel": "mel", "x": "Muttermal"}, site="north")
+    assert "Meierfleck" not in str(told.value)
+
+
+def test_of_many_wrong_entries_eight_are_told() -> None:
+    with pytest.raises(DataError, match=r"entry 1, 2, 3, 4, 5, 6, 7, 8 and more"):
+        LabelMap(("mel", "nv"), {f"w{n}": "x" for n in range(9)}, site="north")

@@ -122,7 +122,7 @@ def test_an_npz_file_without_names_takes_the_projects_where_there_are_as_many(ma
     assert _load(path, classes=CLASSES).classes == CLASSES
     with pytest.raises(
         DataError,
-        match=r"3 class\(es\) of the file, with 90 image\(s\), are none of the study's: 0, 1, 2\. .* label map",
+        match=r"3 class\(es\) of the file, with 90 image\(s\), are none of the study's: number 0, 1, 2, .* label map",
     ):
         _load(path, classes=("mel", "nv"))
 
