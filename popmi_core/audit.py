@@ -128,10 +128,24 @@ def verify_log(path: Path, *, head: str | None = None) -> AuditEntry | None:
     return last
 
 
+def torn_bytes(path: Path) -> int:
+    """Return how many bytes of a line that was not finished lie at the log's end; the next line written tells of them.
+
+    Raises:
+        AuditError: If there is no log.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.seek(0, os.SEEK_END) - _end_of_lines(file.fileno())
+    except OSError as error:
+        raise AuditError(f"audit log {path} cannot be read: {error.strerror}. Check the folder's owner.") from error
+
+
 def _next(last: AuditEntry | None, event: str, details: Mapping[str, Any]) -> AuditEntry:
     number, previous = (1, START) if last is None else (last.number + 1, last.digest)
-    # Through JSON once, so that what is hashed now is what is read back later.
-    told = json.loads(json.dumps(dict(details), default=str))
+    # Through JSON once, so that what is hashed now is what is read back later; half a character, as a file name in
+    # another encoding brings it, could be written but never be read again.
+    told = json.loads(json.dumps(dict(details), default=str, ensure_ascii=False).encode("utf-8", "replace"))
     bare = AuditEntry(number=number, time=time.time(), event=event, details=told, previous=previous, digest="")
     return bare.model_copy(update={"digest": _digest(bare)})
 
@@ -154,18 +168,21 @@ def _write(handle: int, entry: AuditEntry) -> None:
 
 
 def _cut_torn_line(handle: int) -> int:
-    size = os.fstat(handle).st_size
-    end = size
-    while end:
-        begin = max(0, end - 65536)
-        piece = os.pread(handle, end - begin, begin)
-        if (found := piece.rfind(b"\n")) >= 0:
-            end = begin + found + 1
-            break
-        end = begin
+    size, end = os.fstat(handle).st_size, _end_of_lines(handle)
     if end != size:
         os.ftruncate(handle, end)
     return size - end
+
+
+def _end_of_lines(handle: int) -> int:
+    """Return where the last whole line ends."""
+    end = os.fstat(handle).st_size
+    while end:
+        begin = max(0, end - 65536)
+        if (found := os.pread(handle, end - begin, begin).rfind(b"\n")) >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
 
 
 def _last_line(path: Path) -> str | None:

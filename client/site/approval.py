@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import getpass
+import os
 import re
 import time
 import zipfile
@@ -115,7 +116,7 @@ class Approvals:
             SetupError: If it is not kept here: nothing is approved unseen.
         """
         self.content(code)
-        made = Approval(code=code, time=time.time(), by=getpass.getuser())
+        made = Approval(code=code, time=time.time(), by=_user())
         kept = [item for item in self.approved() if item.code != code]
         replace_atomically(self.home.approved, _LIST.dump_json((*kept, made), indent=1))
         self.home.audit.append("code.approved", code=code, by=made.by)
@@ -131,7 +132,7 @@ class Approvals:
             raise SetupError(f"code {code[:12]} is not approved here; there is nothing to withdraw.")
         kept = tuple(item for item in self.approved() if item.code != code)
         replace_atomically(self.home.approved, _LIST.dump_json(kept, indent=1))
-        self.home.audit.append("code.withdrawn", code=code, by=getpass.getuser())
+        self.home.audit.append("code.withdrawn", code=code, by=_user())
 
     def before(self, code: str) -> dict[str, bytes]:
         """Return the files of the bundle approved last, other than ``code``; none where there is no other."""
@@ -179,6 +180,14 @@ def summary(difference: Mapping[str, list[str]]) -> str:
 def describe(approvals: Approvals) -> dict[str, list[str]]:
     """Return what is approved and what waits, for ``popmi site status``."""
     return {"approved": [item.code for item in approvals.approved()], "waiting": approvals.waiting()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container's user may have a number and no name.
+        return f"user {os.getuid()}"
 
 
 def _visible(line: str) -> str:

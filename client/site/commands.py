@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from client.site.home import HOME_VARIABLE, SiteHome
-from popmi_core.errors import DataError, SetupError
+from popmi_core.errors import AuditError, DataError, SetupError
 
 app = typer.Typer(
     name="site",
@@ -51,6 +51,9 @@ def enrol(
         raise SetupError("--data is missing: name the folder with this site's images (docs/data.md shows the shapes).")
     if label_map is not None and not label_map.is_file():
         raise SetupError(f"there is no label map at {label_map}. Check the path.")
+    # Before a key is touched: the wrong kit must not cost a site its key.
+    if site.config_file.exists():
+        enrolling.refuse_other_site(site, read)
     if new_key and site.key.exists():
         if not yes:
             typer.confirm("The server will not know the new key until the operator confirms it. Go on?", abort=True)
@@ -58,6 +61,8 @@ def enrol(
     made = enrolling.enrol(site, read, data=specification, label_map=label_map, proxy=proxy)
     typer.echo(f"{'A new key was made' if made.new_key else 'The key that was here stays'}: {site.key}")
     typer.echo(f"Fingerprint: {made.fingerprint}")
+    for note in made.notes:
+        typer.echo(note)
     typer.echo(f"1. Send {made.file} to the coordinating centre; it holds no secret.")
     typer.echo("2. Compare the fingerprint with them by telephone.")
     typer.echo("3. popmi site doctor, check-data, dry-run, approve, run (docs/site.md).")
@@ -230,10 +235,16 @@ def verify(
     head: Annotated[str | None, typer.Option(help="The head an earlier verification told.")] = None, home: Home = None
 ) -> None:
     """Check that no line was changed or taken out; keep the head that is told somewhere else."""
+    from popmi_core.audit import torn_bytes
     from popmi_core.deployment import verify_log
 
-    last = verify_log(SiteHome(home).audit.path, head=head)
+    site = SiteHome(home)
+    last = verify_log(site.audit.path, head=head)
+    if last is None and site.enrolled:
+        raise AuditError(f"audit log {site.audit.path} is empty, expected this site's enrolment. It was cut off.")
     typer.echo("The log is empty." if last is None else f"{last.number} lines, whole. Head: {last.digest}")
+    if torn := torn_bytes(site.audit.path):
+        typer.echo(f"{torn} bytes of a line that was not finished follow: a crash, or the end was cut off.")
 
 
 @audit.command()

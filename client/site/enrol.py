@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,57 +19,98 @@ from popmi_core.errors import SetupError
 
 @dataclass(frozen=True)
 class Enrolled:
-    """What enrolling led to: the file for the operator, the fingerprint to compare, and whether the key is new."""
+    """What enrolling led to: the file for the operator, the fingerprint to compare, whether the key is new, notes."""
 
     file: Path
     fingerprint: str
     new_key: bool
+    notes: tuple[str, ...] = ()
 
 
 def enrol(
     home: SiteHome, kit: SiteKit, *, data: str, label_map: Path | None = None, proxy: str | None = None
 ) -> Enrolled:
-    """Write a site's folder from ``kit``; a key that is there already stays and is told again.
+    """Write a site's folder from ``kit``; a key that is there already stays, and so do label map and proxy not given.
 
     Raises:
-        SetupError: If there is a key of another site or project here, or the folder cannot be written.
+        SetupError: If there is a key of another site or project here or a damaged one, or the folder cannot be written.
+    """
+    refuse_other_site(home, kit)
+    before = home.config() if home.config_file.exists() else None
+    words = str(label_map.absolute()) if label_map is not None else before.label_map if before else None
+    way = proxy or (before.proxy if before else None)
+    try:
+        made = not home.key.exists()
+        if made:
+            write_key(home)
+        enrolment = Enrolment(project=kit.project, site=kit.site, public_key=public_half(home))
+        if not home.secret.exists():
+            _write_private(home.secret, secrets.token_bytes(32))
+        notes = [*_replace_ca(home, kit.ca_pem)]
+        replace_atomically(home.kit_file, kit.model_dump_json(indent=1).encode())
+        config = SiteConfig(
+            project=kit.project,
+            site=kit.site,
+            endpoint=kit.endpoint,
+            classes=kit.classes,
+            data=_absolute(data),
+            label_map=words,
+            proxy=way,
+        )
+        home.write_config(config)
+        home.left.unlink(missing_ok=True)
+        file = home.folder / f"{kit.site}.enrolment.json"
+        replace_atomically(file, enrolment.model_dump_json(indent=1).encode())
+    except OSError as error:
+        raise SetupError(f"cannot write {home.folder}: {error.strerror}. Check its owner and its room.") from error
+    if label_map is None and words is not None:
+        notes.append(f"The label map stays: {words}")
+    if proxy is None and way is not None:
+        notes.append("The proxy of site.toml stays.")
+    home.audit.append("site.enrolled", site=kit.site, project=kit.project, key=enrolment.fingerprint, new_key=made)
+    return Enrolled(file, enrolment.fingerprint, made, tuple(notes))
+
+
+def refuse_other_site(home: SiteHome, kit: SiteKit) -> None:
+    """Stop where a folder belongs to another site than the kit, or holds a key of unknown origin.
+
+    Raises:
+        SetupError: With what the folder is, and what the kit is for.
     """
     if home.config_file.exists():
-        _check_same(home, kit)
+        here = home.config()
+        if (here.project, here.site) != (kit.project, kit.site):
+            raise SetupError(
+                f"{home.folder} is site {here.site} of project {here.project}; the kit is for site {kit.site} of "
+                f"{kit.project}. Give every site its own folder with --home."
+            )
     elif home.key.exists():
         raise SetupError(
             f"{home.key} is there, but no {home.config_file.name} that says whose it is; it is not overwritten. Move "
             "it away, or add --new-key."
         )
+
+
+def public_half(home: SiteHome) -> str:
+    """Return the public half of the site's key in OpenSSH's form, and write it beside the key where it is not there.
+
+    Raises:
+        SetupError: If the private key is damaged.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
+
     try:
-        made = not home.key.exists()
-        if made:
-            write_key(home)
-        if not home.secret.exists():
-            _write_private(home.secret, secrets.token_bytes(32))
-        replace_atomically(home.ca, kit.ca_pem.encode())
-        replace_atomically(home.kit_file, kit.model_dump_json(indent=1).encode())
-        home.write_config(
-            SiteConfig(
-                project=kit.project,
-                site=kit.site,
-                endpoint=kit.endpoint,
-                classes=kit.classes,
-                data=_absolute(data),
-                label_map=None if label_map is None else str(label_map.absolute()),
-                proxy=proxy,
-            )
-        )
-        home.left.unlink(missing_ok=True)
-        enrolment = Enrolment(
-            project=kit.project, site=kit.site, public_key=home.public_key.read_text(encoding="utf-8").strip()
-        )
-        file = home.folder / f"{kit.site}.enrolment.json"
-        replace_atomically(file, enrolment.model_dump_json(indent=1).encode())
-    except OSError as error:
-        raise SetupError(f"cannot write {home.folder}: {error.strerror}. Check its owner and its room.") from error
-    home.audit.append("site.enrolled", site=kit.site, project=kit.project, key=enrolment.fingerprint, new_key=made)
-    return Enrolled(file, enrolment.fingerprint, made)
+        key = load_ssh_private_key(home.key.read_bytes(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise SetupError(
+            f"{home.key} is no private key in OpenSSH's form: it was damaged. Restore it from a backup, or make a new "
+            "one with --new-key; the operator then confirms that."
+        ) from error
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    if not home.public_key.exists() or home.public_key.read_bytes().strip() != public:
+        replace_atomically(home.public_key, public + b"\n")
+    return public.decode()
 
 
 def write_key(home: SiteHome) -> None:
@@ -101,18 +144,17 @@ def _absolute(data: str) -> str:
     return str(spec if spec.path is None else replace(spec, path=spec.path.absolute()))
 
 
-def _check_same(home: SiteHome, kit: SiteKit) -> None:
-    here = home.config()
-    if (here.project, here.site) != (kit.project, kit.site):
-        raise SetupError(
-            f"{home.folder} is site {here.site} of project {here.project}; the kit is for site {kit.site} of "
-            f"{kit.project}. Give every site its own folder with --home."
-        )
+def _replace_ca(home: SiteHome, pem: str) -> Iterator[str]:
+    old = home.ca.read_bytes() if home.ca.exists() else None
+    if old is not None and old != pem.encode():
+        kept = home.ca.with_name("ca.pem.old")
+        replace_atomically(kept, old)
+        yield f"ca.pem is the kit's now; the one before lies in {kept}. An authority you had added must be added again."
+    replace_atomically(home.ca, pem.encode())
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(handle)
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    # Whole or not at all, and mode 0600 from its first byte: half a key, left by a full disk, would count as the key.
+    replace_atomically(path, content)

@@ -101,8 +101,10 @@ def pause(home: SiteHome, reason: str) -> None:
         SetupError: If the site was never enrolled.
     """
     home.config()
-    replace_atomically(home.paused, (reason.strip() or "no reason given").encode())
-    home.audit.append("site.paused", reason=reason)
+    # A terminal of another encoding brings half characters.
+    told = reason.encode("utf-8", "replace").decode().strip() or "no reason given"
+    replace_atomically(home.paused, told.encode())
+    home.audit.append("site.paused", reason=told)
 
 
 def resume(home: SiteHome) -> bool:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Annotated
 
@@ -127,7 +128,8 @@ def read_kit(path: Path) -> SiteKit:
         return SiteKit.model_validate({**json.loads(told), "ca_pem": ca})
     except OSError as error:
         raise SetupError(f"cannot read site kit {path}: {error.strerror}. Check the path.") from error
-    except (zipfile.BadZipFile, ValueError, TypeError) as error:
+    # An encrypted or oddly packed zip raises what its decoder does.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, TypeError) as error:
         what = f"{error.error_count()} unusable field(s)" if isinstance(error, ValidationError) else error
         raise SetupError(
             f"{path} is no site kit of POPMI {__version__} ({what}), expected the zip `popmi server add-site` made. "

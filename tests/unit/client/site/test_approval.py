@@ -140,3 +140,11 @@ def test_an_approval_can_be_withdrawn_by_command(approvals):
     assert ran(approvals, code[:12], "--withdraw").exit_code == 0
     assert not approvals.allows(code)
     assert [entry.event for entry in approvals.home.audit.entries()][-1] == "code.withdrawn"
+
+
+def test_a_user_without_a_name_approves_by_number(approvals, monkeypatch):
+    def nameless():
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr(approval.getpass, "getuser", nameless)
+    assert approvals.approve(approvals.keep(small_bundle())).by.startswith("user ")

@@ -198,3 +198,18 @@ def test_a_supervisor_that_is_gone_leaves_nothing_running():
 def test_a_process_whose_supervisor_is_gone_already_ends_at_once():
     code = "from client.site.leash import die_with; die_with(1 if __import__('os').getppid() != 1 else 2)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
+
+
+def test_a_reason_in_another_encoding_pauses_all_the_same(home):
+    pause(home, "caf\udce9")
+    assert home.pause_reason() == "caf?"
+    assert list(home.audit.entries())[-1].details == {"reason": "caf?"}
+
+
+def test_an_emptied_log_of_an_enrolled_site_is_told(home):
+    home.audit.path.write_text("")
+    done = ran(home, "audit", "verify")
+    assert "is empty, expected this site's enrolment" in str(done.exception)
+    home.audit.path.write_text('{"torn')
+    home.key.unlink()
+    assert "6 bytes of a line that was not finished follow" in ran(home, "audit", "verify").output
