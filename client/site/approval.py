@@ -162,8 +162,8 @@ def unified(old: Mapping[str, bytes], new: Mapping[str, bytes]) -> Iterator[str]
         before, after = old.get(path, b""), new.get(path, b"")
         if before != after:
             lines = difflib.unified_diff(
-                before.decode("utf-8", "backslashreplace").splitlines(),
-                after.decode("utf-8", "backslashreplace").splitlines(),
+                _lines(before),
+                _lines(after),
                 f"approved/{path}",
                 f"new/{path}",
                 lineterm="",
@@ -180,6 +180,12 @@ def summary(difference: Mapping[str, list[str]]) -> str:
 def describe(approvals: Approvals) -> dict[str, list[str]]:
     """Return what is approved and what waits, for ``popmi site status``."""
     return {"approved": [item.code for item in approvals.approved()], "waiting": approvals.waiting()}
+
+
+def _lines(content: bytes) -> list[str]:
+    # Not splitlines: it ends lines at signs where Python does not, so that a line of code turned into the tail of a
+    # comment would show no difference.
+    return content.decode("utf-8", "backslashreplace").split("\n")
 
 
 def _user() -> str:

@@ -27,6 +27,8 @@ LEFT_OUT = ("client/site/", "popmi_core/cli/", "popmi_core/deployment/", "popmi_
 CONFIG_FILE = "pyproject.toml"
 PUBLISHER = "popmi"
 MANIFEST = ".info/"
+READABLE = (".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl")
+"""What Flower packs into a bundle, beside a LICENSE."""
 
 
 def bundle_files() -> dict[str, bytes]:
@@ -47,7 +49,8 @@ def unpack(bundle: bytes) -> dict[str, bytes]:
     """Return the files of a packed bundle by path, without its manifest.
 
     Raises:
-        SetupError: If it is no zip, holds a path that leads out of it, or unpacks to more than a bundle may.
+        SetupError: If it is no zip, holds a path that leads out of it or a file people cannot read, or unpacks to more
+            than a bundle may.
     """
     limit, found = 50_000_000, dict[str, bytes]()
     try:
@@ -59,10 +62,20 @@ def unpack(bundle: bytes) -> dict[str, bytes]:
                 if posixpath.normpath(path) != path.removesuffix("/") or path.startswith(("/", "..")) or "\\" in path:
                     raise SetupError(f"the bundle holds the path {path!r}, which is not plain. Ask the operator.")
                 if not info.is_dir() and not path.startswith(MANIFEST):
+                    _refuse_unreadable(path)
                     found[path] = file.read(info)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise SetupError("the bundle is no zip file: it was damaged on its way. Ask the operator.") from error
     return found
+
+
+def _refuse_unreadable(path: str) -> None:
+    # Who approves a bundle must be able to read it: compiled code beside harmless source would run in its place.
+    if not path.isprintable() or not (path.endswith(READABLE) or path.rsplit("/", 1)[-1] == "LICENSE"):
+        raise SetupError(
+            f"the bundle holds the file {path!a}, expected text files only ({', '.join(READABLE)}, LICENSE). Refuse it "
+            "and ask the operator."
+        )
 
 
 def _sources(folder: Traversable, path: str) -> dict[str, bytes]:

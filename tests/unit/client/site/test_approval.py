@@ -148,3 +148,18 @@ def test_a_user_without_a_name_approves_by_number(approvals, monkeypatch):
 
     monkeypatch.setattr(approval.getpass, "getuser", nameless)
     assert approvals.approve(approvals.keep(small_bundle())).by.startswith("user ")
+
+
+@pytest.mark.parametrize("sign", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\r"])
+def test_code_hidden_in_the_tail_of_a_comment_shows_as_a_difference(sign):
+    old = {"client/app.py": b"# as always\ncheck()\n"}
+    new = {"client/app.py": f"# as always{sign}check()\n".encode()}
+    shown = [line for line in unified(old, new) if not line.startswith(("---", "+++", "@@"))]
+    assert shown[0] == "-# as always"
+    assert f"+# as always\\x{ord(sign):02x}check()" in shown
+
+
+def test_other_ends_of_lines_show_as_a_difference():
+    shown = list(unified({"a.py": b"x = 1\n"}, {"a.py": b"x = 1\r\n"}))
+    assert "+x = 1\\x0d" in shown
+    assert list(unified({"a.py": b"x = 1\n"}, {"a.py": b"x = 1"}))

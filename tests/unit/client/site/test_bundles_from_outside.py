@@ -52,3 +52,16 @@ def test_no_zip_and_a_flipped_byte_are_refused():
     damaged[120] ^= 0xFF
     with pytest.raises(SetupError, match="is no zip file"):
         unpack(bytes(damaged))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["client/__pycache__/app.cpython-311.pyc", "client/fast.so", "client/app", "x.PY", "a\x1b[2Kb.py", "a\u202eb.py"],
+)
+def test_what_people_cannot_read_is_refused(path):
+    with pytest.raises(SetupError, match="expected text files only"):
+        unpack(zipped(**{"client/app.py": b"", path: b"\x00"}))
+
+
+def test_a_licence_is_text():
+    assert set(unpack(zipped(**{"LICENSE": b"free", "README.md": b"#"}))) == {"LICENSE", "README.md"}

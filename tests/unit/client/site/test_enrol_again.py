@@ -64,7 +64,7 @@ def test_a_disk_that_fills_up_leaves_no_half_of_a_key(tmp_path, monkeypatch):
         whole(path, payload)
 
     monkeypatch.setattr(enrolling, "replace_atomically", full)
-    with pytest.raises(SetupError, match="No space left on device. Check its owner and its room"):
+    with pytest.raises(SetupError, match=r"No space left on device\. Check its owner and its room"):
         enrol(home, make_kit(), data="phantom:a")
     assert not home.key.exists()
     monkeypatch.undo()
@@ -74,7 +74,7 @@ def test_a_disk_that_fills_up_leaves_no_half_of_a_key(tmp_path, monkeypatch):
 def test_a_damaged_key_is_told_and_not_enrolled_with_another_fingerprint(tmp_path):
     home = make_home(tmp_path / "site")
     home.key.write_bytes(home.key.read_bytes()[:200])
-    with pytest.raises(SetupError, match="no private key in OpenSSH's form: it was damaged.*--new-key"):
+    with pytest.raises(SetupError, match=r"no private key in OpenSSH's form: it was damaged.*--new-key"):
         enrol(home, make_kit(), data="phantom:a")
 
 
