@@ -30,6 +30,19 @@ def answer(message: Message, *, site: str, error: str, waiting: bool = False) ->
     return Message(RecordDict({REPORT: ConfigRecord({JSON_KEY: report.model_dump_json()})}), reply_to=message)
 
 
+def reported(reply: Message) -> dict[str, Any]:
+    """Return what the site's own log shall say of an answer's report: why it is a refusal, and how much was left out.
+
+    The report is the bundle's, of whatever version; what makes no sense is left out.
+    """
+    try:
+        told = json.loads(str(reply.content.config_records[REPORT][JSON_KEY]))
+        kinds = {"error": str, "stopped": bool, "skipped_rows": int, "epsilon": float}
+        return {name: told[name] for name, kind in kinds.items() if isinstance(told.get(name), kind) and told[name]}
+    except (KeyError, ValueError, AttributeError):
+        return {}
+
+
 def waits_for_approval(code: str) -> str:
     """Return what the server is told while nobody at the site has approved its code."""
     return f"waiting for approval of code {code[:12]}: at the site, `popmi site approve`"

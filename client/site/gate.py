@@ -17,11 +17,12 @@ from pathlib import Path
 import httpx
 from flwr.app import Context, Message
 
-from client.site.answers import answer, waits_for_approval
+from client.site.answers import answer, reported, waits_for_approval
 from client.site.approval import Approvals
 from client.site.home import SiteConfig, SiteHome
 from client.site.leash import die_with_supervisor
 from client.site.nodelink import Input, NodeLink, Task
+from client.site.stamp import data_stamp
 from client.site.worker import AppFailed, TaskGone, Worker, WorkerLost, lay_out, redacted
 from popmi_core.deployment.bundle import code_hash, unpack
 from popmi_core.errors import AuditError, PopmiError
@@ -42,7 +43,9 @@ class Gate:
 
     def __init__(self, home: SiteHome, link: NodeLink) -> None:
         self.home, self.link, self.approvals = home, link, Approvals(home)
+        self.site = home.config().site
         self.worker: Worker | None = None
+        self._stamp = ""
         self._told_waiting: set[str] = set()
 
     def serve(self) -> None:
@@ -97,7 +100,12 @@ class Gate:
             said = (
                 "AuditError: the site's audit log cannot be written, so nothing leaves it. The site's own log says why."
             )
-            return answer(given.message, site=self.home.config().site, error=said), given.context
+            return answer(given.message, site=self.site, error=said), given.context
+        except (OSError, UnicodeError, PopmiError) as error:
+            # site.toml or the pause cannot be read: a task that nobody answers would keep the server waiting.
+            log.exception("a task was not answered")
+            self.home.audit.append("task.failed", why=str(error))
+            return answer(given.message, site=self.site, error=redacted(error)), given.context
 
     def _reply(self, given: Input, task: Task) -> tuple[Message, Context]:
         config = self.home.config()
@@ -136,7 +144,7 @@ class Gate:
             return task.alive() and not overdue(given.message)
 
         try:
-            self._engage(code, content)
+            self._engage(code, content, str(given.context.node_config["data"]))
             assert self.worker is not None
             reply, context = self.worker.work(given.message, given.context, wanted, given.task_id)
         except TaskGone:
@@ -152,20 +160,31 @@ class Gate:
         except (OSError, PopmiError) as error:
             log.exception("the worker could not be started")
             return self._failed(given, config, redacted(error), told)
+        self._write_down(reply, code, round(time.monotonic() - begun, 1), told)
+        return reply, context
+
+    def _write_down(self, reply: Message, code: str, seconds: float, told: dict[str, str]) -> None:
         records = reply.content.array_records.values() if reply.has_content() else ()
         sent = sum(record.count_bytes() for record in records)
-        seconds = round(time.monotonic() - begun, 1)
-        self.home.audit.append("task.answered", code=code, seconds=seconds, array_bytes=sent, **told)
-        return reply, context
+        # An answer may be a refusal: data that cannot be used, a budget that is spent.
+        report = reported(reply)
+        event = "task.refused" if "error" in report else "task.answered"
+        self.home.audit.append(event, code=code, seconds=seconds, array_bytes=sent, **report, **told)
 
     def _failed(self, given: Input, config: SiteConfig, why: str, told: dict[str, str]) -> tuple[Message, Context]:
         self.home.audit.append("task.failed", why=why, **told)
         return answer(given.message, site=config.site, error=why), given.context
 
-    def _engage(self, code: str, content: dict[str, bytes]) -> None:
-        if self.worker is not None and self.worker.code == code:
+    def _engage(self, code: str, content: dict[str, bytes], data: str) -> None:
+        stamp = data_stamp(data, apart=self.home.folder)
+        if self.worker is not None and self.worker.code == code and self._stamp == stamp:
             return
+        if self._stamp not in ("", stamp):
+            # A worker keeps images in memory: those of a patient who withdrew must not be trained on any longer.
+            self.home.audit.append("data.changed")
+            log.warning("the data set changed on the disk: it is read anew; a split that is not given is cut anew, too")
         self.close()
+        self._stamp = stamp
         folder = self.home.bundles / code
         lay_out(content, folder)
         self.worker = Worker(code, folder)
