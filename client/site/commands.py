@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from client.site.home import HOME_VARIABLE, SiteHome
-from popmi_core.errors import AuditError, DataError, SetupError
+from popmi_core.errors import AuditError, DataError, PopmiError, SetupError
 
 app = typer.Typer(
     name="site",
@@ -23,6 +23,7 @@ app = typer.Typer(
 audit = typer.Typer(name="audit", help="This site's own log, which only grows.", no_args_is_help=True)
 app.add_typer(audit)
 
+UNWELL = ("failed", "warning")
 Home = Annotated[
     Path | None, typer.Option("--home", envvar=HOME_VARIABLE, help="The site's folder; default ./popmi-site.")
 ]
@@ -78,7 +79,8 @@ def doctor(home: Home = None, as_json: AsJson = False) -> None:
     findings = examining.examine(site)
     typer.echo(examining.as_json(findings) if as_json else examining.as_table(findings))
     if site.config_file.exists():
-        site.audit.append("doctor", failed=[item.name for item in findings if item.state == "failed"])
+        told = {state: {item.name: item.found for item in findings if item.state == state} for state in UNWELL}
+        site.audit.append("doctor", **told)
     if not all_well(findings):
         raise typer.Exit(1)
 
@@ -98,16 +100,21 @@ def check_data(
     datapage = importlib.import_module("client.site.datapage")
     site = SiteHome(home)
     config, kit = site.config(), site.kit()
+    _refuse_missing_folder(html)
     words = None if config.label_map is None else Path(config.label_map)
     size = kit.config.model.image_size
     found = datacheck.examine(config.data, config.classes, words, size, site=config.site, config=kit.config)
     typer.echo(datapage.report_json(found.report) if as_json else datapage.report_text(found.report))
     if names:
-        typer.echo(datapage.details_text(found.details))
+        typer.echo(datapage.details_text(found.details), err=as_json)
     if html is not None:
-        html.write_text(datapage.report_html(found.report), encoding="utf-8")
+        _write(html, datapage.report_html(found.report))
         typer.echo(f"The page is {html}", err=True)
-    site.audit.append("data.checked", verdict=found.report.verdict)
+    told = found.report
+    unusable = {entry.reason: entry.files for entry in told.unread}
+    site.audit.append(
+        "data.checked", verdict=told.verdict, reasons=told.reasons, warnings=told.warnings, unusable=unusable
+    )
     if found.report.verdict == "refused":
         raise typer.Exit(DataError.exit_code)
 
@@ -123,11 +130,18 @@ def dry_run(
     from client.site import dryrun
 
     site = SiteHome(home)
-    result = dryrun.dry_run(site)
+    site.config()
+    # Before an hour of training, not after it.
+    _refuse_missing_folder(out)
+    try:
+        result = dryrun.dry_run(site)
+    except PopmiError as error:
+        site.audit.append("dry_run.failed", why=str(error))
+        raise
     text = result.model_dump_json(indent=1)
     typer.echo(text if as_json else dryrun.as_text(result, every=every))
     if out is not None:
-        out.write_text(text, encoding="utf-8")
+        _write(out, text)
         typer.echo(f"The whole list is in {out}", err=True)
     site.audit.append("dry_run", bytes=result.bytes, tensors=sum(len(step.tensors) for step in result.steps))
 
@@ -260,6 +274,20 @@ def show(
         when = datetime.fromtimestamp(entry.time, UTC)
         details = " ".join(f"{name}={value}" for name, value in entry.details.items())
         typer.echo(entry.model_dump_json() if as_json else f"{entry.number:>5}  {when:%F %T}  {entry.event}  {details}")
+
+
+def _refuse_missing_folder(path: Path | None) -> None:
+    if path is not None and not path.absolute().parent.is_dir():
+        raise SetupError(
+            f"there is no folder {path.absolute().parent} to write {path.name} into. Make it, or name another."
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SetupError(f"cannot write {path}: {error.strerror}. Check its folder's owner and room.") from error
 
 
 def _newest(approvals: Any) -> str:

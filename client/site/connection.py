@@ -60,15 +60,34 @@ def target_of(endpoint: str, proxy: str | None = None) -> Target:
     """
     host, _, port = endpoint.rpartition(":")
     host = host.strip("[]")
-    if proxy is None and not proxy_bypass(host):
+    if proxy_bypass(host):
+        # As the node does it, also where site.toml names a proxy.
+        proxy = None
+    elif proxy is None:
         found = getproxies()
         proxy = found.get("https") or found.get("all")
-    if proxy is not None and urlsplit(proxy).scheme != "http":
-        raise SetupError(
-            f"the proxy has the scheme '{urlsplit(proxy).scheme}', expected http://host:port (the connection through "
-            "it is encrypted all the same). Correct HTTPS_PROXY or 'proxy' in site.toml."
-        )
+    if proxy is not None:
+        _refuse_unusable(proxy)
     return Target(host, int(port), proxy)
+
+
+def _refuse_unusable(proxy: str) -> None:
+    try:
+        parts = urlsplit(proxy)
+        usable, scheme = bool(parts.hostname) and (parts.port is None or parts.port > 0), parts.scheme
+    except ValueError:
+        usable, scheme = False, "http"
+    if scheme != "http":
+        raise SetupError(
+            f"the proxy has the scheme '{scheme}', expected http://host:port (the connection through it is encrypted "
+            "all the same). Correct HTTPS_PROXY or 'proxy' in site.toml."
+        )
+    if not usable:
+        # Not the text itself: it may hold a password.
+        raise SetupError(
+            "the proxy has no usable host or port, expected http://host:port. Correct HTTPS_PROXY or 'proxy' in "
+            "site.toml."
+        )
 
 
 def proxy_environment(proxy: str | None) -> dict[str, str]:

@@ -6,6 +6,8 @@ import json
 import time
 from collections.abc import Callable, Sequence
 
+from cryptography.x509 import load_pem_x509_certificates
+
 from client.site.findings import Finding, all_well, failed
 from client.site.home import SiteHome
 from popmi_core.errors import SetupError
@@ -25,9 +27,16 @@ def examine(home: SiteHome, now: Callable[[], float] = time.time) -> list[Findin
     from client.site.machine import check_machine
     from client.site.network import check_network
 
-    # The file, not the kit: it is what the node trusts, and a hospital may have added its own authority.
-    ca = home.ca.read_text(encoding="utf-8") if home.ca.exists() else kit.ca_pem
-    return [*check_network(config.endpoint, ca, config.proxy, now), *check_machine(home, config, kit.popmi)]
+    machine = check_machine(home, config, kit.popmi)
+    try:
+        # The file, not the kit: it is what the node trusts, and a hospital may have added its own authority.
+        ca = home.ca.read_text(encoding="ascii")
+        load_pem_x509_certificates(ca.encode())
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it holds no certificate in PEM form"
+        remedy = "Run `popmi site enrol KIT` again, which writes it anew; the key stays."
+        return [failed("certificate authority", f"{home.ca}: {why}", remedy), *machine]
+    return [*check_network(config.endpoint, ca, config.proxy, now), *machine]
 
 
 def as_json(findings: Sequence[Finding]) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from popmi_core.atomic import replace_atomically
 from popmi_core.deployment import AuditLog, SiteKit
+from popmi_core.deployment.enrolment import Endpoint
 from popmi_core.errors import SetupError
 
 DEFAULT_HOME = "popmi-site"
@@ -25,7 +26,7 @@ class SiteConfig(BaseModel):
 
     project: str = Field(min_length=1)
     site: str = Field(min_length=1)
-    endpoint: str
+    endpoint: Endpoint
     classes: tuple[str, ...] = Field(min_length=2)
     data: str = Field(min_length=1, description="folder, npz file or phantom:NAME; see docs/data.md")
     label_map: str | None = Field(default=None, description="file with the site's own words for the classes")

@@ -63,7 +63,18 @@ def list_data(specification: str, classes: tuple[str, ...], label_map: Words | P
     parsed = SiteSpec.parse(specification)
     if parsed.phantom is not None:
         return Listing("phantom", phantom=parsed.phantom)
-    path, words = parsed.path, parsed.label_map or label_map
+    try:
+        return _list_files(parsed, classes, parsed.label_map or label_map, site)
+    except OSError as error:
+        problem = (
+            f"site {site}: a file or folder of the data set cannot be read ({error.strerror}). Give the user that runs "
+            "POPMI the right to read all of it, and to open every folder."
+        )
+        return Listing("nothing", problems=(problem,))
+
+
+def _list_files(parsed: SiteSpec, classes: tuple[str, ...], words: Words | Path | None, site: str) -> Listing:
+    path = parsed.path
     shape = None if path is None else shape_of(path)
     if path is None or shape not in _SOURCES:
         problem = (

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from client.site.approval import Approvals
+from client.site.enrol import public_half
 from client.site.findings import Finding, failed, ok, warning
 from client.site.home import SiteConfig, SiteHome
 from popmi_core import __version__
 from popmi_core.data.shape import shape_of
 from popmi_core.data.spec import SiteSpec
-from popmi_core.errors import PopmiError
+from popmi_core.deployment import fingerprint
+from popmi_core.errors import PopmiError, SetupError
 
 FLWR = "1.41.0"
 SEVERAL = {
@@ -29,6 +31,7 @@ LITTLE_DISK, LITTLE_MEMORY = 2e9, 4e9
 
 def check_machine(home: SiteHome, config: SiteConfig, popmi_of_kit: str) -> Iterator[Finding]:
     """Check this machine and this site's folder, without the network."""
+    yield folder_rights(home)
     yield disk_room(home.folder)
     yield memory_left(Path("/proc/meminfo"))
     yield _gpu()
@@ -36,6 +39,19 @@ def check_machine(home: SiteHome, config: SiteConfig, popmi_of_kit: str) -> Iter
     yield key_rights(home)
     yield data_is_there(config)
     yield approved_code(home)
+
+
+def folder_rights(home: SiteHome) -> Finding:
+    """Check that this user can write all of the site's folder; a service that runs as another user must be asked so."""
+    places = (home.folder, home.state, home.processes, home.bundles, home.audit.path)
+    closed = [path.name for path in places if path.exists() and not os.access(path, os.R_OK | os.W_OK)]
+    if closed:
+        return failed(
+            "site folder",
+            f"this user may not write {', '.join(closed)} in {home.folder}",
+            f"Give the folder to the user the service has: chown -R USER {home.folder}. Run the doctor as that user.",
+        )
+    return ok("site folder", f"{home.folder} can be written")
 
 
 def disk_room(folder: Path) -> Finding:
@@ -101,7 +117,10 @@ def key_rights(home: SiteHome) -> Finding:
         return failed("key", f"others can read it (mode {mode:04o}, expected 0600)", f"chmod 600 {home.key}")
     if told.st_uid != os.geteuid():
         return warning("key", "it belongs to another user than you are", "Run the doctor as the user the service has.")
-    return ok("key", f"mode {mode:04o}")
+    try:
+        return ok("key", f"mode {mode:04o}, fingerprint {fingerprint(public_half(home))}")
+    except (OSError, SetupError) as error:
+        return failed("key", str(error), "Restore it from a backup, or run `popmi site enrol KIT --new-key`.")
 
 
 def data_is_there(config: SiteConfig) -> Finding:
@@ -111,7 +130,10 @@ def data_is_there(config: SiteConfig) -> Finding:
         return warning("data", f"the phantom {spec.phantom}: no real images", "Name the real data with enrol --data.")
     path = spec.path or Path()
     problem = _unreadable(path)
-    shape = None if problem else shape_of(path)
+    try:
+        shape = None if problem else shape_of(path)
+    except OSError as error:
+        shape, problem = None, f"a folder or file inside cannot be read ({error.strerror})"
     if shape is None or shape in SEVERAL:
         return failed(
             "data",
@@ -119,8 +141,9 @@ def data_is_there(config: SiteConfig) -> Finding:
             "Correct 'data' in site.toml, or the folder's rights; docs/data.md shows the shapes. Then `popmi site "
             "check-data`.",
         )
-    if config.label_map is not None and (problem := _unreadable(Path(config.label_map))):
-        return failed("data", f"label map: {problem}", "Correct 'label_map' in site.toml.")
+    words = spec.label_map or config.label_map
+    if words is not None and (problem := _unreadable(Path(words))):
+        return failed("data", f"label map: {problem}", "Correct 'label_map' in site.toml, or the file's rights.")
     return ok("data", "found; `popmi site check-data` reads all of it")
 
 

@@ -29,6 +29,7 @@ AHEAD, BEHIND = 5.0, 300.0
 """Seconds a node's clock may differ from the server's before Flower refuses it (TIMESTAMP_TOLERANCE and its leeway)."""
 # OpenSSL's verification results (x509_vfy.h).
 _NOT_YET, _EXPIRED = 9, 10
+_NEW_KIT = "A new authority comes with a new kit: `popmi site enrol KIT`."
 
 
 def check_network(endpoint: str, ca_pem: str, proxy: str | None, now: Callable[[], float]) -> Iterator[Finding]:
@@ -52,9 +53,10 @@ def check_network(endpoint: str, ca_pem: str, proxy: str | None, now: Callable[[
             "Ask the coordinating centre whether this is the gateway's port, and your network whether it passes TLS.",
         )
         return
-    yield _chain(target, certificate, ca_pem)
+    today = now()
+    yield _chain(target, certificate, ca_pem, today)
     yield certificate_name(certificate, target.host)
-    yield certificate_dates(certificate, now())
+    yield certificate_dates(certificate, today)
     yield from _answers(target, ca_pem, now)
 
 
@@ -117,7 +119,8 @@ def _name_resolves(target: Target) -> Finding:
     host, port = target.first_hop
     try:
         found = sorted({str(item[4][0]) for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
-    except OSError as error:
+    # A name no name server could know (a label of more than 63 letters) is a UnicodeError.
+    except (OSError, UnicodeError) as error:
         return failed(
             "DNS",
             f"{host} has no address ({_why(error)})",
@@ -140,9 +143,16 @@ def _port_is_open(target: Target) -> Finding:
     return ok("port", f"{where} is open")
 
 
-def _chain(target: Target, certificate: x509.Certificate, ca_pem: str) -> Finding:
+def _chain(target: Target, certificate: x509.Certificate, ca_pem: str, now: float) -> Finding:
     seen = f"the certificate of {_shown(certificate.subject)}, signed by {_shown(certificate.issuer)}"
-    trusted = ", ".join(_shown(item.subject) for item in x509.load_pem_x509_certificates(ca_pem.encode()))
+    authorities = x509.load_pem_x509_certificates(ca_pem.encode())
+    trusted = ", ".join(_shown(item.subject) for item in authorities)
+    for authority in authorities:
+        # Beside a server's certificate that is in its dates, OpenSSL's "expired" would lead nowhere.
+        if authority.subject == certificate.issuer and (dates := certificate_dates(authority, now)).state == "failed":
+            return failed(
+                "certificate chain", f"{seen}; the authority's own: {dates.found}", f"{dates.remedy} {_NEW_KIT}"
+            )
     try:
         verify_chain(target, ca_pem)
     except ssl.SSLCertVerificationError as error:

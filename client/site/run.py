@@ -64,6 +64,8 @@ def check_ready(home: SiteHome) -> None:
         if not path.exists():
             raise SetupError(f"{path} is missing. Run `popmi site enrol KIT`; a key that is there stays.")
     for path in (home.key, home.secret):
+        if not os.access(path, os.R_OK):
+            raise SetupError(f"{path} cannot be read by this user. Run as its owner, or give the site's folder to it.")
         if path.stat().st_mode & 0o077:
             raise SetupError(f"{path} can be read by others, expected mode 0600. Run chmod 600 {path}.")
 

@@ -190,6 +190,8 @@ def _find(image: str, roots: Sequence[Path]) -> Path | str:
             try:
                 path = (root / f"{image}{suffix}").resolve()
                 found = path.is_file()
+            except PermissionError:
+                return "image file may not be read by this user"
             except (OSError, ValueError):  # a name no file system takes
                 return "image name is no file name"
             if not path.is_relative_to(root):

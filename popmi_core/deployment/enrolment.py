@@ -25,6 +25,7 @@ from popmi_core.errors import SetupError
 
 SITE_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 SiteName = Annotated[str, StringConstraints(pattern=SITE_NAME)]
+Endpoint = Annotated[str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]
 KIT_FILE, CA_FILE, README_FILE = "kit.json", "ca.pem", "README.txt"
 MAX_KIT_BYTES = 2_000_000
 README = """POPMI site kit for {site}, project {project}
@@ -52,7 +53,7 @@ class SiteKit(_Frozen):
 
     project: str = Field(min_length=1, max_length=120)
     site: SiteName
-    endpoint: Annotated[str, StringConstraints(pattern=r"^[^\s:/]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")]
+    endpoint: Endpoint
     classes: tuple[str, ...] = Field(min_length=2)
     config: RunConfig = Field(description="the run that is planned, for the dry run and for what would leave the site")
     popmi: str = __version__

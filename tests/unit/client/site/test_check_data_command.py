@@ -18,7 +18,9 @@ class Found:
     """What a check returns, as far as the command looks at it."""
 
     def __init__(self, verdict: str) -> None:
-        self.report, self.details = types.SimpleNamespace(verdict=verdict, images=3), "IMG_17.png"
+        unread = [types.SimpleNamespace(reason="DICOM has 2 frames, expected one", files=3)]
+        told = {"reasons": ("rows 3, 5",) if verdict == "refused" else (), "warnings": ("w",), "unread": unread}
+        self.report, self.details = types.SimpleNamespace(verdict=verdict, images=3, **told), "IMG_17.png"
 
 
 @pytest.fixture
@@ -60,7 +62,13 @@ def test_the_check_gets_data_classes_words_image_size_and_the_planned_run(asked,
         )
     ]
     entry = list(home.audit.entries())[-1]
-    assert (entry.event, entry.details) == ("data.checked", {"verdict": "usable"})
+    assert entry.event == "data.checked"
+    assert entry.details == {
+        "verdict": "usable",
+        "reasons": [],
+        "warnings": ["w"],
+        "unusable": {"DICOM has 2 frames, expected one": 3},
+    }
 
 
 def test_the_report_is_also_a_page_and_json(asked, home, tmp_path):
@@ -68,6 +76,22 @@ def test_the_report_is_also_a_page_and_json(asked, home, tmp_path):
     done = CliRunner().invoke(app, ["check-data", "--json", "--html", str(page), "--home", str(home.folder)])
     assert done.stdout.strip() == '{"images": 3}'
     assert page.read_text() == "<p>3</p>"
+
+
+def test_a_page_that_cannot_be_written_is_said_at_once(asked, home, tmp_path):
+    done = CliRunner().invoke(
+        app, ["check-data", "--html", str(tmp_path / "no" / "x.html"), "--home", str(home.folder)]
+    )
+    assert "there is no folder" in str(done.exception)
+    assert asked == []
+    done = CliRunner().invoke(app, ["check-data", "--html", str(tmp_path), "--home", str(home.folder)])
+    assert f"cannot write {tmp_path}: Is a directory" in str(done.exception)
+
+
+def test_names_do_not_spoil_json(asked, home):
+    done = CliRunner().invoke(app, ["check-data", "--names", "--json", "--home", str(home.folder)])
+    assert done.stdout.strip() == '{"images": 3}'
+    assert "IMG_17" in done.stderr
 
 
 def test_names_are_shown_only_when_asked_for(asked, home):
@@ -78,3 +102,4 @@ def test_names_are_shown_only_when_asked_for(asked, home):
 def test_data_that_cannot_be_used_end_with_three(asked, home):
     enrol(home, make_kit(), data="broken")
     assert CliRunner().invoke(app, ["check-data", "--home", str(home.folder)]).exit_code == 3
+    assert list(home.audit.entries())[-1].details["reasons"] == ["rows 3, 5"]

@@ -310,7 +310,11 @@ def test_the_command_ends_with_zero_or_one_and_speaks_json(tmp_path, monkeypatch
     assert done.exit_code == 1
     assert "FAILED   port" in done.stdout
     assert "-> Let your firewall" in done.stdout
-    assert [entry.details["failed"] for entry in home.audit.entries() if entry.event == "doctor"] == [[], ["port"]]
+    first, second = (entry.details for entry in home.audit.entries() if entry.event == "doctor")
+    assert first["failed"] == {}
+    assert first["warning"].keys() >= {"data", "approved code"}
+    # With what was found, so that the log tells by how many seconds, or whose certificate.
+    assert second["failed"] == {"port": f"localhost:{port} cannot be reached (Connection refused)"}
 
 
 def test_a_folder_that_is_no_site_is_one_finding(tmp_path):
@@ -319,3 +323,13 @@ def test_a_folder_that_is_no_site_is_one_finding(tmp_path):
     done = CliRunner().invoke(app, ["doctor", "--home", str(tmp_path)])
     assert done.exit_code == 1
     assert not (tmp_path / "audit.jsonl").exists()
+
+
+def test_an_expired_authority_is_told_and_not_only_that_something_is_wrong(tmp_path):
+    now = time.time() + 401 * DAY
+    with gateway(AUTHORITY.sign(tmp_path, end=900)) as port:
+        findings = found(port, now=lambda: now)
+    assert findings["certificate dates"].state == "ok"
+    assert findings["certificate chain"].state == "failed"
+    assert "the authority's own: expired 1 days ago" in findings["certificate chain"].found
+    assert "new kit" in findings["certificate chain"].remedy

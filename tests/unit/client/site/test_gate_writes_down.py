@@ -1,4 +1,4 @@
-"""What the gate writes into the site's own log: refusals with their reason, changed data, descriptions it cannot read."""
+"""What the gate writes into the log: refusals with their reason, changed data, descriptions it cannot read."""
 
 from __future__ import annotations
 
