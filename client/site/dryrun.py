@@ -11,12 +11,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from client.app import app
-from client.reply import tensor_record
+from client.reply import packed, tensor_record, unpacked
+from client.site.approval import Approvals, installed_code
 from client.site.home import SiteConfig, SiteHome
 from popmi_core.config import RunConfig
+from popmi_core.deployment import code_hash
 from popmi_core.errors import SetupError
 from popmi_core.models import build_model, exchanged_state
 from popmi_core.protocol import (
@@ -77,6 +79,10 @@ class DryRun(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     site: str
+    code: str = Field(
+        description="hash of the code that was run: this installation's, as `popmi site approve` names it"
+    )
+    approved: bool
     steps: tuple[Step, ...]
     stays: tuple[str, ...]
 
@@ -116,7 +122,8 @@ def dry_run(home: SiteHome, config: RunConfig | None = None) -> DryRun:
         questions.append(("evaluate", model))
         steps = tuple(_ask(kind, told, arrays, context) for kind, arrays in questions)
     stays = tuple(name for name in start if stays_at_site(name, run.personal.keep_local))
-    return DryRun(site=site.site, steps=steps, stays=stays)
+    code = code_hash(installed_code())
+    return DryRun(site=site.site, code=code, approved=Approvals(home).allows(code), steps=steps, stays=stays)
 
 
 def instruction(site: SiteConfig, run: RunConfig) -> Instruction:
@@ -148,6 +155,8 @@ def instruction(site: SiteConfig, run: RunConfig) -> Instruction:
 def as_text(result: DryRun, *, every: bool = False) -> str:
     """Return the list for people; ``every`` names each tensor, else the model's are counted."""
     lines = [f"Site {result.site}: one round would send {_size(result.bytes)}. Nothing was sent."]
+    known = "approved here" if result.approved else "not approved here: `popmi site approve --installed`"
+    lines.append(f"Code: {result.code[:12]}, this installation's ({known}). Other code may send something else.")
     for step in result.steps:
         lines += ["", f"Answer to '{step.question}': {_size(step.message_bytes)}"]
         lines += [f"  figure  {name} = {value}" for name, value in step.figures.items()]
@@ -178,7 +187,8 @@ def _context(home: SiteHome, site: SiteConfig, state: Path) -> Context:
 
 def _ask(kind: str, told: Instruction, arrays: Mapping[str, ArrayRecord], context: Context) -> Step:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN, NODE
-    content = RecordDict({INSTRUCTION: ConfigRecord({JSON_KEY: told.model_dump_json()}), **arrays})
+    # Packed, as the server asks: a record then travels as one block, which is opened again below to list what is in it.
+    content = packed(RecordDict({INSTRUCTION: ConfigRecord({JSON_KEY: told.model_dump_json()}), **arrays}))
     message = Message(content, NODE, kind)
     message.metadata.__dict__["_message_id"] = "dry-run"
     # As on the wire, so that what is listed is what would have been sent, byte by byte.
@@ -188,9 +198,9 @@ def _ask(kind: str, told: Instruction, arrays: Mapping[str, ArrayRecord], contex
     if report.error is not None:
         raise SetupError(f"dry run, '{kind}': {report.error} Put it right and run it again; nothing was sent.")
     tensors = tuple(
-        SentTensor(record=record, name=name, shape=tuple(item.shape), dtype=item.dtype, bytes=len(item.data))
-        for record, items in reply.content.array_records.items()
-        for name, item in items.items()
+        SentTensor(record=record, name=name, shape=array.shape, dtype=str(array.dtype), bytes=array.nbytes)
+        for record, items in unpacked(reply.content).array_records.items()
+        for name, array in ((name, item.numpy()) for name, item in items.items())
     )
     figures = {name: value for name, value in report.model_dump(mode="json").items() if value not in (None, {}, [], "")}
     return Step(question=kind, message_bytes=len(wire), tensors=tensors, figures=figures)

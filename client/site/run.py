@@ -167,7 +167,8 @@ def running_process(home: SiteHome) -> int | None:
         return None
     with lock.open("r+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared: two who ask at once must not take each other for the process, whose number is then an old one.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             told = file.read().strip()
             return int(told) if told.isdigit() else None

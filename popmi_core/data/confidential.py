@@ -30,6 +30,7 @@ place: PerformedLocation GPSLatitude GPSLongitude
 free text: PatientComments ImageComments FrameComments StudyComments VisitComments IdentifyingComments TextComments
 free text: AdditionalPatientHistory RequestedProcedureComments ImagingServiceRequestComments ReasonForStudy LabelText
 free text: CommentsOnThePerformedProcedureStep
+former values: OriginalAttributesSequence
 """
 _TOLD = """
 date: StudyDate SeriesDate AcquisitionDate ContentDate AcquisitionDateTime InstanceCreationDate DateOfSecondaryCapture

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from popmi_core.data.decode import SUFFIXES, Pixels, UnusableImage
+from popmi_core.data.dicom import is_dicom
 from popmi_core.data.identify import Marks, read_checked, refuse_identifying
 from popmi_core.data.images import SkippedRow
 from popmi_core.data.labelmap import EXCLUDED, LabelMap, renamed
@@ -109,4 +110,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _is_picture(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    if file.name.startswith("."):
+        return False
+    # An archive's DICOM files often have no ending, or a number for one.
+    return file.suffix.lower() in SUFFIXES or (file.is_file() and is_dicom(file))

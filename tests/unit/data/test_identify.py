@@ -147,3 +147,13 @@ def test_a_look_at_a_damaged_file_says_why_and_never_which(tmp_path: Path) -> No
         ) as caught:
             look_at(tmp_path / name)
         assert "anna" not in str(caught.value)
+
+
+def test_what_a_de_identified_file_keeps_of_its_former_values_is_refused(tmp_path: Path) -> None:
+    former = Dataset()
+    former.ModifiedAttributesSequence = [Dataset()]
+    former.ModifiedAttributesSequence[0].PatientName = "Meier^Anna"
+    path = write_dicom(tmp_path / "a.dcm", PIXELS, PatientIdentityRemoved="YES", OriginalAttributesSequence=[former])
+
+    # A name in there is no dummy, whatever the file says of itself.
+    assert "OriginalAttributesSequence" in marks_of(path).identifying

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from dicom_files import write_dicom
 from PIL import Image
 
 from popmi_core.data import load_site, locate
-from popmi_core.data.imagefolder import is_imagefolder, read_imagefolder
+from popmi_core.data.imagefolder import is_imagefolder, list_pictures, read_imagefolder
 from popmi_core.errors import DataError
 
 
@@ -74,3 +76,15 @@ def test_no_usable_picture_stops_the_site(tmp_path: Path) -> None:
 
 def test_one_folder_of_pictures_is_no_imagefolder(tmp_path: Path) -> None:
     assert not is_imagefolder(_fill(tmp_path / "skin", "holiday"))
+
+
+def test_dicom_files_count_whatever_their_ending_and_other_files_do_not(tmp_path: Path) -> None:
+    for label in ("mel", "nv"):
+        (tmp_path / label).mkdir()
+        for name in ("IM000001", "1.2.840.7", "a.dcm"):
+            write_dicom(tmp_path / label / name, np.zeros((8, 8), np.uint8))
+        (tmp_path / label / "notes.txt").write_text("by hand")
+        (tmp_path / label / ".IM000002").write_bytes((tmp_path / label / "a.dcm").read_bytes())
+
+    assert is_imagefolder(tmp_path)
+    assert [file.name for _, _, file in list_pictures(tmp_path)] == ["1.2.840.7", "IM000001", "a.dcm"] * 2

@@ -9,9 +9,11 @@ from site_parts import make_home, make_kit
 from typer.testing import CliRunner
 
 from client.ledger import Ledger
+from client.site.approval import Approvals
 from client.site.commands import app
 from client.site.dryrun import DryRun, as_text, dry_run, meaning
 from popmi_core.config import PrivacyConfig
+from popmi_core.deployment import bundle_files, code_hash
 from popmi_core.errors import SetupError
 from popmi_core.models import build_model, exchanged_state
 from popmi_core.protocol import MODEL
@@ -33,8 +35,7 @@ def test_every_tensor_is_listed_with_shape_type_and_bytes(plain):
     assert all(listed[name].shape == tuple(tensor.shape) for name, tensor in expected.items())
     name = next(iter(expected))
     assert listed[name].dtype == "float32"
-    # The bytes of a tensor are its own and a short header's.
-    assert 4 * expected[name].numel() <= listed[name].bytes < 4 * expected[name].numel() + 400
+    assert listed[name].bytes == 4 * expected[name].numel()
     assert train.message_bytes > sum(item.bytes for item in train.tensors)
 
 
@@ -47,6 +48,25 @@ def test_the_three_questions_of_a_round_are_asked_and_their_figures_listed(plain
     assert train.figures["metrics"].keys() == {"train.loss"}
     assert {item.record for item in evaluate.tensors} <= {"scores.val", "scores.test"}
     assert {item.dtype for item in evaluate.tensors} <= {"int64"}
+
+
+def test_the_list_is_of_what_travels_as_one_block_and_weighs_what_travels(plain):
+    result, _ = plain
+    for step in result.steps:
+        tensors, records = sum(item.bytes for item in step.tensors), len({item.record for item in step.tensors})
+        # A block's header names every tensor; the report and Flower's own fields come on top.
+        header = sum(len(item.name) + 100 for item in step.tensors)
+        assert tensors < step.message_bytes < tensors + header + 1000 * records + 8000
+
+
+def test_the_list_says_of_which_code_it_is(tmp_path):
+    home = make_home(tmp_path / "site")
+    result = dry_run(home)
+    assert result.code == code_hash(bundle_files())
+    assert "not approved here" in as_text(result)
+    approvals = Approvals(home)
+    approvals.approve(approvals.keep(bundle_files()))
+    assert f"Code: {result.code[:12]}, this installation's (approved here)" in as_text(dry_run(home))
 
 
 def test_nothing_is_left_in_the_site_and_nothing_stays_of_the_model(plain):

@@ -213,3 +213,11 @@ def test_an_emptied_log_of_an_enrolled_site_is_told(home):
     home.audit.path.write_text('{"torn')
     home.key.unlink()
     assert "6 bytes of a line that was not finished follow" in ran(home, "audit", "verify").output
+
+
+def test_two_who_ask_at_once_do_not_take_each_other_for_the_process(home):
+    home.processes.mkdir()
+    (home.processes / "running.lock").write_text("4194304")
+    with (home.processes / "running.lock").open("r+") as other:
+        running.fcntl.flock(other, running.fcntl.LOCK_SH)
+        assert running_process(home) is None
