@@ -326,10 +326,14 @@ def _show(old: dict[str, bytes], new: dict[str, bytes], code: str, *, summary: b
 
 
 def _status_text(told: dict[str, Any]) -> str:
-    state = "takes part" if told["well"] else "does NOT take part"
+    from client.site.contact import UNHEARD
+
+    state = "does NOT take part" if not told["well"] else "has paused" if told["paused"] is not None else "takes part"
     lines = [f"Site {told['site']}, project {told['project']}, server {told['endpoint']}: {state}"]
     if told["process"] is None:
         lines.append("  no process runs: `popmi site run`, or systemctl start popmi-site")
+    elif (heard := told["server_heard_seconds_ago"]) is None or heard > UNHEARD:
+        lines.append("  the server does not answer the node: `popmi site doctor` says why, `audit show` since when")
     for name, item in told["processes"].items():
         lines.append(
             f"  {name}: process {item['process']}, started {item['starts']} times, last code {item['exit_code']}"

@@ -19,6 +19,7 @@ from flwr.app import Context, Message
 
 from client.site.answers import answer, reported, waits_for_approval
 from client.site.approval import Approvals
+from client.site.contact import Contact
 from client.site.home import SiteConfig, SiteHome
 from client.site.leash import die_with_supervisor
 from client.site.nodelink import Input, NodeLink, Task
@@ -45,6 +46,7 @@ class Gate:
         self.home, self.link, self.approvals = home, link, Approvals(home)
         self.site = home.config().site
         self.worker: Worker | None = None
+        self.contact = Contact(home)
         self._stamp = ""
         self._told_waiting: set[str] = set()
 
@@ -54,6 +56,7 @@ class Gate:
         while True:
             self._say_alive()
             self._end_idle_worker()
+            self.contact.look()
             try:
                 task = self.link.claim()
                 away = False

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import start_client_internal as internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from client.site.contact import MARK_VARIABLE, noting
 from client.site.leash import die_with_supervisor
 
 _fetch = internal._pull_and_store_message
@@ -58,6 +62,8 @@ def main() -> None:
     """Be the node; its arguments are ``flower-supernode``'s."""
     die_with_supervisor()
     internal._pull_and_store_message = next_question  # type: ignore[assignment]
+    if mark := os.environ.get(MARK_VARIABLE):
+        FleetHttpClient._unary_unary = noting(FleetHttpClient._unary_unary, Path(mark))  # type: ignore[method-assign]
     flower_supernode()
 
 

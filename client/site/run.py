@@ -17,6 +17,7 @@ from typing import Any
 
 from client.site.approval import Approvals, describe
 from client.site.connection import proxy_environment
+from client.site.contact import HEARD, MARK_VARIABLE, UNHEARD, heard_seconds_ago
 from client.site.home import SiteConfig, SiteHome
 from popmi_core.atomic import replace_atomically
 from popmi_core.deployment import Process, Supervisor
@@ -86,7 +87,8 @@ def processes(home: SiteHome, config: SiteConfig, port: int) -> list[Process]:
     node += ["--isolation", "process", "--host", "127.0.0.1", "--port", str(port)]
     node += ["--superexec-auth-secret-file", str(home.secret)]
     gate = [sys.executable, "-m", "client.site.gate", "--home", str(home.folder), "--node", f"127.0.0.1:{port}"]
-    return [Process("node", node, env), Process("gate", gate, env, after="node")]
+    heard = {**env, MARK_VARIABLE: str(home.processes / HEARD)}
+    return [Process("node", node, heard), Process("gate", gate, env, after="node")]
 
 
 def free_port() -> int:
@@ -144,8 +146,9 @@ def status(home: SiteHome) -> dict[str, Any]:
     config = home.config()
     running = running_process(home)
     told = _read_json(home.processes / "processes.json") if running else {}
-    quiet = _quiet_seconds(home)
-    well = running is not None and quiet is not None and quiet < STALE and all(p["process"] for p in told.values())
+    quiet, heard = _quiet_seconds(home), heard_seconds_ago(home)
+    alive = running is not None and quiet is not None and quiet < STALE and all(p["process"] for p in told.values())
+    well = alive and heard is not None and heard < UNHEARD
     return {
         "site": config.site,
         "project": config.project,
@@ -154,6 +157,7 @@ def status(home: SiteHome) -> dict[str, Any]:
         "process": running,
         "processes": told,
         "gate_seen_seconds_ago": None if quiet is None else round(quiet, 1),
+        "server_heard_seconds_ago": None if heard is None else round(heard, 1),
         "paused": home.pause_reason(),
         "left": home.left.exists(),
         **describe(Approvals(home)),

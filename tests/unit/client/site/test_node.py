@@ -15,6 +15,7 @@ from flwr.supernode import start_client_internal as internal
 from flwr.supernode.nodestate import NodeStateFactory
 
 from client.site import node
+from client.site.contact import MARK_VARIABLE
 
 RUN = 5
 
@@ -119,3 +120,16 @@ def test_a_question_that_lies_there_is_taken_without_a_pause(state):
 
     found = fetched(lambda **given: node.next_question(pause=pause, **given), state, server)
     assert found == RUN
+
+
+def test_the_node_notes_when_the_server_answers(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(internal, "_pull_and_store_message", None)
+    monkeypatch.setattr(node.FleetHttpClient, "_unary_unary", lambda self, **asked: asked["path"])
+    monkeypatch.setenv(MARK_VARIABLE, str(tmp_path / "heard"))
+    monkeypatch.setattr(
+        node, "flower_supernode", lambda: seen.append(node.FleetHttpClient._unary_unary(None, path="/p"))
+    )
+    node.main()
+    assert seen == ["/p"]
+    assert (tmp_path / "heard").exists()

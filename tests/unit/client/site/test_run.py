@@ -95,8 +95,13 @@ def test_a_site_takes_part_once(home, held):
 
 def test_status_says_what_goes_on_and_whether_it_is_well(home, held):
     (home.processes / "alive").touch()
+    # Two processes that live are not enough: a site whose server does not answer takes no part.
+    assert not status(home)["well"]
+    assert "the server does not answer the node" in ran(home, "status").output
+    (home.processes / "heard").touch()
     told = status(home)
     assert told["well"]
+    assert told["server_heard_seconds_ago"] < 60
     assert told["process"] == held.pid
     assert ran(home, "status").exit_code == 0
     os.utime(home.processes / "alive", (0, 0))
