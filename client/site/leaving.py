@@ -49,7 +49,10 @@ def _model(config: RunConfig | None) -> str:
 
 
 def _class_counts(config: RunConfig | None) -> str:
-    counts = f"the number of training images of every class (fewer than {MIN_CELL} as none)"
+    counts = (
+        f"the number of training images of every class (fewer than {MIN_CELL} as none; where that is one class only, "
+        "its number follows from the sum of all)"
+    )
     if config is None:
         return f"Only if the run asks for it (personal.class_prior): {counts}."
     if config.personal.class_prior == "own":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -102,7 +102,7 @@ def parse_manifest(path: Path, *, site: str) -> Manifest:
         parsed = _parse_row(number, cells, columns, len(header))
         (rows if isinstance(parsed, Row) else skipped).append(parsed)  # type: ignore[arg-type]
     names = tuple(sorted(columns, key=lambda name: columns[name]))
-    return Manifest(tuple(rows), tuple(skipped), "split" in columns, names)
+    return Manifest(tuple(_with_patients(rows)), tuple(skipped), "split" in columns, names)
 
 
 def name_rows(numbers: Iterable[int], *, most: int = 8) -> str:
@@ -175,6 +175,20 @@ def _parse_row(number: int, cells: Sequence[str], columns: Mapping[str, int], wi
     # The widest known unit decides: two lesions of one patient share skin, camera and day.
     group = f"patient {patient}" if patient else f"lesion {lesion}" if lesion else f"row {number}"
     return Row(number, values["image"], values["diagnosis"], group, split, values)
+
+
+def _with_patients(rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield the rows; one that names only its lesion belongs to the patient whom other rows name for that lesion.
+
+    Lesions that several patients have (numbered from 1 for each) tell nothing.
+    """
+    patients: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.extra.get("patient_id") and row.extra.get("lesion_id"):
+            patients[row.extra["lesion_id"]].add(row.group)
+    for row in rows:
+        known = patients.get(row.extra.get("lesion_id", ""), set())
+        yield replace(row, group=next(iter(known))) if len(known) == 1 else row
 
 
 def _refuse_duplicates(rows: Sequence[Row], site: str) -> None:

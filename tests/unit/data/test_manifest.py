@@ -117,3 +117,26 @@ def test_many_rows_are_named_briefly() -> None:
     assert name_rows([7]) == "row 7"
     assert name_rows([9, 4, 4]) == "rows 4, 9"
     assert name_rows(range(2, 20), most=3) == "rows 2, 3, 4 and 15 more"
+
+
+def test_a_row_that_names_only_its_lesion_joins_the_patient_other_rows_name_for_it(tmp_path: Path) -> None:
+    text = "image,patient_id,lesion_id,dx\na,P1,L1,nv\nb,,L1,nv\nc,P1,L2,nv\nd,,L3,nv\n"
+
+    groups = [row.group for row in read_manifest(_write(tmp_path, text), site="north").rows]
+
+    assert groups == ["patient P1", "patient P1", "patient P1", "lesion L3"]
+
+
+def test_lesions_that_are_numbered_anew_for_every_patient_tell_nothing(tmp_path: Path) -> None:
+    text = "image,patient_id,lesion_id,dx\na,P1,1,nv\nb,P2,1,nv\nc,,1,nv\n"
+
+    groups = [row.group for row in read_manifest(_write(tmp_path, text), site="north").rows]
+
+    assert groups == ["patient P1", "patient P2", "lesion 1"]
+
+
+def test_a_patient_torn_over_a_row_that_names_only_the_lesion_is_refused(tmp_path: Path) -> None:
+    text = "image,patient_id,lesion_id,dx,split\na,P1,L1,nv,train\nb,,L1,nv,test\n"
+
+    with pytest.raises(DataError, match=r"lie in more than one split \(rows 2, 3\)"):
+        read_manifest(_write(tmp_path, text), site="north")
