@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from popmi_core.limits import LimitsConfig
@@ -55,6 +56,7 @@ class _Asked:
     node: int
     activated: str
     again: int
+    deadline: float
     offline_since: float | None = None
     closed: float | None = None
     expires: float = 0.0
@@ -168,7 +170,7 @@ class Exchange:
             return
         round_.asked[found] = question.site
         expires = self._clock() + ttl
-        self._open[found] = _Asked(question, node, activated.get(node, ""), again, expires=expires)
+        self._open[found] = _Asked(question, node, activated.get(node, ""), again, deadline, expires=expires)
 
     def _take(self, round_: Round) -> Iterator[Message]:
         waiting = [key for key, item in [*self._open.items(), *self._closed.items()] if item.offline_since is None]
@@ -178,8 +180,13 @@ class Exchange:
                 if key in self._closed:
                     self._tell_late(self._closed.pop(key), message)
                 elif key in self._open:
-                    del self._open[key]
-                    yield message
+                    item = self._open.pop(key)
+                    if _has_crashed(message) and item.again > 0 and self._clock() < item.deadline:
+                        # The node is there and lives: what was killed beside it is up again by now.
+                        activated = {item.node: item.activated}
+                        self._send(item.question, activated, round_, item.deadline, again=item.again - 1)
+                    else:
+                        yield message
 
     def _batches(self, waiting: Sequence[str]) -> Iterator[list[str]]:
         items = {**self._open, **self._closed}
@@ -265,6 +272,11 @@ class Exchange:
             return dict.fromkeys(self.grid.get_node_ids(), "")
         nodes: Iterable[Any] = self.grid.get_nodes()
         return {node.node_id: str(node.last_activated_at) for node in nodes}
+
+
+def _has_crashed(message: Message) -> bool:
+    """Return whether a message is the node's word that what worked at its question ended without an answer."""
+    return message.has_error() and message.error.code == ErrorCode.CLIENT_APP_CRASHED
 
 
 def _empty(message: Message) -> Message:

@@ -270,3 +270,30 @@ def test_what_many_sites_are_sent_is_packed_once_and_the_questions_stay_as_they_
     there = unpacked(second.message.content)
     assert list(there["model"]) == ["b", "a"]
     assert there["own"]["x"].numpy().tolist() == [0, 1]
+
+
+def crashing(times):
+    """Answer after a second; node 2 tells so many times that what worked at its question ended."""
+    left = [times]
+
+    def answer(message):
+        if message.metadata.dst_node_id == 2 and left[0] > 0:
+            left[0] -= 1
+            return 1, Message(Error(8, "ClientApp stopped responding."), reply_to=message)
+        return 1, RecordDict()
+
+    return answer
+
+
+def test_a_site_whose_worker_s_keeper_was_killed_is_asked_anew():
+    asked = Asked(crashing(2), again=2)
+    assert sorted(asked.ask()) == ["a", "b", "c"]
+    assert len(asked.grid.sent) == 5
+    assert asked.round.missing == {}
+
+
+def test_one_that_is_killed_again_and_again_is_given_up_with_flowers_word():
+    asked = Asked(crashing(9), again=2)
+    replies = list(asked.exchange.ask(questions(), Round()))
+    assert [message.error.code for message in replies if message.has_error()] == [8]
+    assert len(asked.grid.sent) == 5
