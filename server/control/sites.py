@@ -170,6 +170,7 @@ def revoke(home: ServerHome, control: Control, name: str, *, reason: str) -> Non
             sites[name] = known.model_copy(update={"state": "revoked", "since": time.time()})
     try:
         cut_off_revoked(home, control)
+        _cut_off_unwritten(home, control, name)
     except SuperLinkAway as error:
         raise SuperLinkAway(
             f"site {name} is revoked and no round asks it any more, but the SuperLink could not be told ({error}) "
@@ -194,6 +195,15 @@ def cut_off_revoked(home: ServerHome, control: Control) -> list[str]:
                 sites[name] = entry.model_copy(update={"node_id": None})
                 done.append(name)
     return done
+
+
+def _cut_off_unwritten(home: ServerHome, control: Control, name: str) -> None:
+    """Take off nodes of a site that the registry does not know: `confirm` was killed between the two."""
+    with home.changing_sites() as sites:
+        for node in control.nodes():
+            if node.name == name and node.node_id != sites[name].node_id:
+                control.unregister(node.node_id)
+                home.note("site.cut_off", site=name, node_id=node.node_id)
 
 
 def _lingers(entry: SiteEntry) -> bool:

@@ -201,6 +201,14 @@ def test_a_site_is_revoked_even_while_the_superlink_is_away(home, control, enrol
     assert control.known_nodes == []
 
 
+def test_a_key_that_a_killed_confirm_left_behind_is_cut_off_too(home, control, enrolment_of, audited):
+    add_site(home, "charite")
+    control.register("charite", read_enrolment(enrolment_of("charite")).public_key)
+    revoke(home, control, "charite", reason="stolen laptop")
+    assert control.known_nodes == []
+    assert audited("site.cut_off")["node_id"] == 1001
+
+
 def test_revoking_twice_keeps_the_time_of_the_first(home, control, enrolled):
     enrolled("charite")
     revoke(home, control, "charite", reason="a")
