@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -24,8 +25,7 @@ def load_kept(folder: Path, kind: Kind, run: str, *, before: int) -> dict[str, T
     Raises:
         ModelError: If a file is damaged; the text names no place, because it may travel to the server.
     """
-    # Of another run there may be newer files in the same folder; each says whose it is.
-    for number, path in sorted(_files(folder, kind).items(), reverse=True):
+    for number, path in sorted(_files(folder, kind, run), reverse=True):
         if number < before:
             try:
                 state, notes = load_state(path)
@@ -47,17 +47,23 @@ def save_kept(folder: Path, kind: Kind, run: str, server_round: int, tensors: Ma
         RunError: If the folder cannot be written; the text names no place, because it may travel to the server.
     """
     try:
-        save_state(folder / f"{kind}-{server_round:03d}.safetensors", tensors, {"run": run})
+        save_state(folder / f"{kind}-{server_round:03d}-{_tag(run)}.safetensors", tensors, {"run": run})
     except RunError as error:
         why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else "reason unknown"
         raise RunError(
             f"what the site keeps of round {server_round} ({kind}) cannot be written: {why}. Check room and owner of "
             "its state folder."
         ) from error
-    for number, path in _files(folder, kind).items():
+    for number, path in _files(folder, kind, run):
         if number <= server_round - KEPT_ROUNDS:
             path.unlink(missing_ok=True)
 
 
-def _files(folder: Path, kind: Kind) -> dict[int, Path]:
-    return {int(path.stem.rpartition("-")[2]): path for path in folder.glob(f"{kind}-*.safetensors")}
+def _files(folder: Path, kind: Kind, run: str) -> list[tuple[int, Path]]:
+    """Return the rounds of a run of which something is kept; of two runs by turns neither overwrites the other's."""
+    return [(int(path.stem.split("-")[1]), path) for path in folder.glob(f"{kind}-*-{_tag(run)}.safetensors")]
+
+
+def _tag(run: str) -> str:
+    # The name comes from the server: it is no part of a path.
+    return hashlib.sha256(run.encode()).hexdigest()[:12]

@@ -40,6 +40,15 @@ def test_another_run_has_its_own(tmp_path):
     assert load_kept(tmp_path, "control", "new", before=2) is None
 
 
+def test_two_runs_by_turns_lose_nothing(tmp_path):
+    for run, value in (("first", 1), ("../second", 2), ("first", 3)):
+        save_kept(tmp_path, "personal", run, value, control(value))
+        save_kept(tmp_path, "personal", run, 4, control(10 * value))
+    assert load_kept(tmp_path, "personal", "../second", before=5)["w"].tolist() == [20, 20]
+    assert load_kept(tmp_path, "personal", "first", before=5)["w"].tolist() == [30, 30]
+    assert {path.parent for path in tmp_path.rglob("*.safetensors")} == {tmp_path}
+
+
 def test_old_rounds_are_cleared_away(tmp_path):
     for server_round in range(1, KEPT_ROUNDS + 4):
         save_kept(tmp_path, "control", "run", server_round, control(server_round))
@@ -48,9 +57,11 @@ def test_old_rounds_are_cleared_away(tmp_path):
 
 def test_a_damaged_file_is_named_and_never_taken_for_zero(tmp_path):
     save_kept(tmp_path, "control", "run", 1, control(1))
-    path = tmp_path / "control-001.safetensors"
+    (path,) = tmp_path.glob("control-001-*.safetensors")
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ModelError, match=r"of round 1 \(control\) cannot be read.*control-001\.safetensors") as told:
+    with pytest.raises(
+        ModelError, match=r"of round 1 \(control\) cannot be read.*control-001-\w+\.safetensors"
+    ) as told:
         load_kept(tmp_path, "control", "run", before=2)
     # The text goes to the server: no folder of the hospital in it.
     assert str(tmp_path) not in str(told.value)
