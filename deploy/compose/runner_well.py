@@ -2,7 +2,7 @@
 
     python runner_well.py [SECONDS]
 
-ends with 0 if a `flower-superexec` has lived for SECONDS (10), else says what is wrong and ends with 1.
+ends with 0 if a `server.control.runner` has lived for SECONDS (10), else says what is wrong and ends with 1.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-NAME = b"flower-superexec"
+NAME = b"server.control.runner"
 
 
 def age(process: Path, now: float) -> float:
@@ -27,7 +27,7 @@ def oldest(proc: Path) -> float | None:
     for process in proc.glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().split(b"\0")
-            if any(word.rpartition(b"/")[2] == NAME for word in words[:2]):
+            if words[1:3] == [b"-m", NAME]:
                 found.append(age(process, now))
         except OSError:
             # It ended while it was looked at.
@@ -40,9 +40,9 @@ def main() -> None:
     wanted = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
     found = oldest(Path("/proc"))
     if found is None:
-        sys.exit("flower-superexec does not run")
+        sys.exit("the runner does not run")
     if found < wanted:
-        sys.exit(f"flower-superexec was started {found:.0f} s ago: it ends again and again, or has only begun")
+        sys.exit(f"the runner was started {found:.0f} s ago: it ends again and again, or has only begun")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def runner_command(home: ServerHome, settings: ServerSettings, places: Places) -
     """Return the command of Flower's runner, which starts the server app of every run."""
     del places
     return [
-        str(programs() / "flower-superexec"),
+        *(sys.executable, "-m", "server.control.runner"),
         *("--runtime-api-address", settings.superlink, "--root-certificates", str(home.ca)),
         *("--superexec-auth-secret-file", str(home.secret)),
     ]

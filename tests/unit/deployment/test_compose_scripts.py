@@ -265,9 +265,12 @@ def runner_well(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
 def test_the_runner_is_well_once_flowers_has_lived_for_a_while(tmp_path: Path) -> None:
-    program = tmp_path / "flower-superexec"
+    program = tmp_path / "server" / "control" / "runner.py"
+    program.parent.mkdir(parents=True)
     program.write_text("import time; time.sleep(600)")
-    running = subprocess.Popen([sys.executable, str(program)])
+    for folder in (program.parent, program.parent.parent):
+        (folder / "__init__.py").touch()
+    running = subprocess.Popen([sys.executable, "-m", "server.control.runner"], cwd=tmp_path)
     try:
         assert runner_well("0").returncode == 0
         young = runner_well("1000000000")
@@ -286,11 +289,11 @@ def test_the_runner_is_not_well_without_flowers(tmp_path: Path) -> None:
     spec.loader.exec_module(module)
     (tmp_path / "uptime").write_text("100.5 7.0\n")
     (tmp_path / "7").mkdir()
-    (tmp_path / "7" / "cmdline").write_bytes(b"grep\0-r\0flower-superexec\0")
+    (tmp_path / "7" / "cmdline").write_bytes(b"grep\0-r\0server.control.runner\0")
     assert module.oldest(tmp_path) is None
     for number, begun in (("8", 2000), ("9", 5000)):
         (tmp_path / number).mkdir()
-        (tmp_path / number / "cmdline").write_bytes(b"/opt/venv/bin/python\0/opt/venv/bin/flower-superexec\0--x\0")
+        (tmp_path / number / "cmdline").write_bytes(b"/opt/venv/bin/python\0-m\0server.control.runner\0--x\0")
         fields = ["S", *["0"] * 18, str(begun), "0"]
         (tmp_path / number / "stat").write_text(f"{number} (a name) of) {' '.join(fields)}\n")
     assert module.oldest(tmp_path) == 100.5 - 2000 / os.sysconf("SC_CLK_TCK")

@@ -106,8 +106,8 @@ def test_a_part_takes_this_processs_place(home, monkeypatch):
 
 
 def test_a_program_that_is_not_installed_is_told(home, monkeypatch):
-    monkeypatch.setattr("server.control.superlink.programs", lambda: home.folder)
-    with pytest.raises(SetupError, match=r"cannot start .*flower-superexec: No such file.*Install popmi\[server\]"):
+    monkeypatch.setattr("server.control.superlink.sys.executable", str(home.folder / "python"))
+    with pytest.raises(SetupError, match=r"cannot start .*python: No such file.*Install popmi\[server\]"):
         running.run_part(home, "runner", Places())
 
 
