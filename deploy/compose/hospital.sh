@@ -15,15 +15,14 @@ elif [ -n "${IMAGES:-}" ]; then
     touch "$POPMI_SITE_HOME/processes/alive"
     sleep 20
   done
-else
-  # Where no site has images of its own, each draws the phantom of its name.
-  data="phantom:$SITE"
 fi
 until [ -f /handover/kit.zip ]; do sleep 1; done
 # Written last: without it nobody was ever told of a key that may lie here.
 if [ ! -f "$POPMI_SITE_HOME/$SITE.enrolment.json" ]; then
   again=
   [ -f "$POPMI_SITE_HOME/site.toml" ] || again="--new-key --yes"
+  # Where no site has images of its own, each draws a phantom.
+  [ -n "${OWN_IMAGES:-}" ] || data=$(python /opt/popmi/deploy/compose/phantom.py /handover/kit.zip "$POPMI_SITE_HOME/phantom")
   popmi site enrol /handover/kit.zip --data "$data" $again
 fi
 cp "$POPMI_SITE_HOME/$SITE.enrolment.json" /handover/enrolment.part

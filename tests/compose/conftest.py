@@ -27,7 +27,7 @@ PATIENCE = 1200.0
 class Stage:
     """One federation in containers."""
 
-    project, services, logs = PROJECT, SERVICES, LOGS
+    project, services = PROJECT, SERVICES
 
     def __init__(self) -> None:
         with socket.socket() as probe:
@@ -94,17 +94,17 @@ class Stage:
         """Return what `docker compose ps` says of every container, also of those that have ended."""
         return [json.loads(line) for line in self.compose("ps", "--all", "--format", "json").splitlines()]
 
-    def keep_logs(self, folder: Path = LOGS) -> None:
+    def keep_logs(self) -> None:
         """Write what every container said into files: after the end nobody could ask any more."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "containers.txt").write_text(self.compose("ps", "--all", check=False))
+        LOGS.mkdir(parents=True, exist_ok=True)
+        (LOGS / "containers.txt").write_text(self.compose("ps", "--all", check=False))
         for service in ("certificates", "database", "superlink", "gateway", "prometheus", "site-6", *SERVICES):
-            (folder / f"{service}.log").write_text(self.compose("logs", "--no-color", service, check=False))
+            (LOGS / f"{service}.log").write_text(self.compose("logs", "--no-color", service, check=False))
         for site in SITES:
             told = self.compose("exec", "-T", site, "sh", "-c", "cat /home/popmi/site/processes/*.log", check=False)
-            (folder / f"{site}-processes.log").write_text(told)
+            (LOGS / f"{site}-processes.log").write_text(told)
         told = self.compose("exec", "-T", "keeper", "cat", "/home/popmi/server/audit.jsonl", check=False)
-        (folder / "audit.jsonl").write_text(told)
+        (LOGS / "audit.jsonl").write_text(told)
 
     def down(self) -> None:
         """Take everything down, the volumes too."""
