@@ -12,7 +12,7 @@ fi
 # The run that was planned first; a later one is started by hand (docs/compose.md).
 if [ ! -f "$POPMI_SERVER_HOME/planned.toml" ]; then
   if [ ! -r /run.toml ]; then
-    echo "user $(id -u) cannot read RUN_FILE (./deploy/compose/run.toml): chmod a+r, its folders a+x" >&2
+    echo "user $(id -u) cannot read RUN_FILE (./deploy/compose/run.toml): chmod a+r" >&2
     exit 2
   fi
   cp /run.toml "$POPMI_SERVER_HOME/planned.part"
