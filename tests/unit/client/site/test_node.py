@@ -92,7 +92,8 @@ def test_flower_alone_keeps_it_so_this_is_still_needed(state):
 
 def test_the_node_fetches_so(monkeypatch):
     seen = []
-    monkeypatch.setattr(internal, "_pull_and_store_message", None)
+    for name in ("_push_messages", "_pull_and_store_message"):
+        monkeypatch.setattr(internal, name, None)
     monkeypatch.setattr(node, "flower_supernode", lambda: seen.append(internal._pull_and_store_message))
     node.main()
     assert seen == [node.next_question]
