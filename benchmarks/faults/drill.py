@@ -38,12 +38,13 @@ SCENES: dict[str, Callable[[Stage], None]] = {
     "clock": sites.clock_skew,
     "key-twice": sites.key_used_twice,
     "certificates": sites.certificates,
-    "budget": sites.budget_spent,
     "data": sites.data_that_cannot_be_used,
     "keys": payloads.revoked_and_unknown,
     "postgres": postgres.killed,
+    "budget": sites.budget_spent,
 }
-"""Played in this order; a scene leaves the federation as it found it, but for the key that is revoked near the end."""
+"""Played in this order; a scene leaves the federation as it found it, but for the key that is revoked near the end, and
+the images that were trained on under a budget and can be used under one only."""
 INTRODUCTION = """# The fault drill
 
 Printed by `python benchmarks/faults/drill.py --out docs/results/faults`; the whole texts are in `faults.json`. A real

@@ -146,7 +146,7 @@ def full_file(path: Path) -> Iterator[None]:
     with small_disk(place, 400):
         inside = place / path.name
         inside.write_bytes(path.read_bytes())
-        fill(place)
+        filler = fill(place)
         subprocess.run(["mount", "--bind", str(inside), str(path)], check=True)
         try:
             yield
@@ -154,6 +154,9 @@ def full_file(path: Path) -> Iterator[None]:
             written = inside.read_bytes()
             subprocess.run(["umount", "-l", str(path)], check=True)
             path.write_bytes(written)
+            # What is left on a small disk is kept when it goes.
+            filler.unlink()
+            inside.unlink()
     place.rmdir()
 
 

@@ -129,14 +129,14 @@ def budget_spent(stage: Stage) -> None:
     privacy = {"privacy": {"target_epsilon": 8.0, "target_delta": 1e-3}, "rounds": 2}
     machine.begin("budget-1", {**privacy, "sites": [THIRD]})
     first = stage.finish("budget-1", 900)
-    machine.begin("budget-2", privacy)
+    machine.begin("budget-2", {**privacy, "sites": [GOOD, THIRD]})
     second = stage.finish("budget-2", 900)
     mine = next(row for row in stage.site_rows("budget-2") if row.site == THIRD)
     others = {row.outcome for row in stage.site_rows("budget-2") if row.site != THIRD}
     stage.note(
         "21",
         "a privacy budget that is spent",
-        f"a run on one site alone took it ({first}); then a run on all",
+        f"a run on one site alone took it ({first}); then a run on this one and another",
         f"{mine.outcome}: {mine.reason}",
         f"yes, without the site; {second}",
         good=mine.outcome == "stopped" and others == {"ok"} and second == "finished",
