@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 
-from stage import BAD, GOOD, ROOT, THIRD, Stage
+from stage import BAD, GOOD, ROOT, Stage
 
 sys.path.append(str(ROOT / "tests" / "support"))
 from site_parts import Authority, make_home, make_kit
@@ -127,12 +127,12 @@ def budget_spent(stage: Stage) -> None:
     """Case 21: a site has spent its privacy budget in an earlier run; the others go on."""
     machine = stage.machine
     privacy = {"privacy": {"target_epsilon": 8.0, "target_delta": 1e-3}, "rounds": 2}
-    machine.begin("budget-1", {**privacy, "sites": [THIRD]})
+    machine.begin("budget-1", {**privacy, "sites": [BAD]})
     first = stage.finish("budget-1", 900)
-    machine.begin("budget-2", {**privacy, "sites": [GOOD, THIRD]})
+    machine.begin("budget-2", {**privacy, "sites": [GOOD, BAD]})
     second = stage.finish("budget-2", 900)
-    mine = next(row for row in stage.site_rows("budget-2") if row.site == THIRD)
-    others = {row.outcome for row in stage.site_rows("budget-2") if row.site != THIRD}
+    mine = next(row for row in stage.site_rows("budget-2") if row.site == BAD)
+    others = {row.outcome for row in stage.site_rows("budget-2") if row.site != BAD}
     stage.note(
         "21",
         "a privacy budget that is spent",
