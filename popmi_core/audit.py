@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ class AuditEntry(BaseModel):
     details: dict[str, Any] = Field(default_factory=dict)
     previous: str
     digest: str
+
+    def __str__(self) -> str:
+        """Return the line for a person; time in UTC. Others write some details: none of them steers the terminal."""
+        when = datetime.fromtimestamp(self.time, UTC)
+        details = " ".join(f"{name}={value}" for name, value in self.details.items())
+        plain = "".join(letter if letter.isprintable() else " " for letter in f"{self.event}  {details}")
+        return f"{self.number:>5}  {when:%F %T}  {plain}"
 
 
 class AuditLog:

@@ -268,12 +268,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show what happened at this site."""
-    from datetime import UTC, datetime
-
     for entry in list(SiteHome(home).audit.entries())[-last:]:
-        when = datetime.fromtimestamp(entry.time, UTC)
-        details = " ".join(f"{name}={value}" for name, value in entry.details.items())
-        typer.echo(entry.model_dump_json() if as_json else f"{entry.number:>5}  {when:%F %T}  {entry.event}  {details}")
+        typer.echo(entry.model_dump_json() if as_json else str(entry))
 
 
 def _refuse_missing_folder(path: Path | None) -> None:

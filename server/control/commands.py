@@ -213,12 +213,29 @@ def verify(
     home: Home = HOME,
 ) -> None:
     """Check that no line of the log was changed or taken out; print the last line's hash, to be kept elsewhere."""
+    from popmi_core.audit import torn_bytes
     from popmi_core.deployment import verify_log
     from server.control.home import ServerHome
 
     # A copy of the log alone, on another machine, can be checked as well.
     last = verify_log(ServerHome(home).audit_file, head=head)
     typer.echo("the log is empty" if last is None else f"{last.number} lines, whole; head {last.digest}")
+    if torn := torn_bytes(ServerHome(home).audit_file):
+        typer.echo(f"{torn} bytes of a line that was not finished follow: a crash, or the end was cut off.")
+
+
+@audit.command("show")
+def show(
+    last: Annotated[int, typer.Option(min=1, help="How many lines, newest last.")] = 50,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Show what was done here, and what went wrong in runs."""
+    from popmi_core.deployment import AuditLog
+    from server.control.home import ServerHome
+
+    for entry in list(AuditLog(ServerHome(home).audit_file).entries())[-last:]:
+        typer.echo(entry.model_dump_json() if as_json else str(entry))
 
 
 def _home(folder: Path) -> ServerHome:

@@ -136,6 +136,21 @@ def test_the_log_is_verified_against_a_head_kept_elsewhere(popmi, home):
         popmi("audit", "verify", "--head", head)
 
 
+def test_the_log_is_shown_newest_last(popmi, home):
+    popmi("start", "--name", "first")
+    home.note("site.quarantined", site="north", reason="\x1b[2Jgone\nall is well")
+    run, fault = popmi("audit", "show", "--last", "2").splitlines()
+    assert "run.wanted" in run
+    assert "reason= [2Jgone all is well" in fault
+    assert json.loads(popmi("audit", "show", "--last", "1", "--json"))["event"] == "site.quarantined"
+
+
+def test_a_line_that_was_not_finished_is_told(popmi, home):
+    with home.audit_file.open("a") as file:
+        file.write('{"number"')
+    assert "9 bytes of a line that was not finished follow" in popmi("audit", "verify")
+
+
 def test_an_empty_log_is_called_empty(popmi, home):
     home.audit_file.write_text("")
     assert "the log is empty" in popmi("audit", "verify")
