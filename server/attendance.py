@@ -21,6 +21,8 @@ from server.wire import ask
 log = logging.getLogger("popmi.round")
 JOIN_SECONDS = 120.0
 """How long a node may take to tell who it is and read its data set, before the run goes on without it."""
+READ_SECONDS = 6 * 3600.0
+"""How long a site may go on reading its images after that; it is asked anew once it has, and lets itself in at once."""
 BACK_AGAIN = 180.0
 """Seconds within which sites are back after their server was: a node tries again every minute at the latest."""
 LOOK_AGAIN = 5.0
@@ -110,11 +112,15 @@ class Attendance:
         # A run whose description names its sites is theirs alone.
         chosen = self.plan.config.sites or tuple(registry)
         names = {node: site for site, node in registry.items() if node is not None and site in chosen}
+        post = self._post()
+        post.hear()
+        entry = Entry(names, self.plan.phantom, 0)
         inside, now = set(self.roster.nodes.values()), self._clock()
         new = [
             node
             for node in sorted(grid.get_node_ids())
             if node not in inside
+            and entry.label(node) not in post.busy
             and now - self._asked.get(node, -ASK_AGAIN) >= ASK_AGAIN
             and (self.plan.sites_file is None or node in names)
         ]
@@ -136,9 +142,6 @@ class Attendance:
         return [site for site in self.plan.names if site not in self.roster.nodes and not self.revoked(site)]
 
     def _let_in(self, nodes: list[int], names: Mapping[int, str]) -> list[str]:
-        post: Exchange | None = self.desk.post
-        if post is None:
-            raise RunError("sites cannot be asked: no grid is open. Start the rounds with OpmStrategy.start.")
         instruction = self.desk.instruction(0, count_classes=self.plan.config.personal.class_prior == "own")
         classes = len(self.plan.classes) if instruction.count_classes else 0
         entry = Entry(names, self.plan.phantom, classes)
@@ -148,7 +151,14 @@ class Attendance:
             self.plan.run, 0, {}, round_.asked, missing=round_.missing, nonce=self.desk.nonce, spoilt=round_.spoilt
         )
         timeout = min(JOIN_SECONDS, self.plan.config.timeout)
-        return self.roster.enrol(post.ask(questions, round_, timeout=timeout), expected, entry)
+        replies = self._post().ask(questions, round_, timeout=timeout, life=READ_SECONDS)
+        return self.roster.enrol(replies, expected, entry)
+
+    def _post(self) -> Exchange:
+        post: Exchange | None = self.desk.post
+        if post is None:
+            raise RunError("sites cannot be asked: no grid is open. Start the rounds with OpmStrategy.start.")
+        return post
 
     def _too_few(self, needed: int) -> str:
         here = ", ".join(sorted(site for site in self.roster.nodes if site != POOLED_SITE)) or "none"

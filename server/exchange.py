@@ -57,6 +57,7 @@ class _Asked:
     activated: str
     again: int
     deadline: float
+    life: float | None
     offline_since: float | None = None
     closed: float | None = None
     expires: float = 0.0
@@ -109,8 +110,20 @@ class Exchange:
         self._closed = {key: item for key, item in self._closed.items() if item.expires > now}
         return {item.question.site: item.question.server_round for item in self._closed.values()}
 
-    def ask(self, questions: Sequence[Question], round_: Round, *, timeout: float | None = None) -> Iterator[Message]:
+    def hear(self) -> None:
+        """Take what comes late, outside of any question, and forget questions that their node has forgotten."""
+        if self._closed:
+            self._forget_restarted(self._nodes())
+            for _ in self._take(Round()):
+                pass
+
+    def ask(
+        self, questions: Sequence[Question], round_: Round, *, timeout: float | None = None, life: float | None = None
+    ) -> Iterator[Message]:
         """Send, and yield every answer once, in the order they come; errors are answers, too.
+
+        ``life``: seconds in which a site may go on working at its question, ``TTL_FACTOR`` times the time to its
+        deadline where None.
 
         ``round_`` is filled on the way. Ends when all have answered, at the deadline, or ``limits.grace`` seconds after
         ``limits.quorum`` sites have given one of use: what fails comes fastest, and must not close the question.
@@ -128,7 +141,7 @@ class Exchange:
             self._open = {}
             return
         for question in for_the_way(questions):
-            self._send(question, activated, round_, deadline, again=self.limits.again)
+            self._send(question, activated, round_, deadline, again=self.limits.again, life=life)
         yield from self._until_closed(round_, deadline)
         self._close(round_, self._clock() - begun)
 
@@ -156,10 +169,17 @@ class Exchange:
                 self._pause(min(pause, max(deadline - now, 0.0)))
 
     def _send(
-        self, question: Question, activated: dict[int, str], round_: Round, deadline: float, *, again: int
+        self,
+        question: Question,
+        activated: dict[int, str],
+        round_: Round,
+        deadline: float,
+        *,
+        again: int,
+        life: float | None = None,
     ) -> None:
         message, node = question.message, question.message.metadata.dst_node_id
-        ttl = TTL_FACTOR * max(deadline - self._clock(), 1.0)
+        ttl = TTL_FACTOR * max(deadline - self._clock(), 1.0) if life is None else life
         fresh = Message(
             message.content, node, message.metadata.message_type, ttl=ttl, group_id=message.metadata.group_id
         )
@@ -170,7 +190,7 @@ class Exchange:
             return
         round_.asked[found] = question.site
         expires = self._clock() + ttl
-        self._open[found] = _Asked(question, node, activated.get(node, ""), again, deadline, expires=expires)
+        self._open[found] = _Asked(question, node, activated.get(node, ""), again, deadline, life, expires=expires)
 
     def _take(self, round_: Round) -> Iterator[Message]:
         waiting = [key for key, item in [*self._open.items(), *self._closed.items()] if item.offline_since is None]
@@ -184,7 +204,9 @@ class Exchange:
                     if _has_crashed(message) and item.again > 0 and self._clock() < item.deadline:
                         # The node is there and lives: what was killed beside it is up again by now.
                         activated = {item.node: item.activated}
-                        self._send(item.question, activated, round_, item.deadline, again=item.again - 1)
+                        self._send(
+                            item.question, activated, round_, item.deadline, again=item.again - 1, life=item.life
+                        )
                     else:
                         yield message
 
@@ -240,7 +262,7 @@ class Exchange:
     def _ask_again(self, item: _Asked, activated: dict[int, str], round_: Round, deadline: float) -> None:
         # A node that was started anew has forgotten what it was asked: its reply would never come.
         if item.again > 0 and self._clock() < deadline:
-            self._send(item.question, activated, round_, deadline, again=item.again - 1)
+            self._send(item.question, activated, round_, deadline, again=item.again - 1, life=item.life)
         else:
             times = self.limits.again - item.again + 1
             why = f"the site's node restarted {times} time(s) before it answered. Look at its log and its memory"

@@ -34,9 +34,9 @@ def register(path, **changes):
 class Hall:
     """Sites that come on line at a second of their own and say what ``says`` lets them say."""
 
-    def __init__(self, path, arrive=None, says=None, real=True, **config):
-        self.clock, self.heard = Clock(), []
-        self.says = says or {}
+    def __init__(self, path, arrive=None, says=None, real=True, reads=None, **config):
+        self.clock, self.heard, self.asked = Clock(), [], []
+        self.says, self.reads = says or {}, reads or {}
         arrive = arrive or {}
         self.grid = ScriptedGrid(
             self.clock, self.answer, lambda now: {node: "" for node in NAMES if arrive.get(node, 0) <= now}
@@ -62,7 +62,11 @@ class Hall:
         told = Instruction.model_validate_json(str(message.content.config_records[INSTRUCTION][JSON_KEY]))
         said = {"site": NAMES[node], **self.says.get(node, {})}
         report = Report(run="r", server_round=0, nonce=told.nonce, num_examples=5, **said)
-        return 1, RecordDict({REPORT: ConfigRecord({JSON_KEY: report.model_dump_json()})})
+        self.asked.append(node)
+        # The images are read once; after that a site answers at once.
+        seconds = max(1.0, self.reads.get(node, 0.0) - self.clock.now)
+        assert seconds < message.metadata.ttl, "the site gives up reading before it is done"
+        return seconds, RecordDict({REPORT: ConfigRecord({JSON_KEY: report.model_dump_json()})})
 
 
 def test_the_run_begins_when_all_it_expects_are_there(tmp_path):
@@ -267,3 +271,20 @@ def test_sites_cannot_be_asked_before_a_grid_is_open(tmp_path):
     hall.attendance.desk.post = None
     with pytest.raises(RunError, match="no grid is open"):
         hall.attendance.look(hall.grid)
+
+
+def test_a_site_that_reads_its_images_for_long_joins_once_it_has(tmp_path):
+    hall = Hall(register(tmp_path / "sites.json"), reads={3: 500}, limits={"join": 900})
+    hall.attendance.begin(hall.grid)
+    assert hall.roster.evaluators == ["a", "b", "c"]
+    assert 500 <= hall.clock.now < 520
+    # Asked anew only after it had answered: what is asked meanwhile would pile up at the site.
+    assert hall.asked == [1, 2, 3, 3]
+
+
+def test_the_run_begins_without_it_and_it_comes_in_between_rounds(tmp_path):
+    hall = Hall(register(tmp_path / "sites.json"), reads={3: 500})
+    hall.attendance.begin(hall.grid)
+    assert hall.roster.evaluators == ["a", "b"]
+    hall.clock.now = 600
+    assert hall.attendance.look(hall.grid) == ["c"]
