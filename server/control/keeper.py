@@ -59,6 +59,8 @@ class Keeper:
         self._ended: float | None = None
         self._rounds_done: int | None = None
         self._begun_at: int | None = None
+        # Whether the server app of this start was seen alive: until then the heartbeat is the one before's.
+        self._lived = False
         self._said: set[str] = set()
         self._seen: dict[Path, float] = {}
 
@@ -97,6 +99,7 @@ class Keeper:
         if wanted != self._wanted:
             self._wanted, self._pause, self._falls, self._ended = wanted, FIRST_PAUSE, 0, None
             self._rounds_done = self._begun_at = None
+            self._lived = False
             self._said -= ENDINGS
         stand = standing(self.home, wanted.run)
         active = [run for run in runs if run.active and run.name == wanted.run]
@@ -107,7 +110,7 @@ class Keeper:
             self._bring_to_rest(active, stand)
         elif active:
             self._ended = None
-            self._see_progress(stand)
+            self._see_progress(active[0], stand)
         elif not self._is_over(wanted, stand):
             self._start_again(wanted, stand, [run for run in runs if run.name == wanted.run])
 
@@ -118,10 +121,16 @@ class Keeper:
         if active and (not stand.open_round or stand.rounds_done > self._begun_at):
             self._stop(active[0], f"the operator asked for it; round {stand.rounds_done} is done")
 
-    def _see_progress(self, stand: Standing) -> None:
+    def _see_progress(self, run: FlowerRun, stand: Standing) -> None:
         if self._rounds_done is not None and stand.rounds_done > self._rounds_done:
             self._pause, self._falls = FIRST_PAUSE, 0
         self._rounds_done = stand.rounds_done
+        if self._clock() - stand.heartbeat < SETTLING:
+            self._lived = True
+        elif self._lived and stand.status in ("waiting", "running") and not is_held(self.home, run.name):
+            # Killed: Flower takes a minute more to notice. One that only waits for room on a disk holds its file.
+            self._lived = False
+            self._stop(run, "its server app is gone")
 
     def _is_over(self, wanted: Wanted, stand: Standing) -> bool:
         if stand.status == "finished":
@@ -159,7 +168,7 @@ class Keeper:
         self.home.note("run.starting", run=wanted.run, resume=stand.begun, code_hash=code, code_changed=changed)
         run_id = self.control.start_run(wanted.run, bundle)
         self.home.note("run.started", run=wanted.run, run_id=run_id, after_round=stand.rounds_done)
-        self._ended, self._rounds_done = None, stand.rounds_done
+        self._ended, self._rounds_done, self._lived = None, stand.rounds_done, False
         self._falls += stand.fell
         self._pause = min(2 * self._pause, LONGEST_PAUSE) if before else FIRST_PAUSE
 

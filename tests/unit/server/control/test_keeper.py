@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,46 @@ def test_a_server_app_that_still_holds_the_run_is_waited_for(keeper, control, wa
         assert starts(control) == 1
     keeper.look()
     assert starts(control) == 2
+
+
+def seen_alive(keeper, write, clock):
+    """Start the run and have its server app give a sign of life."""
+    keeper.look()
+    write(rounds=1, opened=True)
+    clock.now = time.time()
+    keeper.look()
+
+
+def test_a_server_app_that_was_killed_is_not_waited_for_until_flower_notices(
+    keeper, control, wanted, write, clock, audited
+):
+    seen_alive(keeper, write, clock)
+    pass_time(keeper, clock, 10)
+    assert control.known_runs[0].active
+    pass_time(keeper, clock, 10)
+    assert not control.known_runs[0].active
+    assert audited("run.stopping")["reason"] == "its server app is gone"
+    keeper.look()
+    pass_time(keeper, clock, 6)
+    assert starts(control) == 2
+
+
+def test_one_that_waits_for_room_gives_no_sign_of_life_and_is_left_alone(keeper, control, wanted, write, clock, home):
+    seen_alive(keeper, write, clock)
+    with held_alone(home.run_folder("first") / LOCK_FILE):
+        pass_time(keeper, clock, 600)
+    assert control.known_runs[0].active
+
+
+def test_one_that_has_only_begun_is_not_taken_for_dead(keeper, control, wanted, write, clock):
+    seen_alive(keeper, write, clock)
+    control.end(1)
+    keeper.look()
+    pass_time(keeper, clock, 600)
+    assert starts(control) == 2
+    # The heartbeat in the record is still the one of the start before.
+    pass_time(keeper, clock, 60)
+    assert control.known_runs[0].active
 
 
 def test_a_stop_waits_for_the_round_in_flight(keeper, control, wanted, write, clock, home, audited):
