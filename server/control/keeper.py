@@ -15,7 +15,7 @@ from pathlib import Path
 from popmi_core.errors import AuditError, PopmiError, SetupError
 from server.control.contract import Control, FlowerRun, SuperLinkAway
 from server.control.home import ServerHome, Wanted
-from server.control.plans import is_held, reopen_plan, write_code_hash
+from server.control.plans import is_held, opened_at, reopen_plan, write_code_hash
 from server.control.records import Standing, standing
 from server.control.sites import confirm, cut_off_revoked
 
@@ -59,8 +59,6 @@ class Keeper:
         self._ended: float | None = None
         self._rounds_done: int | None = None
         self._begun_at: int | None = None
-        # Whether the server app of this start was seen alive: until then the heartbeat is the one before's.
-        self._lived = False
         self._said: set[str] = set()
         self._seen: dict[Path, float] = {}
 
@@ -99,7 +97,6 @@ class Keeper:
         if wanted != self._wanted:
             self._wanted, self._pause, self._falls, self._ended = wanted, FIRST_PAUSE, 0, None
             self._rounds_done = self._begun_at = None
-            self._lived = False
             self._said -= ENDINGS
         stand = standing(self.home, wanted.run)
         active = [run for run in runs if run.active and run.name == wanted.run]
@@ -125,11 +122,10 @@ class Keeper:
         if self._rounds_done is not None and stand.rounds_done > self._rounds_done:
             self._pause, self._falls = FIRST_PAUSE, 0
         self._rounds_done = stand.rounds_done
-        if self._clock() - stand.heartbeat < SETTLING:
-            self._lived = True
-        elif self._lived and stand.status in ("waiting", "running") and not is_held(self.home, run.name):
+        # A heartbeat from before the plan was opened for this start is the one of the start before.
+        silent = opened_at(self.home, run.name) < stand.heartbeat < self._clock() - SETTLING
+        if silent and stand.status in ("waiting", "running") and not is_held(self.home, run.name):
             # Killed: Flower takes a minute more to notice. One that only waits for room on a disk holds its file.
-            self._lived = False
             self._stop(run, "its server app is gone")
 
     def _is_over(self, wanted: Wanted, stand: Standing) -> bool:
@@ -168,7 +164,7 @@ class Keeper:
         self.home.note("run.starting", run=wanted.run, resume=stand.begun, code_hash=code, code_changed=changed)
         run_id = self.control.start_run(wanted.run, bundle)
         self.home.note("run.started", run=wanted.run, run_id=run_id, after_round=stand.rounds_done)
-        self._ended, self._rounds_done, self._lived = None, stand.rounds_done, False
+        self._ended, self._rounds_done = None, stand.rounds_done
         self._falls += stand.fell
         self._pause = min(2 * self._pause, LONGEST_PAUSE) if before else FIRST_PAUSE
 

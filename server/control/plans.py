@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -105,6 +106,17 @@ def is_held(home: ServerHome, name: str) -> bool:
     return False
 
 
+def opened_at(home: ServerHome, name: str) -> float:
+    """Return when a run's plan was last written, for its first start or to go on, in seconds since 1970 UTC.
+
+    Infinity where it is gone: nothing is known of its start then.
+    """
+    try:
+        return (home.run_folder(name) / PLAN_FILE).stat().st_mtime
+    except OSError:
+        return math.inf
+
+
 def read_plan(home: ServerHome, name: str) -> RunPlan:
     """Return the plan of a run.
 
@@ -131,11 +143,14 @@ def reopen_plan(home: ServerHome, name: str, *, resume: bool) -> None:
     now = plan.model_copy(
         update={"resume": resume, "folder": str(folder), "sites_file": str(home.sites_file)},
     )
-    if now != plan:
-        try:
+    try:
+        if now != plan:
             _write_plan(folder, now)
-        except OSError as error:
-            raise RunError(f"cannot write the plan in {folder}: {error.strerror}. Check its owner and room.") from error
+        else:
+            # Its time says when this start was: see `opened_at`.
+            (folder / PLAN_FILE).touch()
+    except OSError as error:
+        raise RunError(f"cannot write the plan in {folder}: {error.strerror}. Check its owner and room.") from error
 
 
 def run_names(home: ServerHome) -> tuple[str, ...]:

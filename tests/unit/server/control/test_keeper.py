@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from popmi_core.atomic import held_alone
-from popmi_core.protocol import LOCK_FILE
+from popmi_core.protocol import LOCK_FILE, PLAN_FILE
 from server.control.contract import FlowerRun
 from server.control.home import ServerHome
 from server.control.keeper import MOST_FALLS, Keeper
@@ -225,6 +225,20 @@ def test_a_server_app_that_was_killed_is_not_waited_for_until_flower_notices(
     assert starts(control) == 2
 
 
+def test_a_keeper_that_was_killed_with_it_notices_too(keeper, control, wanted, write, clock, home):
+    seen_alive(keeper, write, clock)
+    after = Keeper(home, control, pack=lambda: BUNDLE, clock=clock)
+    pass_time(after, clock, 20)
+    assert not control.known_runs[0].active
+
+
+def test_without_its_plan_nothing_is_known_of_its_start(keeper, control, wanted, write, clock, home):
+    seen_alive(keeper, write, clock)
+    (home.run_folder("first") / PLAN_FILE).unlink()
+    pass_time(keeper, clock, 600)
+    assert control.known_runs[0].active
+
+
 def test_one_that_waits_for_room_gives_no_sign_of_life_and_is_left_alone(keeper, control, wanted, write, clock, home):
     seen_alive(keeper, write, clock)
     with held_alone(home.run_folder("first") / LOCK_FILE):
@@ -234,13 +248,14 @@ def test_one_that_waits_for_room_gives_no_sign_of_life_and_is_left_alone(keeper,
 
 def test_one_that_has_only_begun_is_not_taken_for_dead(keeper, control, wanted, write, clock):
     seen_alive(keeper, write, clock)
-    control.end(1)
-    keeper.look()
-    pass_time(keeper, clock, 600)
-    assert starts(control) == 2
-    # The heartbeat in the record is still the one of the start before.
-    pass_time(keeper, clock, 60)
-    assert control.known_runs[0].active
+    for number in (1, 2):
+        control.end(number)
+        keeper.look()
+        pass_time(keeper, clock, 600)
+        assert starts(control) == number + 1
+        # The heartbeat in the record is still the one of the start before.
+        pass_time(keeper, clock, 60)
+        assert control.known_runs[0].active
 
 
 def test_a_stop_waits_for_the_round_in_flight(keeper, control, wanted, write, clock, home, audited):
