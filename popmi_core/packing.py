@@ -1,9 +1,9 @@
 """Many arrays as one block of bytes, for the way between server and site.
 
-Flower sends every array as two objects or more, and each object is a request of its own, two at a time: a model of a
-hundred tensors over a line of 200 ms takes half a minute before a byte of it counts. One block is one object for every
-5 MB. The format is safetensors; the arrays' order travels along, because sums of floats depend on it, and a checksum of
-their names, types, shapes and bytes, because a flipped bit in a weight is still a weight.
+Flower sends every array as two objects or more, and each object is a request of its own, two at a time: over a long
+line that is waiting for the most part. One block is one object for every 5 MB. The format is safetensors; the arrays'
+order travels along, because sums of floats depend on it, and a checksum of their names, types, shapes and bytes,
+because a flipped bit in a weight is still a weight.
 """
 
 from __future__ import annotations

@@ -9,9 +9,11 @@ import subprocess
 import time
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
 from stage import GOOD, LIGHT, Machine, Stage, broken_tree
 
 from machine import free_ports  # isort: skip
+from popmi_core.errors import PopmiError
 from server.store import RunReader
 
 
@@ -83,7 +85,8 @@ def play(there: Stage, stage: Stage, database: Database) -> None:
         try:
             with RunReader(database.url) as reader:
                 return reader.run().rounds_done
-        except Exception:
+        except (PopmiError, SQLAlchemyError):
+            # The database is away.
             return 0
 
     def ended() -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from client.site.census import Same, count_splits, count_tags, describe_shape, find_same, look_at_all
 from client.site.datadetails import tell_names
-from client.site.datareport import DataReport, Examination, Labels, Leakage, LocalDetails, Unread
+from client.site.datareport import DataReport, Examination, Labels, Leakage, Unread
 from client.site.leaving import what_leaves
 from client.site.listing import Listing, list_data
 from client.site.verdict import find_reasons, find_warnings
@@ -60,13 +60,6 @@ def check_data(
         config: The planned run, to say exactly what would leave the site.
     """
     return examine(specification, classes, label_map, image_size, site=site, config=config).report
-
-
-def local_details(
-    specification: str, classes: tuple[str, ...], label_map: Mapping[str, str] | Path | None, image_size: int
-) -> LocalDetails:
-    """Return file names and the site's own words behind the report's numbers. They stay at the site."""
-    return examine(specification, classes, label_map, image_size).details
 
 
 def examine(

@@ -132,6 +132,11 @@ class RunRecorder:
 
     def late(self, item: Late) -> None:
         """Note an answer that came when its question was closed."""
+        if item.server_round == 0:
+            # No fault: a site that had to read many images before it could join.
+            told = f"{item.site} has read its images, {item.seconds:.0f} s after it was to join; it is asked anew"
+            self.patiently(lambda: self.writer.event(told))
+            return
         self.warn(
             f"{item.site} answered {item.seconds:.0f} s after round {item.server_round} ({item.kind}) was closed; not "
             "counted"

@@ -10,7 +10,7 @@ from dicom_files import dicom_of
 from PIL import Image
 from small_hospital import CLASSES, Rows, checked, only_reason, swap_for_dicom, write_hospital
 
-from client.site.datacheck import check_data, examine, local_details
+from client.site.datacheck import check_data, examine
 from client.site.datareport import SplitCounts
 
 LITTLE = "transfer syntax Explicit VR Little Endian (1.2.840.10008.1.2.1)"
@@ -116,7 +116,7 @@ def test_words_without_a_class_are_refused_with_rows_and_the_rest_is_counted(tmp
     folder = write_hospital(tmp_path, change)
 
     report = checked(folder)
-    details = local_details(str(folder), CLASSES, None, 8)
+    details = examine(str(folder), CLASSES, None, 8).details
 
     assert "1 label(s) in 2 row(s) have no class (rows 3, 5)" in only_reason(report)
     assert "label_map.csv or label_map.toml" in report.reasons[0]

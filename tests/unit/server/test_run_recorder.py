@@ -321,6 +321,15 @@ def test_a_late_answer_stands_in_the_diary(tmp_path):
         assert "b answered 42 s after round 3 (train) was closed; not counted" in [r.text for r in reader.events(1)]
 
 
+def test_a_site_that_read_for_long_is_no_fault(tmp_path):
+    with open_writer(plan(tmp_path)) as writer:
+        recorder = RunRecorder.open(plan(tmp_path), writer)
+        recorder.late(Late("b", 0, "query", 380.2))
+    with RunReader(tmp_path / "record.sqlite") as reader:
+        (row,) = [row for row in reader.events(1) if row.text.startswith("b has read its images, 380 s")]
+    assert row.level == "info"
+
+
 def test_runs_of_one_database_are_told_apart_by_their_names(tmp_path, monkeypatch):
     monkeypatch.setenv("POPMI_DATABASE", str(tmp_path / "all.sqlite"))
     for name in ("first", "second"):

@@ -70,7 +70,8 @@ def test_the_context_comes_back_changed(start, question, context):
 
 def test_the_bundles_client_takes_the_place_of_the_installed_one(start, question, context, tmp_path):
     content = small_bundle("import client.beside\nassert client.beside.HERE")
-    start({**content, "client/beside.py": b"HERE = True\n"}).work(question, context, always)
+    reply, _ = start({**content, "client/beside.py": b"HERE = True\n"}).work(question, context, always)
+    assert reply.metadata.reply_to_message_id == question.metadata.message_id
 
 
 def test_nothing_of_the_installed_popmi_can_be_imported(start, question, context):

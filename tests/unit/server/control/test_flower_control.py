@@ -129,11 +129,15 @@ def test_a_key_that_is_none_is_refused(answering):
 
 
 def test_cutting_off_one_who_is_not_there_is_done(answering):
-    answering({"code": int(ApiErrorCode.NODE_NOT_FOUND), "detail": "none"}, status=404).unregister(5)
+    control = answering({"code": int(ApiErrorCode.NODE_NOT_FOUND), "detail": "none"}, status=404)
+    control.unregister(5)
+    assert len(control.requests) == 1
 
 
 def test_stopping_a_run_that_has_ended_is_done(answering):
-    answering({"code": int(ApiErrorCode.RUN_ALREADY_FINISHED), "detail": "over"}, status=409).stop_run(5)
+    control = answering({"code": int(ApiErrorCode.RUN_ALREADY_FINISHED), "detail": "over"}, status=409)
+    control.stop_run(5)
+    assert len(control.requests) == 1
 
 
 @pytest.mark.parametrize("call", [lambda c: c.unregister(5), lambda c: c.stop_run(5)])
