@@ -167,7 +167,8 @@ def upstream_client(address: str, ca: Path) -> httpx.AsyncClient:
         base_url=f"https://{address}",
         verify=ssl.create_default_context(cafile=str(ca)),
         # Shorter than the SuperLink keeps an idle connection, so that none is used that it is just closing.
-        limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=2.0),
+        # Few, because its pool looks at each of them for every request.
+        limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=32, keepalive_expiry=2.0),
         timeout=httpx.Timeout(connect=5.0, read=ANSWER_SECONDS, write=PIECE_SECONDS, pool=10.0),
         trust_env=False,
         follow_redirects=False,

@@ -25,6 +25,7 @@ from flwr.superlink.cli import flower_superlink
 from sqlalchemy import select
 
 from popmi_core.errors import SetupError
+from server.control.straight import go_straight
 
 WAIT_MILLISECONDS = 60_000
 CONNECTIONS = 40
@@ -112,6 +113,7 @@ def main() -> None:
     """Be the SuperLink; the arguments are ``flower-superlink``'s."""
     wait_longer()
     spare_the_database()
+    go_straight()
     flower_superlink()
 
 

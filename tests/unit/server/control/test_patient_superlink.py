@@ -13,6 +13,7 @@ from flwr.supercore import sql_mixin
 from flwr.supercore.corestate.sql_corestate import SqlCoreState
 from flwr.supercore.object_store import ObjectStoreFactory
 from sqlalchemy import text
+from starlette.middleware.base import BaseHTTPMiddleware
 
 from popmi_core.errors import SetupError
 from server.control import patient
@@ -23,6 +24,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower's own settings are back after each test."""
     monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", sql_mixin.SQLITE_PRAGMAS)
     monkeypatch.setattr(sql_mixin, "create_engine", sql_mixin.create_engine)
+    monkeypatch.setattr(BaseHTTPMiddleware, "__call__", BaseHTTPMiddleware.__call__)
     for owner, name in ((SqlLinkState, "_claim_message_ins_rows"), (SqlCoreState, "_cleanup_expired_task_tokens")):
         monkeypatch.setattr(owner, name, vars(owner)[name])
 
@@ -55,11 +57,12 @@ def test_a_writer_waits_for_one_that_is_slow(tmp_path) -> None:
 
 
 def test_the_superlink_starts_with_the_longer_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    seen, starlettes = [], BaseHTTPMiddleware.__call__
     monkeypatch.setattr(patient, "flower_superlink", lambda: seen.append(dict(sql_mixin.SQLITE_PRAGMAS)))
     patient.main()
     assert seen[0]["busy_timeout"] == "60000"
     assert "claimed" in SqlLinkState._claim_message_ins_rows.__name__
+    assert BaseHTTPMiddleware.__call__ is not starlettes
 
 
 def test_another_flower_that_sets_it_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
