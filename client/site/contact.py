@@ -27,8 +27,10 @@ UNHEARD = 120.0
 AGAIN = 300.0
 """Seconds between two looks at a way that does not work."""
 REFUSED = (
-    "the way is open, but the server refuses the node: its key is not confirmed yet, or was revoked. Ask the "
-    "coordinating centre; processes/node.log has the node's own words"
+    "the way is open, but the server refuses the node: its key is not confirmed yet, was revoked, or is in use on "
+    "another machine, as the server takes one node a key. End the other one (a machine before this one, a restored "
+    "copy, a second container); if nobody here runs it, the key was stolen: have the coordinating centre revoke it "
+    "and enrol with --new-key. Else ask the centre; processes/node.log has the node's own words"
 )
 Check = Callable[[str, str, str | None, Callable[[], float]], Iterable[Finding]]
 
@@ -69,6 +71,7 @@ class Contact:
         self.home, self._check, self._clock = home, check, clock
         self._started = clock()
         self._due = 0.0
+        # What stands in the audit log.
         self._told: dict[str, str] = {}
 
     def look(self) -> None:
@@ -78,17 +81,18 @@ class Contact:
         if now - self._started < UNHEARD or (quiet is not None and quiet < UNHEARD):
             if self._told and quiet is not None and quiet < UNHEARD:
                 self._told = {}
-                self.home.audit.append("server.reached")
+                self.home.note("server.reached")
             return
         if now < self._due:
             return
         self._due = now + AGAIN
         found = self._reasons()
-        if found.keys() != self._told.keys():
-            self.home.audit.append("server.unreachable", why=found)
-            for name, said in found.items():
-                log.warning("the server is not reached: %s: %s", name, said)
-        self._told = found
+        if found.keys() == self._told.keys():
+            return
+        for name, said in found.items():
+            log.warning("the server is not reached: %s: %s", name, said)
+        if self.home.note("server.unreachable", why=found):
+            self._told = found
 
     def _reasons(self) -> dict[str, str]:
         from client.site.network import check_network

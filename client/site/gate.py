@@ -82,7 +82,7 @@ class Gate:
                 return
             task.answer(*self._logged_reply(given, task))
         except TaskGone:
-            self.home.audit.append("task.gone")
+            self.home.note("task.gone")
         except httpx.HTTPError as error:
             # The node is away, or has given the task up. Half a reply inside it would keep it waiting for ever.
             log.warning("a task could not be finished (%s)", type(error).__name__)
@@ -98,23 +98,30 @@ class Gate:
         try:
             return self._reply(given, task)
         except AuditError:
-            # What cannot be written down does not leave the site.
             log.exception("a task was not answered")
-            said = (
-                "AuditError: the site's audit log cannot be written, so nothing leaves it. The site's own log says why."
-            )
-            return answer(given.message, site=self.site, error=said), given.context
+            return self._unwritten(given)
         except (OSError, UnicodeError, PopmiError) as error:
             # site.toml or the pause cannot be read: a task that nobody answers would keep the server waiting.
             log.exception("a task was not answered")
-            self.home.audit.append("task.failed", why=str(error))
+            if not self.home.note("task.failed", why=str(error)):
+                return self._unwritten(given)
             return answer(given.message, site=self.site, error=redacted(error)), given.context
+
+    def _unwritten(self, given: Input) -> tuple[Message, Context]:
+        # What cannot be written down does not leave the site.
+        said = "AuditError: the site's audit log cannot be written, so nothing leaves it. The site's own log says why."
+        return answer(given.message, site=self.site, error=said), given.context
 
     def _reply(self, given: Input, task: Task) -> tuple[Message, Context]:
         config = self.home.config()
         # This site's own description is what counts, whatever the node was started with.
         given.context.node_config = self.home.node_config(config)
         told = {"kind": given.message.metadata.message_type, "run_id": str(given.context.run_id)}
+        if self.home.left.exists():
+            # A leave that was cut short has not ended this process yet; it counts from its first step on.
+            said = "the site has left the project"
+            self.home.audit.append("task.refused", error=said, **told)
+            return answer(given.message, site=config.site, error=said), given.context
         if (reason := self.home.pause_reason()) is not None:
             self.home.audit.append("task.paused", **told)
             said = f"the site has paused: {reason}"
@@ -180,7 +187,12 @@ class Gate:
 
     def _engage(self, code: str, content: dict[str, bytes], data: str) -> None:
         stamp = data_stamp(data, apart=self.home.folder)
-        if self.worker is not None and self.worker.code == code and self._stamp == stamp:
+        lost = self.worker.ended() if self.worker is not None else None
+        if lost is not None:
+            # Killed while it had nothing to do, often for want of memory: no reason to fail this task.
+            self.home.audit.append("worker.lost", why=lost)
+            log.warning("the worker was lost between two tasks (%s): a new one reads the images anew", lost)
+        elif self.worker is not None and self.worker.code == code and self._stamp == stamp:
             return
         if self._stamp not in ("", stamp):
             # A worker keeps images in memory: those of a patient who withdrew must not be trained on any longer.
@@ -196,8 +208,8 @@ class Gate:
         self.approvals.keep(content)
         # The server asks again and again; once in the log is enough.
         if code not in self._told_waiting:
-            self._told_waiting.add(code)
             self.home.audit.append("code.waiting", code=code)
+            self._told_waiting.add(code)
             log.warning("code %s waits: `popmi site approve` shows it and asks", code[:12])
 
     def _end_idle_worker(self) -> None:
@@ -229,7 +241,7 @@ def end_stuck_node(home: SiteHome) -> bool:
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("the node could not be told to end (%s)", type(error).__name__)
         return False
-    home.audit.append("node.ended", why="a reply may lie half in it")
+    home.note("node.ended", why="a reply may lie half in it")
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tomllib
 from pathlib import Path
@@ -13,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from popmi_core.atomic import replace_atomically
 from popmi_core.deployment import AuditLog, SiteKit
 from popmi_core.deployment.enrolment import Endpoint
-from popmi_core.errors import SetupError
+from popmi_core.errors import AuditError, SetupError
 
+log = logging.getLogger("popmi.site")
 DEFAULT_HOME = "popmi-site"
 HOME_VARIABLE = "POPMI_SITE_HOME"
 
@@ -114,3 +116,16 @@ class SiteHome:
             return self.paused.read_text(encoding="utf-8").strip() or "no reason given"
         except FileNotFoundError:
             return None
+
+    def note(self, event: str, **details: Any) -> bool:
+        """Write down what has happened already and nothing depends on; return whether it stands in the audit log.
+
+        A full disk must not end the gate over such a line: the log tells it instead. What must not happen unseen, as
+        work on a task, is written by ``audit.append``, which raises.
+        """
+        try:
+            self.audit.append(event, **details)
+        except AuditError as error:
+            log.warning("not in the audit log: %s %s (%s)", event, details, error)
+            return False
+        return True

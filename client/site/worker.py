@@ -62,6 +62,7 @@ class Worker:
 
     def __init__(self, code: str, folder: Path) -> None:
         self.code, self.folder, self.used = code, folder, time.monotonic()
+        self._status: int | None = None
         # A lock that another thread holds at this moment would stay locked in the child for ever.
         if (threads := threading.active_count()) != 1:
             raise SetupError(f"the gate has {threads} threads, expected one: it cannot fork. Tell the POPMI authors.")
@@ -116,20 +117,29 @@ class Worker:
         reply = message_from_proto(ProtoMessage.FromString(first))
         return reply, context_from_proto(ProtoContext.FromString(second))
 
+    def ended(self) -> str | None:
+        """Return how the worker ended; None while it lives."""
+        if self._status is None:
+            found, status = os.waitpid(self.process, os.WNOHANG)
+            # The system tells it once only.
+            self._status = status if found else None
+        if self._status is None:
+            return None
+        if os.WIFSIGNALED(self._status):
+            return f"killed by signal {os.WTERMSIG(self._status)}"
+        return f"ended with status {os.WEXITSTATUS(self._status)}"
+
     def end(self) -> str:
         """End the worker, whatever it is at; return how it ended."""
         self._channel.close()
         # Closed, it ends by itself; a worker in the middle of something is killed.
-        until, found, status = time.monotonic() + 0.5, 0, 0
-        while not found and time.monotonic() < until:
-            found, status = os.waitpid(self.process, os.WNOHANG)
+        until, killed = time.monotonic() + 0.5, False
+        while (how := self.ended()) is None:
+            if not killed and time.monotonic() > until:
+                os.kill(self.process, signal.SIGKILL)
+                killed = True
             time.sleep(0.02)
-        if not found:
-            os.kill(self.process, signal.SIGKILL)
-            _, status = os.waitpid(self.process, 0)
-        if os.WIFSIGNALED(status):
-            return f"killed by signal {os.WTERMSIG(status)}"
-        return f"ended with status {os.WEXITSTATUS(status)}"
+        return how
 
 
 def lay_out(content: Mapping[str, bytes], folder: Path) -> None:

@@ -69,6 +69,27 @@ def test_a_clock_or_certificate_that_is_wrong_is_written_down_once_with_its_figu
 def test_a_way_that_is_open_points_at_the_key(home, watch):
     watch.after(UNHEARD + 1)
     assert told(home) == [("server.unreachable", {"why": {"node": REFUSED}})]
+    for reason in ("not confirmed yet", "was revoked", "in use on another machine", "enrol with --new-key"):
+        assert reason in REFUSED
+
+
+def test_a_log_that_cannot_be_written_ends_nothing_and_is_made_up_for_once_it_can(home, watch, caplog):
+    log = home.audit.path.read_bytes()
+    home.audit.path.unlink()
+    home.audit.path.mkdir()
+    watch.found = [failed("clock", "10 s ahead of the server", "timedatectl")]
+    watch.after(UNHEARD + 1)
+    assert "the server is not reached: clock: 10 s ahead of the server -> timedatectl" in caplog.text
+    assert "not in the audit log: server.unreachable" in caplog.text
+    home.audit.path.rmdir()
+    home.audit.path.write_bytes(log)
+    watch.after(AGAIN + 1)
+    assert told(home) == [("server.unreachable", {"why": {"clock": "10 s ahead of the server -> timedatectl"}})]
+    (home.processes / "heard").touch()
+    home.audit.path.unlink()
+    home.audit.path.mkdir()
+    watch.after(1)
+    assert "not in the audit log: server.reached" in caplog.text
 
 
 def test_between_two_looks_nothing_is_asked(home, watch):

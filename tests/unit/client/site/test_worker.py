@@ -122,6 +122,15 @@ def test_a_worker_killed_between_two_questions_is_noticed_at_the_next(start, que
         working.work(question, context, always)
 
 
+def test_a_worker_tells_how_it_ended_as_often_as_it_is_asked_and_nothing_while_it_lives(start, question, context):
+    working = start(small_bundle())
+    working.work(question, context, always)
+    assert working.ended() is None
+    os.kill(working.process, signal.SIGKILL)
+    os.waitid(os.P_PID, working.process, os.WEXITED | os.WNOWAIT)
+    assert [working.ended(), working.ended(), working.end()] == 3 * ["killed by signal 9"]
+
+
 def test_a_task_nobody_wants_any_more_ends_the_worker(start, question, context):
     content = small_bundle("import time")
     content["client/app.py"] = content["client/app.py"].replace(b"    return", b"    time.sleep(600)\n    return")
