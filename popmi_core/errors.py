@@ -53,3 +53,9 @@ class AuditError(PopmiError):
     """An audit log cannot be written, or was changed after it was written."""
 
     exit_code = 9
+
+
+class LeftError(SetupError):
+    """The site has left its project: trying again does not help, so a service must not (its ``exit_code`` tells)."""
+
+    exit_code = 10

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from client.site.home import HOME_VARIABLE, SiteHome
-from popmi_core.errors import AuditError, DataError, PopmiError, SetupError
+from client.site.auditing import audit
+from client.site.home import SiteHome
+from client.site.options import AsJson, Home
+from popmi_core.errors import DataError, PopmiError, SetupError
 
 app = typer.Typer(
     name="site",
@@ -20,14 +22,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-audit = typer.Typer(name="audit", help="This site's own log, which only grows.", no_args_is_help=True)
 app.add_typer(audit)
 
 UNWELL = ("failed", "warning")
-Home = Annotated[
-    Path | None, typer.Option("--home", envvar=HOME_VARIABLE, help="The site's folder; default ./popmi-site.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON only.")]
 
 
 @app.command()
@@ -227,10 +224,13 @@ def leave(
     config = site.config()
     if not yes:
         typer.confirm(f"Leave project {config.project} as site {config.site}?", abort=True)
-    ended = running.leave(site, forget=forget)
-    typer.echo(f"Left. {'The running process was ended. ' if ended else ''}{'The key was removed.' if forget else ''}")
+    running.leave(site, forget=forget)
+    typer.echo(f"Left. {'The key was removed.' if forget else ''}")
     typer.echo(f"Ask the operator to run: popmi server revoke {config.site}")
     typer.echo("What the site has sent already is in the models; state/ keeps the privacy ledger: do not remove it.")
+    # Last: in a container this ends the command, too.
+    if running.end_running(site):
+        typer.echo("The running process was ended.")
 
 
 @app.command()
@@ -242,34 +242,6 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     typer.echo(json.dumps(told, indent=1) if as_json else _status_text(told))
     if not told["well"]:
         raise typer.Exit(1)
-
-
-@audit.command()
-def verify(
-    head: Annotated[str | None, typer.Option(help="The head an earlier verification told.")] = None, home: Home = None
-) -> None:
-    """Check that no line was changed or taken out; keep the head that is told somewhere else."""
-    from popmi_core.audit import torn_bytes
-    from popmi_core.deployment import verify_log
-
-    site = SiteHome(home)
-    last = verify_log(site.audit.path, head=head)
-    if last is None and site.enrolled:
-        raise AuditError(f"audit log {site.audit.path} is empty, expected this site's enrolment. It was cut off.")
-    typer.echo("The log is empty." if last is None else f"{last.number} lines, whole. Head: {last.digest}")
-    if torn := torn_bytes(site.audit.path):
-        typer.echo(f"{torn} bytes of a line that was not finished follow: a crash, or the end was cut off.")
-
-
-@audit.command()
-def show(
-    last: Annotated[int, typer.Option(min=1, help="How many lines, newest last.")] = 50,
-    home: Home = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show what happened at this site."""
-    for entry in list(SiteHome(home).audit.entries())[-last:]:
-        typer.echo(entry.model_dump_json() if as_json else str(entry))
 
 
 def _refuse_missing_folder(path: Path | None) -> None:

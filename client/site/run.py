@@ -21,7 +21,7 @@ from client.site.contact import HEARD, MARK_VARIABLE, UNHEARD, heard_seconds_ago
 from client.site.home import SiteConfig, SiteHome
 from popmi_core.atomic import replace_atomically
 from popmi_core.deployment import Process, Supervisor
-from popmi_core.errors import SetupError
+from popmi_core.errors import LeftError, SetupError
 
 log = logging.getLogger("popmi.site")
 QUIET = {
@@ -37,7 +37,8 @@ def take_part(home: SiteHome, *, seconds: float | None = None) -> None:
     """Keep node and gate going until the process is told to end.
 
     Raises:
-        SetupError: If the site is not enrolled, has left, or takes part already in another process.
+        LeftError: If the site has left.
+        SetupError: If the site is not enrolled, or takes part already in another process.
     """
     config = home.config()
     check_ready(home)
@@ -55,10 +56,11 @@ def check_ready(home: SiteHome) -> None:
     """Raise what must be put right first.
 
     Raises:
-        SetupError: If the site has left, or its key, certificate or secret is missing or open to others.
+        LeftError: If the site has left.
+        SetupError: If its key, certificate or secret is missing or open to others.
     """
     if home.left.exists():
-        raise SetupError(
+        raise LeftError(
             "this site has left the project. Run `popmi site enrol KIT` to come back; the operator confirms it anew."
         )
     for path in (home.key, home.ca, home.secret):
@@ -73,7 +75,13 @@ def check_ready(home: SiteHome) -> None:
 
 def notices(home: SiteHome) -> Iterator[str]:
     """Return what the person who starts the site should know: no code approved yet, or a pause that goes on."""
-    if not Approvals(home).approved():
+    try:
+        nothing = not Approvals(home).approved()
+    except SetupError as error:
+        # The gate answers every task so; a site that does not run at all answers none.
+        yield str(error)
+        nothing = False
+    if nothing:
         yield "no code is approved yet: the site waits, and tells the server so. `popmi site approve` shows what came."
     if (reason := home.pause_reason()) is not None:
         yield f"the site has paused ({reason}) and answers so; `popmi site resume` ends the pause."
@@ -121,20 +129,51 @@ def resume(home: SiteHome) -> bool:
     return True
 
 
-def leave(home: SiteHome, *, forget: bool) -> bool:
-    """Stop taking part for good; with ``forget`` the private key goes, too. Return whether a process was ended.
+def leave(home: SiteHome, *, forget: bool) -> None:
+    """Sign off for good; with ``forget`` the private key goes, too. A leave that was cut short is finished by another.
+
+    The process that takes part still runs, and begins no task any more. End it after this, and after all that a
+    person shall read: in a container it is the main process, and takes along the command that ends it.
 
     Raises:
-        SetupError: If the site was never enrolled, or its process does not end.
+        SetupError: If the site was never enrolled, or its folder cannot be written.
+        AuditError: If the audit log cannot be written.
     """
     config = home.config()
-    replace_atomically(home.left, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()).encode())
-    ended = _end_running(home)
-    if forget:
-        # Other copies (backups) are the hospital's; revoking at the server is what makes the key worthless.
-        home.key.unlink(missing_ok=True)
+    try:
+        if not home.left.exists():
+            replace_atomically(home.left, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()).encode())
+        if forget:
+            # Other copies (backups) are the hospital's; revoking at the server is what makes the key worthless.
+            home.key.unlink(missing_ok=True)
+    except OSError as error:
+        raise SetupError(
+            f"leaving is not finished: {home.folder} cannot be written ({error.strerror}). Check its owner and its "
+            "room, and run `popmi site leave` again."
+        ) from error
     home.audit.append("site.left", site=config.site, key_removed=forget)
-    return ended
+
+
+def end_running(home: SiteHome) -> bool:
+    """End the process that takes part for this site; return whether there was one.
+
+    Raises:
+        SetupError: If it does not end, or cannot be ended from here.
+    """
+    process = running_process(home)
+    if process is None:
+        return False
+    # The number of a process in another container means nothing here; it may be this very command's.
+    asked = process != os.getpid() and _ask_to_end(process)
+    until = time.monotonic() + (60 if asked else 1)
+    while running_process(home) is not None:
+        if time.monotonic() > until:
+            raise SetupError(
+                f"process {process} {'does not end' if asked else 'cannot be ended from here'}. End the service: "
+                "systemctl stop popmi-site, or docker compose down."
+            )
+        time.sleep(0.2)
+    return True
 
 
 def status(home: SiteHome) -> dict[str, Any]:
@@ -196,16 +235,12 @@ def _only_one(home: SiteHome) -> Iterator[None]:
         yield
 
 
-def _end_running(home: SiteHome) -> bool:
-    process = running_process(home)
-    if process is None:
+def _ask_to_end(process: int) -> bool:
+    try:
+        os.kill(process, signal.SIGTERM)
+    except OSError:
+        # It ended this moment, is another user's, or lives where its number is another one.
         return False
-    os.kill(process, signal.SIGTERM)
-    until = time.monotonic() + 60
-    while running_process(home) is not None:
-        if time.monotonic() > until:
-            raise SetupError(f"process {process} does not end. End the service: systemctl stop popmi-site.")
-        time.sleep(0.2)
     return True
 
 

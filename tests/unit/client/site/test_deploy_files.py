@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from popmi_core.errors import LeftError, PopmiError
+
 FOLDER = Path(__file__).parents[4] / "deploy" / "site"
+
+
+def kinds(kind: type[PopmiError]) -> list[type[PopmiError]]:
+    return [kind, *(below for one in kind.__subclasses__() for below in kinds(one))]
 
 
 @pytest.fixture
@@ -28,11 +34,12 @@ def site() -> dict:
     return yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]["site"]
 
 
-def test_the_unit_starts_again_whatever_ended_it_but_not_a_site_that_is_not_set_up(unit):
+def test_the_unit_starts_again_whatever_ended_it_but_not_a_site_that_has_left(unit):
     assert unit["Restart"] == ["always"]
     assert unit["RestartSec"] == ["10"]
-    # The exit code of SetupError.
-    assert unit["RestartPreventExitStatus"] == ["8"]
+    assert unit["RestartPreventExitStatus"] == [str(LeftError.exit_code)]
+    codes = [kind.exit_code for kind in kinds(PopmiError)]
+    assert codes.count(LeftError.exit_code) == 1
 
 
 def test_the_unit_may_write_nothing_but_the_sites_folder(unit):

@@ -1,4 +1,4 @@
-"""Taking part: what must be there first, one process a site, pause, resume, leave, status."""
+"""Taking part: what must be there first, one process a site, pause, resume, status."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sys
 import time
 
 import pytest
-from site_parts import make_home, make_kit
+from site_parts import make_home
 from typer.testing import CliRunner
 
 from client.site import run as running
 from client.site.commands import app
-from client.site.enrol import enrol
 from client.site.home import SiteHome
-from client.site.run import check_ready, leave, notices, pause, processes, resume, running_process, status, take_part
+from client.site.run import check_ready, notices, pause, processes, resume, running_process, status, take_part
+from popmi_core.cli.main import app as popmi
 from popmi_core.deployment import Process
 from popmi_core.errors import SetupError
 
@@ -149,37 +149,26 @@ def test_without_approved_code_the_site_says_that_it_waits(home):
     assert any("no code is approved yet" in line for line in notices(home))
 
 
-def test_leaving_ends_the_process_keeps_the_key_and_says_what_the_operator_does(home, held):
-    assert ran(home, "leave", input="n\n").exit_code == 1
-    assert running_process(home) == held.pid
-    done = ran(home, "leave", "--yes")
-    assert done.exit_code == 0, done.output
-    assert "The running process was ended." in done.output
-    assert "popmi server revoke north" in done.output
-    assert held.wait(30) == 0
-    assert home.key.exists()
-    with pytest.raises(SetupError, match="has left the project"):
-        take_part(home)
-    assert "has left the project" in ran(home, "status").output
+def test_damaged_approvals_are_told_and_the_site_runs_all_the_same(home, monkeypatch, caplog):
+    home.approved.write_text("{")
+    monkeypatch.setattr(running, "processes", lambda *_: [Process("node", ["sleep", "600"])])
+    take_part(home, seconds=0.5)
+    assert "approved.json cannot be read: nothing is approved" in caplog.text
+    assert "no code is approved yet" not in caplog.text
+    assert events(home)[-2:] == ["site.started", "site.stopped"]
 
 
-def test_leaving_can_forget_the_key_and_enrolling_again_makes_another(home):
-    before = home.key.read_bytes()
-    assert not leave(home, forget=True)
-    assert not home.key.exists()
-    assert next(entry.details for entry in home.audit.entries() if entry.event == "site.left")["key_removed"]
-    enrol(home, make_kit(), data="phantom:a")
-    check_ready(home)
-    assert home.key.read_bytes() != before
-
-
-def test_a_process_that_does_not_end_is_told(home, monkeypatch):
-    monkeypatch.setattr(running, "running_process", lambda _: 4711)
-    monkeypatch.setattr(running.os, "kill", lambda *_: None)
-    clock = iter(range(0, 10_000, 40))
-    monkeypatch.setattr(running.time, "monotonic", lambda: next(clock))
-    with pytest.raises(SetupError, match="process 4711 does not end"):
-        leave(home, forget=False)
+@pytest.mark.parametrize(("left", "code"), [(True, 10), (False, 8)])
+def test_only_a_site_that_has_left_ends_with_the_code_that_keeps_a_service_from_starting_it_again(
+    home, monkeypatch, capsys, left, code
+):
+    # A folder that is not mounted yet is empty.
+    home.left.touch() if left else home.config_file.unlink()
+    monkeypatch.setattr(sys, "argv", ["popmi", "site", "run", "--home", str(home.folder)])
+    with pytest.raises(SystemExit) as ended:
+        popmi()
+    assert ended.value.code == code
+    assert ("has left the project" if left else "is no site") in capsys.readouterr().err
 
 
 def test_a_supervisor_that_is_gone_leaves_nothing_running():
