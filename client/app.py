@@ -24,6 +24,7 @@ from client.statistics import measure_activations, measure_grams, measure_norms,
 from client.train import TrainReport, train_locally
 from popmi_core.data import SiteData
 from popmi_core.errors import PrivacyError
+from popmi_core.limits import MIN_CELL
 from popmi_core.models import exchanged_state, load_exchanged, normalise
 from popmi_core.protocol import (
     ACTIVATIONS,
@@ -59,7 +60,8 @@ def join(message: Message, context: Context) -> Message:
         site=assignment.site,
         num_examples=len(data.train),
         class_counts=class_counts(data.train, len(instruction.classes)) if instruction.count_classes else (),
-        skipped_rows=len(data.skipped),
+        # Of a few that the label map leaves out, say, the number would be that of a rare finding.
+        skipped_rows=len(data.skipped) if len(data.skipped) >= MIN_CELL else 0,
         phantom=data.phantom,
         split_sizes={"train": len(data.train), "val": len(data.val), "test": len(data.test)},
     )

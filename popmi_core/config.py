@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 
 from popmi_core.errors import ConfigError
 from popmi_core.limits import LimitsConfig
+from popmi_core.strategies import GRAM_RULES as GRAM_RULES
+from popmi_core.strategies import MATCHING_RULES as MATCHING_RULES
 from popmi_core.strategies import PRESETS as PRESETS
+from popmi_core.strategies import STATISTIC_RULES as STATISTIC_RULES
 
 Strategy = Literal[
     "opm", "opm-soup", "opm-greedy-soup", "opm-regmean", "opm-learned", "opm-gated", "fedavg", "fedprox", "fedadam",
@@ -23,15 +26,6 @@ Rule = Literal[
     "opm_greedy_soup", "opm_regmean", "git_rebasin", "git_rebasin_activations", "ot_fusion", "ot_fusion_soft", "fedma",
     "best_single", "ensemble", "median", "trimmed_mean", "krum",
 ]  # fmt: skip
-MATCHING_RULES: frozenset[str] = frozenset(
-    {"opm", "opm_soup", "opm_greedy_soup", "opm_regmean", "git_rebasin", "git_rebasin_activations"}
-    | {"ot_fusion", "ot_fusion_soft", "fedma"}
-)
-"""Rules that put the models into one basis themselves, and so need the architecture's symmetry."""
-GRAM_RULES: frozenset[str] = frozenset({"regmean", "opm_regmean"})
-"""Rules that need the layers' input Gram matrices, which the sites compute on their own images."""
-STATISTIC_RULES: frozenset[str] = frozenset({"git_rebasin_activations"})
-"""Rules that need to know what the sites' models and the broadcast one make of the same images."""
 _KIND = "(bottleneck|lifted-conv|lora)"
 _ADAPTERS = rf"^(none|{_KIND}(\+{_KIND})*)$"
 Positive = Annotated[float, Field(gt=0)]

@@ -1,10 +1,24 @@
-"""How long rounds wait and for whom, and what an update may be at most."""
+"""How long rounds wait and for whom, what an update may be at most, and how few patients may not be counted."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+
+MIN_CELL = 5
+"""The smallest number of patients, images or files that may be told to others."""
+
+
+def hide_few(count: int) -> int | None:
+    """Return a number as others may have it: None for one from 1 to ``MIN_CELL`` - 1; none is told as none."""
+    return None if 0 < count < MIN_CELL else count
+
+
+def tell_number(count: int | None) -> str:
+    """Return such a number in words."""
+    told = None if count is None else hide_few(count)
+    return f"fewer than {MIN_CELL}" if told is None else str(told)
 
 
 class LimitsConfig(BaseModel):

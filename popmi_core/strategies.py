@@ -1,4 +1,7 @@
-"""What the name of a strategy stands for: a preset of the parts of a run, each of which may be given explicitly."""
+"""What the name of a strategy stands for: a preset of the parts of a run, each of which may be given explicitly.
+
+And what the rules of fusing need, as far as a run's description must know it; ``popmi_core.fusion.needs`` says more.
+"""
 
 from __future__ import annotations
 
@@ -37,3 +40,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "local": {},
     "pooled": {},
 }
+
+MATCHING_RULES: frozenset[str] = frozenset(
+    {"opm", "opm_soup", "opm_greedy_soup", "opm_regmean", "git_rebasin", "git_rebasin_activations"}
+    | {"ot_fusion", "ot_fusion_soft", "fedma"}
+)
+"""Rules that put the models into one basis themselves, and so need the architecture's symmetry."""
+GRAM_RULES: frozenset[str] = frozenset({"regmean", "opm_regmean"})
+"""Rules that need the layers' input Gram matrices, which the sites compute on their own images."""
+STATISTIC_RULES: frozenset[str] = frozenset({"git_rebasin_activations"})
+"""Rules that need to know what the sites' models and the broadcast one make of the same images."""
+SCORING_RULES: frozenset[str] = frozenset({"best_single", "greedy_soup", "opm_greedy_soup"})
+"""Rules that choose among candidates, which the sites score on their validation images."""

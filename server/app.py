@@ -11,11 +11,11 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
+from popmi_core.asking import common_rules
 from popmi_core.atomic import held_alone
 from popmi_core.errors import ConfigError, PopmiError, RunError
 from popmi_core.protocol import HOME_VARIABLE, LOCK_FILE, PLAN_FILE, PLAN_KEY, RUNS_FOLDER, RunPlan
 from server.dashboard.report import write_report
-from server.planning import common_rules
 from server.rounds.evaluate import evaluate_external
 from server.rounds.record import RunRecorder, open_writer, record_of
 from server.store import RunReader, RunWriter

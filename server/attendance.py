@@ -6,9 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from flwr.app import MessageType
 from flwr.serverapp import Grid
 
+from popmi_core.asking import JOINING
 from popmi_core.errors import RunError
 from popmi_core.protocol import POOLED_SITE, RunPlan
 from server.desk import Desk
@@ -142,10 +142,10 @@ class Attendance:
         return [site for site in self.plan.names if site not in self.roster.nodes and not self.revoked(site)]
 
     def _let_in(self, nodes: list[int], names: Mapping[int, str]) -> list[str]:
-        instruction = self.desk.instruction(0, count_classes=self.plan.config.personal.class_prior == "own")
+        instruction = self.desk.instruction(0, **self.desk.asks.joining())
         classes = len(self.plan.classes) if instruction.count_classes else 0
         entry = Entry(names, self.plan.phantom, classes)
-        questions = [Question(entry.label(node), 0, ask(node, MessageType.QUERY, instruction, {})) for node in nodes]
+        questions = [Question(entry.label(node), 0, ask(node, JOINING, instruction, {})) for node in nodes]
         round_ = Round()
         expected = Expected(
             self.plan.run, 0, {}, round_.asked, missing=round_.missing, nonce=self.desk.nonce, spoilt=round_.spoilt

@@ -11,10 +11,11 @@ from typing import Any
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
+from popmi_core.asking import Asks
 from popmi_core.equivariance.certificate import Promise
 from popmi_core.errors import RunError
 from popmi_core.matching import Symmetry
-from popmi_core.protocol import MODEL, Instruction, RunPlan, Statistic, stays_at_site
+from popmi_core.protocol import MODEL, Instruction, RunPlan, stays_at_site
 from server.exchange import Exchange, Question, Round
 from server.register import cut_off
 from server.replies import Expected, Layout, payload_bytes
@@ -30,6 +31,7 @@ class Desk:
 
     def __init__(self, plan: RunPlan, roster: Roster, layout: Layout, kept: State) -> None:
         self.plan, self.roster, self.layout, self.kept = plan, roster, layout, kept
+        self.asks = Asks.of(plan.config, [*layout, *kept])
         self.promise: Promise | None = None
         self.post: Exchange | None = None
         self.round = Round()
@@ -48,37 +50,20 @@ class Desk:
 
         Every question has a number of its own that the answer must repeat: a copy of an earlier answer is refused.
         """
-        config = self.plan.config
         self.server_round, self.nonce = server_round, secrets.token_hex(8)
-        return Instruction(
+        return self.asks.instruction(
             run=self.plan.run,
             server_round=server_round,
-            rounds=config.rounds,
-            nonce=self.nonce,
-            seed=config.seed,
             classes=self.plan.classes,
-            model=config.model,
-            local=config.local,
-            privacy=config.privacy,
-            phantom_images=config.data.phantom_images,
+            nonce=self.nonce,
             lineup=self.plan.lineup,
-            keep_local=config.personal.keep_local,
-            num_images=config.match.num_images,
             class_counts=self.roster.class_counts,
             **changes,
         )
 
     def training(self, server_round: int, frozen: tuple[str, ...]) -> Instruction:
         """Return what sites are told when they shall train."""
-        config = self.plan.config
-        grams: tuple[Statistic, ...] = ("gram",) if config.fuse.needs_grams else ()
-        seen: tuple[Statistic, ...] = ("activations",) if config.fuse.needs_statistics else ()
-        return self.instruction(
-            server_round,
-            frozen=frozen,
-            match=config.match if config.match.where == "site" else None,
-            statistics=(*grams, *seen),
-        )
+        return self.instruction(server_round, frozen=frozen, **self.asks.training())
 
     def message(self, site: str, kind: str, instruction: Instruction, records: Mapping[str, ArrayRecord]) -> Message:
         """Return one question to one site."""

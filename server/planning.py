@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from popmi_core.asking import common_rules
 from popmi_core.config import GRAM_RULES, STATISTIC_RULES, RunConfig
 from popmi_core.errors import ConfigError, ModelError, PrivacyError
 from popmi_core.fusion import needs
@@ -41,11 +42,6 @@ def prepare(plan: RunPlan, model: nn.Module) -> Symmetry | None:
             raise
         log.debug("no symmetries are known of this model: %s", error)
         return None
-
-
-def common_rules(config: RunConfig) -> tuple[str, ...]:
-    """Return the rules that make a common model; none where every site keeps its own or there is one stand-in."""
-    return () if config.strategy in ("local", "ensemble") else config.fuse.rules
 
 
 def require_private(config: RunConfig) -> None:

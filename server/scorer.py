@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from popmi_core.asking import JUDGING, MEASURING
 from popmi_core.fusion import Score
-from popmi_core.protocol import JUDGE, MEASURE_NORMS
 from server.desk import Desk
 from server.results import Judgement
 from server.rounds.judge import collect_judgements
@@ -39,7 +39,7 @@ class SiteScorer:
         if self.repair:
             state = self.repaired(state)
         instruction = self.desk.instruction(self.server_round, candidate=candidate)
-        replies = self.desk.aside(f"evaluate.{JUDGE}", instruction, state)
+        replies = self.desk.aside(JUDGING, instruction, state)
         judged, outcomes = collect_judgements(replies, self.desk.expected(self.server_round))
         for item in outcomes:
             self.seconds += item.report.seconds if item.report is not None else 0.0
@@ -54,7 +54,7 @@ class SiteScorer:
     def repaired(self, state: State) -> dict[str, Tensor]:
         """Return the state with BatchNorm statistics measured at the sites; as it was where no site could (REPAIR)."""
         instruction = self.desk.instruction(self.server_round)
-        replies = self.desk.aside(f"query.{MEASURE_NORMS}", instruction, state)
+        replies = self.desk.aside(MEASURING, instruction, state)
         measured, outcomes = collect_norms(replies, self.desk.expected(self.server_round), state)
         for item in outcomes:
             self.seconds += item.report.seconds if item.report is not None else 0.0

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
+from popmi_core.asking import EVALUATING, TRAINING, common_rules
 from popmi_core.equivariance.certificate import promise_of
 from popmi_core.errors import RunError, UpdateError
 from popmi_core.fusion import Fused, ServerOptimizer, Update
@@ -26,7 +27,7 @@ from server.attendance import Attendance
 from server.carried import Carried
 from server.desk import Desk, split_layout
 from server.exchange import Exchange
-from server.planning import common_rules, prepare
+from server.planning import prepare
 from server.replies import Expected, layout_of
 from server.results import (
     Evaluation,
@@ -42,7 +43,6 @@ from server.rounds.evaluate import collect
 from server.rounds.fuse import fuse_updates, move_control
 from server.rounds.match import match_updates
 from server.rounds.record import RunRecorder
-from server.rounds.repair import norm_layers
 from server.rounds.validate import validate
 from server.scorer import SiteScorer
 from server.spool import Spool
@@ -71,7 +71,7 @@ class OpmStrategy(Strategy):
         layout = layout_of(self.global_model)
         self.desk = Desk(plan, self.roster, *split_layout(layout, self.global_model, self.config.personal.keep_local))
         self.desk.promise = promise_of(self.model)
-        self.repairs = self.config.fuse.repair and bool(norm_layers(layout))
+        self.asks = self.desk.asks
         self.last_done: RoundResult | None = None
         self.spool = Spool(recorder.folder / "incoming" if plan.names else None, recorder.patiently)
         self.spool.clear()
@@ -186,13 +186,13 @@ class OpmStrategy(Strategy):
                 reference=self.global_model,
                 symmetry=self.symmetry,
                 config=self.config.fuse,
-                scorer=scorer,
+                scorer=scorer if self.asks.judged else None,
                 statistics={update.site: update.statistics for update in matched if update.statistics is not None},
             )
             self.global_model = self.step(fused, scorer)
         except UpdateError as error:
             return _told(matched), None, f"void: {error}"
-        if self.uses_control:
+        if self.asks.control:
             taken = [changes[update.site] for update in matched]
             self.control = move_control(self.control, taken, num_sites=len(self.trainers) or 1)
         return _told(matched), replace(fused, state=self.global_model), ""
@@ -213,11 +213,11 @@ class OpmStrategy(Strategy):
                     f"the fused model's '{name}' holds NaN or infinity, expected finite values. "
                     "Lower local.learning_rate or server_optimizer.learning_rate."
                 )
-        return scorer.repaired(moved) if self.repairs else moved
+        return scorer.repaired(moved) if self.asks.norms else moved
 
     def evaluate(self, server_round: int, arrays: ArrayRecord, *, final: bool) -> tuple[Evaluation, list[SiteOutcome]]:
         """Let every site evaluate; the test split is looked at in the last round only."""
-        splits: tuple[Split, ...] = ("val", "test") if final else ("val",)
+        splits = self.asks.splits(final=final)
         replies = self.desk.exchange(self.evaluating(server_round, arrays, splits))
         found, outcomes = collect(replies, self.expected(server_round), splits, num_classes=len(self.plan.classes))
         return found, self.desk.with_busy(outcomes, self.roster.evaluators)
@@ -270,11 +270,6 @@ class OpmStrategy(Strategy):
         """Sites that still train."""
         return self.roster.trainers(pooled=self.config.strategy == "pooled")
 
-    @property
-    def uses_control(self) -> bool:
-        """Whether control variates travel (SCAFFOLD)."""
-        return self.config.local.objective == "control_variates"
-
     def training(self, server_round: int, arrays: ArrayRecord) -> list[Message]:
         """Return one message for every site that trains, each with the model it should start from."""
         instruction = self.desk.training(server_round, self.frozen(server_round))
@@ -282,9 +277,9 @@ class OpmStrategy(Strategy):
         for site in self.desk.free(self.trainers):
             own = self.site_models.get(site)
             records = {MODEL: arrays if own is None else tensor_record(own)}
-            if self.uses_control:
+            if self.asks.control:
                 records[CONTROL] = tensor_record(self.control)
-            messages.append(self.desk.message(site, MessageType.TRAIN, instruction, records))
+            messages.append(self.desk.message(site, TRAINING, instruction, records))
         return messages
 
     def evaluating(self, server_round: int, arrays: ArrayRecord, splits: tuple[Split, ...]) -> list[Message]:
@@ -297,7 +292,7 @@ class OpmStrategy(Strategy):
         for site in self.desk.free(self.roster.evaluators):
             own = members[0] if len(members) == 1 else self.site_models.get(site)
             records = together if len(members) > 1 else {MODEL: arrays if own is None else tensor_record(own)}
-            messages.append(self.desk.message(site, MessageType.EVALUATE, instruction, records))
+            messages.append(self.desk.message(site, EVALUATING, instruction, records))
         return messages
 
     def frozen(self, server_round: int) -> tuple[str, ...]:
@@ -308,13 +303,13 @@ class OpmStrategy(Strategy):
 
     def scorer(self, server_round: int) -> SiteScorer:
         """Return who has candidates judged in this round."""
-        return SiteScorer(self.desk, server_round, repair=self.repairs, warn=self.recorder.warn)
+        return SiteScorer(self.desk, server_round, repair=self.asks.norms, warn=self.recorder.warn)
 
     def expected(self, server_round: int) -> Expected:
         """Return what valid replies to the last messages look like."""
-        fuse = self.config.fuse
-        seen = self.symmetry if fuse.needs_statistics else None
-        found = self.desk.expected(server_round, control=self.uses_control, grams=fuse.needs_grams, seen=seen)
+        asked = self.asks.statistics
+        seen = self.symmetry if "activations" in asked else None
+        found = self.desk.expected(server_round, control=self.asks.control, grams="gram" in asked, seen=seen)
         # Where sites keep models of their own there is no common one to measure a change against.
         common = self.global_model if common_rules(self.config) else {}
         return replace(found, reference=common, max_change=self.config.limits.max_change)

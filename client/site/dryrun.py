@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from client.app import app
 from client.reply import packed, tensor_record, unpacked
 from client.site.approval import Approvals, installed_code
 from client.site.home import SiteConfig, SiteHome
+from popmi_core.asking import EVALUATING, JOINING, JUDGING, MEASURING, TRAINING, Asks
 from popmi_core.config import RunConfig
 from popmi_core.deployment import code_hash
 from popmi_core.errors import SetupError
@@ -28,8 +31,6 @@ from popmi_core.protocol import (
     GRAMS,
     INSTRUCTION,
     JSON_KEY,
-    JUDGE,
-    MEASURE_NORMS,
     MODEL,
     NORMS,
     REPORT,
@@ -40,6 +41,16 @@ from popmi_core.protocol import (
 )
 
 NODE, RUN = 1, 1
+NAME = "dry-run"
+"""Stands for what the server gives: the run's name, a question's number, the name of a candidate."""
+WHEN = {
+    JOINING: "once, when the site joins",
+    TRAINING: "in every round",
+    JUDGING: "in every round, for every candidate that the rule or the gate compares",
+    MEASURING: "in every round, for the fused model and for every candidate that is compared",
+    EVALUATING: "in every round; the test split in the last one only",
+}
+"""How often a question is asked."""
 MEANING = {
     MODEL: "the trained model: what training on all images led to",
     CONTROL_CHANGE: "change of the control variate: the mean gradient of the round",
@@ -68,9 +79,10 @@ class Step(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     question: str
+    when: str = Field(description="how often it is asked in a run")
     message_bytes: int
     tensors: tuple[SentTensor, ...]
-    figures: dict[str, object]
+    figures: dict[str, Any]
 
 
 class DryRun(BaseModel):
@@ -88,7 +100,7 @@ class DryRun(BaseModel):
 
     @property
     def bytes(self) -> int:
-        """Bytes of a whole round on their way up."""
+        """Bytes of one answer to every question."""
         return sum(step.message_bytes for step in self.steps)
 
 
@@ -111,54 +123,19 @@ def dry_run(home: SiteHome, config: RunConfig | None = None) -> DryRun:
             shutil.copytree(home.state, state)
         context = _context(home, site, state)
         start = exchanged_state(build_model(run.model, len(site.classes), seed=run.seed))
-        told, model = instruction(site, run), {MODEL: tensor_record(start)}
-        trained = dict(model)
-        if run.local.objective == "control_variates":
-            trained[CONTROL] = tensor_record({name: 0 * tensor for name, tensor in start.items()})
-        questions: list[tuple[str, Mapping[str, ArrayRecord]]] = [("query", {}), ("train", trained)]
-        # What is asked between training and evaluation, where the run has such parts.
-        questions += [(f"evaluate.{JUDGE}", model)] if run.fuse.gate else []
-        questions += [(f"query.{MEASURE_NORMS}", model)] if run.fuse.repair else []
-        questions.append(("evaluate", model))
-        steps = tuple(_ask(kind, told, arrays, context) for kind, arrays in questions)
+        steps = tuple(_asked(Asks.of(run, start), site.classes, start, context))
     stays = tuple(name for name in start if stays_at_site(name, run.personal.keep_local))
     code = code_hash(installed_code())
     return DryRun(site=site.site, code=code, approved=Approvals(home).allows(code), steps=steps, stays=stays)
 
 
-def instruction(site: SiteConfig, run: RunConfig) -> Instruction:
-    """Return what the server would ask in the first round of the planned run."""
-    return Instruction.model_validate(
-        {
-            "run": "dry-run",
-            "server_round": 1,
-            "rounds": run.rounds,
-            "seed": run.seed,
-            "classes": site.classes,
-            "model": run.model,
-            "local": run.local,
-            "privacy": run.privacy,
-            "phantom_images": run.data.phantom_images,
-            "splits": ("val", "test"),
-            "match": run.match if run.match.where == "site" else None,
-            "statistics": [
-                *(["gram"] if run.fuse.needs_grams else []),
-                *(["activations"] if run.fuse.needs_statistics else []),
-            ],
-            "num_images": run.match.num_images,
-            "keep_local": run.personal.keep_local,
-            "count_classes": run.personal.class_prior == "own",
-        }
-    )
-
-
 def as_text(result: DryRun, *, every: bool = False) -> str:
     """Return the list for people; ``every`` names each tensor, else the model's are counted."""
-    lines = [f"Site {result.site}: one round would send {_size(result.bytes)}. Nothing was sent."]
+    lines = [f"Site {result.site}: one answer to every question would send {_size(result.bytes)}. Nothing was sent."]
     known = "approved here" if result.approved else "not approved here: `popmi site approve --installed`"
     lines.append(f"Code: {result.code[:12]}, this installation's ({known}). Other code may send something else.")
     for step in result.steps:
-        lines += ["", f"Answer to '{step.question}': {_size(step.message_bytes)}"]
+        lines += ["", f"Answer to '{step.question}', {step.when}: {_size(step.message_bytes)}"]
         lines += [f"  figure  {name} = {value}" for name, value in step.figures.items()]
         for record in dict.fromkeys(item.record for item in step.tensors):
             items = [item for item in step.tensors if item.record == record]
@@ -176,8 +153,36 @@ def as_text(result: DryRun, *, every: bool = False) -> str:
 def meaning(record: str) -> str:
     """Return in words what a record's tensors are."""
     if record.startswith(SCORES_PREFIX):
-        return "histograms of the model's scores, counts only"
+        return "histograms of the model's scores, counts only; how many cells they have depends on the scores"
     return MEANING.get(record, "see docs/site.md")
+
+
+def _asked(asks: Asks, classes: tuple[str, ...], start: Mapping[str, Tensor], context: Context) -> Iterator[Step]:
+    """Ask what the server would ask in the first and last round of the planned run, in its order."""
+    model = {MODEL: tensor_record(start)}
+    trained = dict(model)
+    if asks.control:
+        trained[CONTROL] = tensor_record({name: 0 * tensor for name, tensor in start.items()})
+    fields: dict[str, dict[str, Any]] = {
+        JOINING: asks.joining(),
+        TRAINING: asks.training(),
+        JUDGING: {"candidate": NAME},
+        EVALUATING: {"splits": asks.splits(final=True)},
+    }
+    counts: tuple[int, ...] = ()
+    for kind in asks.questions:
+        told = asks.instruction(
+            run=NAME,
+            server_round=0 if kind == JOINING else 1,
+            classes=classes,
+            nonce=NAME,
+            class_counts=counts,
+            **fields.get(kind, {}),
+        )
+        step = _ask(kind, told, {JOINING: {}, TRAINING: trained}.get(kind, model), context)
+        # As in a run, where all sites' counts together go back to each.
+        counts = counts or tuple(step.figures.get("class_counts", ()))
+        yield step
 
 
 def _context(home: SiteHome, site: SiteConfig, state: Path) -> Context:
@@ -190,7 +195,7 @@ def _ask(kind: str, told: Instruction, arrays: Mapping[str, ArrayRecord], contex
     # Packed, as the server asks: a record then travels as one block, which is opened again below to list what is in it.
     content = packed(RecordDict({INSTRUCTION: ConfigRecord({JSON_KEY: told.model_dump_json()}), **arrays}))
     message = Message(content, NODE, kind)
-    message.metadata.__dict__["_message_id"] = "dry-run"
+    message.metadata.__dict__["_message_id"] = NAME
     # As on the wire, so that what is listed is what would have been sent, byte by byte.
     wire = message_to_proto(app(message, context)).SerializeToString()
     reply = message_from_proto(ProtoMessage.FromString(wire))
@@ -203,7 +208,7 @@ def _ask(kind: str, told: Instruction, arrays: Mapping[str, ArrayRecord], contex
         for name, array in ((name, item.numpy()) for name, item in items.items())
     )
     figures = {name: value for name, value in report.model_dump(mode="json").items() if value not in (None, {}, [], "")}
-    return Step(question=kind, message_bytes=len(wire), tensors=tensors, figures=figures)
+    return Step(question=kind, when=WHEN[kind], message_bytes=len(wire), tensors=tensors, figures=figures)
 
 
 def _size(count: int) -> str:

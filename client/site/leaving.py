@@ -2,19 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from typing import get_args
 
+from popmi_core.asking import Asks, Part
 from popmi_core.config import RunConfig
-from popmi_core.metrics.summary import MIN_CELL
+from popmi_core.limits import MIN_CELL
 
 NEVER = (
     "Never: an image, a file name, a row of labels.csv, the site's own words for findings, a patient's or lesion's id, "
     "the score of a single image, this report unless you send it."
 )
+PARTS: Mapping[Part, tuple[str, str]] = {
+    "class_counts": (
+        "Once",
+        f"the number of training images of every class (fewer than {MIN_CELL} as none; where that is one class only, "
+        "its number follows from the sum of all)",
+    ),
+    "epsilon": ("Every round", "how much of the privacy budget this site's images have spent (epsilon)"),
+    "control": (
+        "Every round",
+        "by how much the site's control variate changed: the mean gradient over its training images",
+    ),
+    "gram": ("Every round", "second moments of what layers take in (Gram matrices), summed over training images"),
+    "activations": (
+        "Every round",
+        "how the activations of the model trained here go with the broadcast one's, summed over training images",
+    ),
+    "matching": ("Every round", "how well the layers of the trained model were matched to the broadcast one's"),
+    "judged": (
+        "Every round, for every candidate that is compared",
+        f"loss, accuracy and AUROC on the validation images and their number (of fewer than {MIN_CELL} the number "
+        "alone)",
+    ),
+    "norms": (
+        "Every round, for the fused model and every candidate that is compared",
+        "mean, variance and number of what every BatchNorm layer takes in, over training images; nothing of a model "
+        "without such layers",
+    ),
+}
+"""What only some runs ask for: how often, and what it is."""
+BARE: frozenset[Part] = frozenset({"class_counts", "gram", "activations", "norms"})
+"""Refused in a run with a privacy budget: it would be told without noise."""
+SHORT: Mapping[Part, str] = {
+    "class_counts": "the number of images of each class",
+    "epsilon": "epsilon",
+    "control": "control variates",
+    "gram": "Gram matrices",
+    "activations": "sums of activations",
+    "matching": "how layers were matched",
+    "judged": "figures of candidates",
+    "norms": "BatchNorm statistics",
+}
+"""The same in short, for a run that does not ask for it."""
 
 
 def what_leaves(sizes: Mapping[str, int | None], config: RunConfig | None) -> tuple[str, ...]:
     """Return what a run would send from here, one sentence each; ``popmi site dry-run`` lists every tensor.
+
+    What the run asks for is what ``Asks`` says, by which the server asks.
 
     Args:
         sizes: Images per split, None for a small one.
@@ -23,13 +70,14 @@ def what_leaves(sizes: Mapping[str, int | None], config: RunConfig | None) -> tu
     told = ", ".join(f"{size if size is not None else '(hidden here)'} {name}" for name, size in sizes.items())
     return (
         f"Once: the site's name, the number of images in each split ({told or 'not known yet'}), and how many rows "
-        "were left out.",
+        f"were left out (fewer than {MIN_CELL} as none).",
         _model(config),
-        f"Every round: loss and figures per split, and histograms of scores in which every cell holds at least "
-        f"{MIN_CELL} patients; of a split with fewer images only their number.",
-        _class_counts(config),
-        _sums(config),
-        "Texts of errors: kinds and row numbers, never a name or a cell of the table.",
+        "Every round: the number of training images, the loss of training and how long it took.",
+        f"Every round: loss and figures on the validation images, after the last one on the test images, too, and "
+        f"histograms of scores in which every cell holds at least {MIN_CELL} patients; of a split with fewer images "
+        "only their number.",
+        *_parts(config),
+        "Texts of errors: kinds, counts and row numbers, never a name or a cell of the table.",
         NEVER,
     )
 
@@ -48,20 +96,19 @@ def _model(config: RunConfig | None) -> str:
     return f"Each of {config.rounds} rounds: {tensors}{noise}{stays}."
 
 
-def _class_counts(config: RunConfig | None) -> str:
-    counts = (
-        f"the number of training images of every class (fewer than {MIN_CELL} as none; where that is one class only, "
-        "its number follows from the sum of all)"
-    )
+def _parts(config: RunConfig | None) -> Iterator[str]:
+    """Yield what this run asks for beside that, then what it does not."""
     if config is None:
-        return f"Only if the run asks for it (personal.class_prior): {counts}."
-    if config.personal.class_prior == "own":
-        return f"Once, because this run asks for it: {counts}."
-    return "Not asked for by this run: the number of images of each class."
+        yield from (f"Only if the run asks for it: {what}." for _, what in PARTS.values())
+        return
+    refused: frozenset[Part] = BARE if config.privacy is not None else frozenset()
+    asked = [part for part in Asks(config).parts if part not in refused]
+    yield from (f"{PARTS[part][0]}, because this run asks for it: {PARTS[part][1]}." for part in asked)
+    if refused:
+        yield f"Refused here, because the run has a privacy budget: {_listed(refused)}."
+    if others := {part for part in get_args(Part) if part not in asked} - refused:
+        yield f"Not asked for by this run: {_listed(others)}."
 
 
-def _sums(config: RunConfig | None) -> str:
-    sums = "sums over training images of what single layers answer (Gram matrices, activations)"
-    if config is not None and config.privacy is not None:
-        return f"Refused here, because the run has a privacy budget: {sums}."
-    return f"Only if the run's rule asks for it (RegMean, matching by activations): {sums}."
+def _listed(parts: AbstractSet[Part]) -> str:
+    return ", ".join(name for part, name in SHORT.items() if part in parts)

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from popmi_core.errors import UpdateError
+from popmi_core.limits import MIN_CELL as MIN_CELL
 from popmi_core.metrics.arrival import check_arrays, check_summary
 from popmi_core.metrics.checks import IntArray
 from popmi_core.metrics.histograms import NUM_CELLS, Runs
 
-MIN_CELL = 5
 _LAYOUT = 1
 
 

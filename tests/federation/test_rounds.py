@@ -20,6 +20,7 @@ from popmi_core.fusion import RULES, needs
 from popmi_core.metrics import classification_metrics
 from popmi_core.models import build_model, load_exchanged, predict
 from popmi_core.simulation import InProcessGrid
+from popmi_core.strategies import SCORING_RULES
 from server.exchange import Exchange
 
 STRATEGIES = sorted(set(PRESETS) - {"krum"})
@@ -45,6 +46,7 @@ def test_the_configuration_knows_of_every_rule_what_it_needs():
     assert {rule for rule in RULES if needs(rule).matches} == MATCHING_RULES
     assert {rule for rule in RULES if needs(rule).grams} == GRAM_RULES
     assert {rule for rule in RULES if needs(rule).statistics} == STATISTIC_RULES
+    assert {rule for rule in RULES if needs(rule).scorer} == SCORING_RULES
     assert {*RULES, "ensemble"} == set(get_args(Rule))
 
 

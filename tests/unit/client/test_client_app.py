@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
+from client.load import read_data
 from client.receive import receive_model
 from client.reply import tensor_record
 from popmi_core.config import LocalConfig, ModelConfig, PrivacyConfig
-from popmi_core.data import DERMOSCOPY_CLASSES
+from popmi_core.data import DERMOSCOPY_CLASSES, SkippedRow
 from popmi_core.errors import ModelError, UpdateError
 from popmi_core.models import build_model, exchanged_state
 from popmi_core.protocol import CONTROL_CHANGE, INSTRUCTION, JSON_KEY, MODEL, REPORT, Instruction, Report
@@ -68,6 +70,14 @@ def test_joining_tells_how_many_images_there_are_and_that_they_are_phantoms(tmp_
     assert sum(report.split_sizes.values()) == 60
     assert report.phantom
     assert not reply.content.array_records
+
+
+@pytest.mark.parametrize(("rows", "told"), [(0, 0), (4, 0), (5, 5)])
+def test_few_rows_that_were_left_out_are_told_as_none(tmp_path, monkeypatch, rows, told):
+    skipped = tuple(SkippedRow(row, "the label map excludes this label") for row in range(rows))
+    monkeypatch.setattr("client.app.read_data", lambda *given: replace(read_data(*given), skipped=skipped))
+    _, report = answered("query", tmp_path)
+    assert (report.error, report.skipped_rows) == (None, told)
 
 
 def test_training_sends_the_whole_model_back_and_the_same_twice(tmp_path):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from PIL import Image
 from small_hospital import CLASSES, Rows, checked, only_reason, write_hospital
 
 from client.site.datacheck import check_data, examine
+from client.site.leaving import PARTS, SHORT
+from popmi_core.asking import Part
 from popmi_core.config import RunConfig
 from popmi_core.data import DERMOSCOPY_CLASSES
 
@@ -137,10 +140,27 @@ def test_what_would_leave_is_said_in_words_with_the_runs_own_settings() -> None:
     unknown = _leaves(None)
 
     assert plain[1] == "Each of 3 rounds: the tensors of the model trained here (popmi_vit_nano)."
-    assert plain[3] == "Not asked for by this run: the number of images of each class."
+    assert plain[4] == (
+        "Not asked for by this run: the number of images of each class, epsilon, control variates, Gram matrices, sums "
+        "of activations, how layers were matched, figures of candidates, BatchNorm statistics."
+    )
     assert "tensors whose names hold norm stay here" in own[1]
-    assert own[3].startswith("Once, because this run asks for it: the number of training images of every class")
+    assert own[4].startswith("Once, because this run asks for it: the number of training images of every class")
+    assert "the number of images of each class" not in own[5]
     assert "with noise that keeps epsilon below 4" in private[1]
-    assert private[4].startswith("Refused here, because the run has a privacy budget")
-    assert unknown[3].startswith("Only if the run asks for it")
+    assert private[4].startswith("Every round, because this run asks for it: how much of the privacy budget")
+    assert private[5] == (
+        "Refused here, because the run has a privacy budget: the number of images of each class, Gram matrices, sums "
+        "of activations, BatchNorm statistics."
+    )
+    assert sum(told.startswith("Only if the run asks for it: ") for told in unknown) == len(PARTS)
     assert all(told[-1].startswith("Never: an image") for told in (plain, own, private, unknown))
+
+
+def test_a_rule_that_chooses_is_said_to_have_candidates_judged_here() -> None:
+    (judged,) = [told for told in _leaves(RunConfig(strategy="best-single")) if "candidate" in told]
+    assert judged.startswith("Every round, for every candidate that is compared, because this run asks for it: loss, ")
+
+
+def test_every_part_of_an_answer_has_its_words() -> None:
+    assert set(PARTS) == set(SHORT) == set(get_args(Part))

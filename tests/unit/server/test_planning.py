@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from popmi_core.asking import common_rules
 from popmi_core.config import parse_config
 from popmi_core.errors import ConfigError, ModelError, PrivacyError
 from popmi_core.models import build_model
 from popmi_core.protocol import Assignment, RunPlan
-from server.planning import common_rules, prepare, require_private
+from server.planning import prepare, require_private
 
 BUDGET = {"target_epsilon": 3.0}
 MICRO = {"backbone": "popmi_vit_micro", "image_size": 32}

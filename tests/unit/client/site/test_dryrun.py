@@ -110,6 +110,27 @@ def test_what_is_asked_between_training_and_evaluation_is_listed_too(tmp_path):
     assert {item.record for item in norms.tensors} == {"norms"}
 
 
+@pytest.mark.parametrize("rule", ["best_single", "greedy_soup", "opm_greedy_soup"])
+def test_candidates_are_listed_for_every_rule_that_chooses_without_a_gate(tmp_path, rule):
+    result = dry_run(make_home(tmp_path / "site", make_kit(fuse={"rule": rule})))
+    judged = next(step for step in result.steps if step.question == "evaluate.judge")
+    assert judged.figures["metrics"].keys() == {"val.nll", "val.accuracy", "val.auroc", "val.num_examples"}
+    assert "Answer to 'evaluate.judge', in every round, for every candidate that the rule or the gate compares" in (
+        as_text(result)
+    )
+
+
+def test_what_nobody_fuses_is_neither_repaired_nor_judged(tmp_path):
+    kit = make_kit(
+        strategy="local",
+        model={"backbone": "resnet10t", "image_size": 32},
+        fuse={"rule": "regmean", "gate": ["average"], "repair": True},
+    )
+    result = dry_run(make_home(tmp_path / "site", kit))
+    assert [step.question for step in result.steps] == ["query", "train", "evaluate"]
+    assert {item.record for item in result.steps[1].tensors} == {"model"}
+
+
 def test_the_sites_privacy_ledger_is_not_charged(tmp_path):
     budget = PrivacyConfig(target_epsilon=5.0, target_delta=1e-3)
     home = make_home(tmp_path / "site", make_kit(privacy=budget.model_dump()))
