@@ -56,7 +56,15 @@ def read_data(assignment: Assignment, instruction: Instruction) -> SiteData:
 def _read_once(
     site: str, spec: str, image_size: int, phantom_images: int, seed: int, classes: tuple[str, ...]
 ) -> SiteData:
-    data = load_site(site, spec, image_size=image_size, phantom_images=phantom_images, seed=seed, classes=classes)
+    data = load_site(
+        site,
+        spec,
+        image_size=image_size,
+        phantom_images=phantom_images,
+        seed=seed,
+        classes=classes,
+        to_train=True,
+    )
     if data.classes != classes:
         raise ConfigError(
             # How many, not which: they may be the site's own words.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from popmi_core.data.confidential import REFUSED_KINDS, TOLD_KINDS
 from popmi_core.data.decode import UnusableImage
 from popmi_core.data.identify import name_tag
 from popmi_core.data.look import Look, look_at
-from popmi_core.metrics.summary import MIN_CELL
+from popmi_core.limits import MIN_CELL, hide_few
 from popmi_core.metrics.suppression import classes_to_tell
 
 
@@ -56,12 +56,19 @@ def tell_counts(counts: Sequence[int]) -> tuple[int | None, ...]:
     return tuple(count if shown else None for count, shown in zip(counts, told.tolist(), strict=True))
 
 
+def tell_parts(counts: Mapping[str, int]) -> dict[str, int | None]:
+    """Return the parts of a whole that may be known, with None for those to hide; a part of none is told as such."""
+    filled = {name: count for name, count in counts.items() if count}
+    if all(count >= MIN_CELL for count in filled.values()):
+        return dict(counts)
+    told = dict(zip(filled, tell_counts(list(filled.values())), strict=True))
+    return {name: told.get(name, 0) for name in counts}
+
+
 def count_splits(sets: dict[str, ImageSet], num_classes: int) -> tuple[SplitCounts, ...]:
     """Return images per split and class with small cells suppressed; a split without images is left out."""
     sizes = {split: len(images) for split, images in sets.items() if len(images)}
-    told = dict(zip(sizes, tell_counts(list(sizes.values())), strict=True))
-    if all(size >= MIN_CELL for size in sizes.values()):
-        told = dict(sizes)
+    told = tell_parts(sizes)
     nothing = (None,) * num_classes
     return tuple(
         SplitCounts(
@@ -100,15 +107,15 @@ def count_tags(looks: Iterable[Look]) -> tuple[TagCount, ...]:
     dummies = Counter(name for mark in marks for name in mark.pseudonyms)
     return (
         *(
-            TagCount(name=name_tag(name), kind=REFUSED_KINDS[name], files=number, refuses=True)
+            TagCount(name=name_tag(name), kind=REFUSED_KINDS[name], files=hide_few(number), refuses=True)
             for name, number in sorted(refusing.items())
         ),
         *(
-            TagCount(name=name_tag(name), kind="taken for a pseudonym", files=number, refuses=False)
+            TagCount(name=name_tag(name), kind="taken for a pseudonym", files=hide_few(number), refuses=False)
             for name, number in sorted(dummies.items())
         ),
         *(
-            TagCount(name=name_tag(name), kind=TOLD_KINDS[name], files=number, refuses=False)
+            TagCount(name=name_tag(name), kind=TOLD_KINDS[name], files=hide_few(number), refuses=False)
             for name, number in sorted(told.items())
         ),
     )
@@ -121,11 +128,12 @@ def describe_shape(looks: Sequence[Look]) -> Shape:
     ordered = sorted(looks, key=lambda look: look.width * look.height)
     small, large = ordered[0], ordered[-1]
     colour = sum(look.colour for look in looks)
+    told = tell_parts({"colour": colour, "grey": len(looks) - colour})
     return Shape(
-        kinds=dict(sorted(Counter(look.kind for look in looks).items())),
+        kinds=tell_parts(dict(sorted(Counter(look.kind for look in looks).items()))),
         smallest=f"{small.width} x {small.height}",
         median_side=int(np.median([min(look.width, look.height) for look in looks])),
         largest=f"{large.width} x {large.height}",
-        colour=colour,
-        grey=len(looks) - colour,
+        colour=told["colour"],
+        grey=told["grey"],
     )

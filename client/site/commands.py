@@ -15,6 +15,7 @@ from client.site.auditing import audit
 from client.site.home import SiteHome
 from client.site.options import AsJson, Home
 from popmi_core.errors import DataError, PopmiError, SetupError
+from popmi_core.limits import tell_number
 
 app = typer.Typer(
     name="site",
@@ -108,7 +109,7 @@ def check_data(
         _write(html, datapage.report_html(found.report))
         typer.echo(f"The page is {html}", err=True)
     told = found.report
-    unusable = {entry.reason: entry.files for entry in told.unread}
+    unusable = {entry.reason: tell_number(entry.files) for entry in told.unread}
     site.audit.append(
         "data.checked", verdict=told.verdict, reasons=told.reasons, warnings=told.warnings, unusable=unusable
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from client.site.census import Same, count_splits, count_tags, describe_shape, find_same, look_at_all
-from client.site.datadetails import tell_names
+from client.site.datadetails import MOST_ROWS, tell_names
 from client.site.datareport import DataReport, Examination, Labels, Leakage, Unread
 from client.site.leaving import what_leaves
 from client.site.listing import Listing, list_data
@@ -24,10 +24,9 @@ from popmi_core.data.manifest import SPLITS
 from popmi_core.data.pool import Pool
 from popmi_core.data.spec import SiteSpec
 from popmi_core.errors import DataError
-from popmi_core.metrics.summary import MIN_CELL
+from popmi_core.limits import MIN_CELL, hide_few
 
 _PHANTOM_IMAGES = 300
-MOST_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,8 @@ def examine(
         leakage=leakage,
         tags=tags,
         camera_notes=notes,
-        shape=describe_shape(list(looks.values())),
+        # Of the files in use only: with all of them, those left out would follow from the sum.
+        shape=describe_shape(list(used.values())),
         leaves=what_leaves({told.split: told.images for told in splits}, config),
     )
     return Examination(report=report, details=tell_names(listing, content.skipped, content.rows, used, same))
@@ -135,7 +135,7 @@ def _content(pool: Pool, listing: Listing, classes: tuple[str, ...], image_size:
         )
     problems: tuple[str, ...] = ()
     try:
-        pool.refuse_empty(site)
+        pool.refuse_empty(site, to_train=True)
     except DataError as error:
         problems = (str(error),)
     dropped = {entry.row for entry in pool.skipped}
@@ -152,34 +152,38 @@ def _unread(skipped: Sequence[SkippedRow]) -> tuple[Unread, ...]:
     for entry in skipped:
         if entry.reason != EXCLUDED:
             reasons.setdefault(entry.reason, []).append(entry.row)
-    return tuple(
-        Unread(reason=reason, files=len(rows), rows=tuple(sorted(rows)[:MOST_ROWS]))
-        for reason, rows in sorted(reasons.items())
-    )
+    return tuple(_unread_for(reason, sorted(rows)) for reason, rows in sorted(reasons.items()))
+
+
+def _unread_for(reason: str, rows: Sequence[int]) -> Unread:
+    files = hide_few(len(rows))
+    # Rows can be counted: where there are few, only the list that stays at the site names them.
+    return Unread(reason=reason, files=files, rows=() if files is None else tuple(rows[:MOST_ROWS]))
 
 
 def _leakage(listing: Listing, same: Sequence[Same]) -> Leakage:
     return Leakage(
         grouped_by=listing.grouped_by,
-        torn_groups=listing.torn_groups,
-        same_within=sum(len(alike.positions) - len(alike.splits) for alike in same),
-        same_across=sum(len(alike.splits) > 1 for alike in same),
-        same_other_class=sum(len(alike.classes) > 1 for alike in same),
+        torn_groups=hide_few(listing.torn_groups),
+        same_within=hide_few(sum(len(alike.positions) - len(alike.splits) for alike in same)),
+        same_across=hide_few(sum(len(alike.splits) > 1 for alike in same)),
+        same_other_class=hide_few(sum(len(alike.classes) > 1 for alike in same)),
     )
 
 
 def _labels(listing: Listing, content: Content, classes: tuple[str, ...]) -> Labels:
     counts = sum((part.counts(len(classes)) for part in content.sets.values()), np.zeros(len(classes), np.int64))
     told = tuple(name for name, count in zip(classes, counts.tolist(), strict=True) if count >= MIN_CELL)
-    unmapped = set(listing.unmapped)
+    excluded = sum(entry.reason == EXCLUDED and entry.row not in listing.unmapped for entry in content.skipped)
     return Labels(
         told=told,
         few=tuple(name for name in classes if name not in told),
         unmapped_words=len(listing.words),
-        unmapped_rows=listing.unmapped[:MOST_ROWS],
-        excluded=sum(entry.reason == EXCLUDED and entry.row not in unmapped for entry in content.skipped),
+        unmapped_rows=tuple(sorted(listing.unmapped)[:MOST_ROWS]),
+        excluded=hide_few(excluded),
     )
 
 
-def _camera_notes(looks: Iterable[Look]) -> dict[str, int]:
-    return dict(sorted(Counter(kind for look in looks for kind in look.exif).items()))
+def _camera_notes(looks: Iterable[Look]) -> dict[str, int | None]:
+    counts = Counter(kind for look in looks for kind in look.exif)
+    return {kind: hide_few(number) for kind, number in sorted(counts.items())}

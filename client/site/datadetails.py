@@ -10,6 +10,10 @@ from client.site.listing import Listing
 from popmi_core.data import SkippedRow
 from popmi_core.data.labelmap import EXCLUDED
 from popmi_core.data.look import Look
+from popmi_core.data.manifest import name_rows
+
+MOST_ROWS = 20
+"""Rows that are named of one word or one reason."""
 
 
 def tell_names(
@@ -36,8 +40,12 @@ def tell_names(
             if entry.reason != EXCLUDED
         ),
         *(
-            LocalDetail(row=None, file="", what=f"word without a class: {word!r} in {number} row(s)")
-            for word, number in listing.words
+            LocalDetail(
+                row=None,
+                file="",
+                what=f"word without a class: {word!r} in {len(numbers)} row(s): {name_rows(numbers, most=MOST_ROWS)}",
+            )
+            for word, numbers in listing.words.items()
         ),
         *(
             LocalDetail(row=row, file=names.get(row, ""), what="its patient or lesion lies in more than one split")

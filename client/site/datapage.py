@@ -7,7 +7,7 @@ from html import escape
 
 from client.site.datareport import DataReport, LocalDetails
 from popmi_core.data.manifest import name_rows
-from popmi_core.metrics.summary import MIN_CELL
+from popmi_core.limits import MIN_CELL, tell_number
 
 HIDDEN = "*"
 _LEGEND = f"{HIDDEN}: hidden, fewer than {MIN_CELL} images, or a number that would give such a one away."
@@ -84,10 +84,15 @@ def _sections(report: DataReport) -> Iterator[Section]:
     yield "Leakage between splits", list(_leakage(report)), None
     yield "Files", list(_files(report)), None
     if report.unread:
-        rows = [(entry.reason, str(entry.files), name_rows(entry.rows)) for entry in report.unread]
+        rows = [
+            (entry.reason, tell_number(entry.files), name_rows(entry.rows) if entry.rows else "--names lists them")
+            for entry in report.unread
+        ]
         yield "Cannot be used, and is left out", [], (("reason", "files", "where"), rows)
     if report.tags:
-        tags = [(tag.name, tag.kind, str(tag.files), "refused" if tag.refuses else "told") for tag in report.tags]
+        tags = [
+            (tag.name, tag.kind, tell_number(tag.files), "refused" if tag.refuses else "told") for tag in report.tags
+        ]
         yield "DICOM attributes that tell of patients", [], (("attribute", "kind", "files", ""), tags)
     yield "What would leave this site", report.leaves, None
 
@@ -109,14 +114,15 @@ def _labels(report: DataReport) -> Iterator[str]:
         yield f"Classes with fewer, or none (which is fine): {', '.join(labels.few)}."
     if labels.unmapped_rows:
         yield f"{labels.unmapped_words} word(s) without a class: {name_rows(labels.unmapped_rows)}."
-    if labels.excluded:
-        yield f"{labels.excluded} image(s) are left out by the label map."
+    if labels.excluded != 0:
+        yield f"{tell_number(labels.excluded)} image(s) are left out by the label map."
 
 
 def _leakage(report: DataReport) -> Iterator[str]:
     leakage = report.leakage
-    yield f"Kept together by {leakage.grouped_by}; patients or lesions in more than one split: {leakage.torn_groups}."
-    yield f"The very same picture in more than one split: {leakage.same_across}; copies in one: {leakage.same_within}."
+    torn, across, within = map(tell_number, (leakage.torn_groups, leakage.same_across, leakage.same_within))
+    yield f"Kept together by {leakage.grouped_by}; patients or lesions in more than one split: {torn}."
+    yield f"The very same picture in more than one split: {across}; copies in one: {within}."
 
 
 def _files(report: DataReport) -> Iterator[str]:
@@ -124,9 +130,9 @@ def _files(report: DataReport) -> Iterator[str]:
     if not shape.kinds:
         yield "No files of pictures to look at."
         return
-    yield ", ".join(f"{number} {kind}" for kind, number in shape.kinds.items()) + "."
+    yield ", ".join(f"{_number(number)} {kind}" for kind, number in shape.kinds.items()) + "."
     yield f"Pixels: {shape.smallest} to {shape.largest}, median shorter side {shape.median_side}."
-    yield f"{shape.colour} in colour, {shape.grey} grey."
+    yield f"{_number(shape.colour)} in colour, {_number(shape.grey)} grey."
 
 
 def _number(count: int | None) -> str:

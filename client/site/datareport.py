@@ -1,4 +1,7 @@
-"""What a check of a site's images found: a report that may be shown around, and a list that stays at the site."""
+"""What a check of a site's images found: a report that may be shown around, and a list that stays at the site.
+
+In the report a number is None where it is from 1 to 4, or where it would give such a one away.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ class Unread(_Frozen):
     """Files or rows that cannot be used for one reason; rows are numbers only, the table's header being row 1."""
 
     reason: str
-    files: int
-    rows: tuple[int, ...]
+    files: int | None
+    rows: tuple[int, ...] = Field(description="the first of them; none where their number is hidden")
 
 
 class TagCount(_Frozen):
@@ -34,7 +37,7 @@ class TagCount(_Frozen):
 
     name: str
     kind: str
-    files: int
+    files: int | None
     refuses: bool
 
 
@@ -45,28 +48,28 @@ class Labels(_Frozen):
     few: tuple[str, ...] = Field(description="classes with fewer than 5 images, or none")
     unmapped_words: int = 0
     unmapped_rows: tuple[int, ...] = ()
-    excluded: int = Field(default=0, description="images the label map leaves out")
+    excluded: int | None = Field(default=0, description="images the label map leaves out")
 
 
 class Leakage(_Frozen):
     """What lies on both sides of a line that a figure depends on."""
 
     grouped_by: str = Field(description="what keeps images together: patient, lesion, both or nothing")
-    torn_groups: int = Field(default=0, description="patients or lesions in more than one split")
-    same_within: int = Field(default=0, description="images that have the very pixels of another one in their split")
-    same_across: int = Field(default=0, description="pictures that lie in more than one split")
-    same_other_class: int = Field(default=0, description="pictures that carry two different classes")
+    torn_groups: int | None = Field(default=0, description="patients or lesions in more than one split")
+    same_within: int | None = Field(default=0, description="images with the very pixels of another in their split")
+    same_across: int | None = Field(default=0, description="pictures that lie in more than one split")
+    same_other_class: int | None = Field(default=0, description="pictures that carry two different classes")
 
 
 class Shape(_Frozen):
-    """Kinds, sizes (width x height in pixels) and colours of the files."""
+    """Kinds, sizes (width x height in pixels) and colours of the files that are used."""
 
-    kinds: dict[str, int] = Field(default_factory=dict)
+    kinds: dict[str, int | None] = Field(default_factory=dict)
     smallest: str = ""
     median_side: int = Field(default=0, description="median of the shorter sides")
     largest: str = ""
-    colour: int = 0
-    grey: int = 0
+    colour: int | None = 0
+    grey: int | None = 0
 
 
 class DataReport(_Frozen):
@@ -84,7 +87,7 @@ class DataReport(_Frozen):
     unread: tuple[Unread, ...]
     leakage: Leakage
     tags: tuple[TagCount, ...] = Field(description="attributes of DICOM files, most dangerous first")
-    camera_notes: dict[str, int] = Field(description="kinds of notes in pictures (EXIF) -> files")
+    camera_notes: dict[str, int | None] = Field(description="kinds of notes in pictures (EXIF) -> files")
     shape: Shape
     leaves: tuple[str, ...] = Field(description="what would leave the site, in words")
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from client.site.census import Listed
 from popmi_core.data import SkippedRow
 from popmi_core.data.imagefolder import list_pictures
-from popmi_core.data.labelmap import EXCLUDE
+from popmi_core.data.labelmap import EXCLUDE, LabelMap, explain_unmapped, needs_no_map, read_label_map
 from popmi_core.data.manifest import Manifest, parse_manifest, torn_groups
-from popmi_core.data.reader import explain_unmapped, find_pictures, labels_of, words_of
+from popmi_core.data.medmnist import list_words
+from popmi_core.data.reader import find_pictures, labels_of, words_of
 from popmi_core.data.shape import shape_of
 from popmi_core.data.spec import SiteSpec
 from popmi_core.errors import DataError
@@ -38,8 +39,7 @@ class Listing:
         grouped_by: What keeps images together when they are split.
         torn: Rows of patients or lesions that lie in more than one split.
         torn_groups: Number of those patients or lesions.
-        unmapped: Rows whose word has no class.
-        words: The site's own words without a class, with the number of rows.
+        unmapped: The site's own words without a class, by row.
     """
 
     source: str
@@ -54,8 +54,15 @@ class Listing:
     grouped_by: str = "nothing"
     torn: tuple[int, ...] = ()
     torn_groups: int = 0
-    unmapped: tuple[int, ...] = ()
-    words: tuple[tuple[str, int], ...] = ()
+    unmapped: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def words(self) -> dict[str, list[int]]:
+        """The site's own words without a class, each with its rows."""
+        rows: dict[str, list[int]] = {}
+        for row, word in sorted(self.unmapped.items()):
+            rows.setdefault(word, []).append(row)
+        return dict(sorted(rows.items()))
 
 
 def list_data(specification: str, classes: tuple[str, ...], label_map: Words | Path | None, *, site: str) -> Listing:
@@ -84,11 +91,27 @@ def _list_files(parsed: SiteSpec, classes: tuple[str, ...], words: Words | Path 
         return Listing("nothing", problems=(problem,))
     if shape == "site":
         return _list_table(path, classes, words, site)
-    files: tuple[Listed, ...] = ()
-    if shape == "imagefolder":
-        pictures = (file for _, _, file in list_pictures(path))
-        files = tuple(Listed(row, str(file.relative_to(path)), file) for row, file in enumerate(pictures, start=1))
-    return Listing(_SOURCES[shape], path, parsed.part, label_map=words, files=files, readable=True)
+    return _list_classes(shape, path, parsed.part, classes, words, site)
+
+
+def _list_classes(
+    shape: str, path: Path, part: str | None, classes: tuple[str, ...], label_map: Words | Path | None, site: str
+) -> Listing:
+    """Return what class folders or an npz file say: the words are the folders' names, or the file's classes."""
+    listing, named = Listing(_SOURCES[shape], path, part), True
+    try:
+        if shape == "imagefolder":
+            pictures = list(enumerate(list_pictures(path), start=1))
+            files = tuple(Listed(place, str(file.relative_to(path)), file) for place, (_, _, file) in pictures)
+            listing, found = replace(listing, files=files), {place: label for place, (_, label, _) in pictures}
+        else:
+            names, found = list_words(path, part=part, site=site)
+            named = not needs_no_map(names, classes)
+        words = read_label_map(label_map, site=site) if isinstance(label_map, Path) else label_map or {}
+        labels = LabelMap(classes, words, site=site)
+    except DataError as error:
+        return replace(listing, problems=(str(error),))
+    return _with_words(listing, found if named else {}, words, labels, site)
 
 
 def _list_table(path: Path, classes: tuple[str, ...], label_map: Words | Path | None, site: str) -> Listing:
@@ -116,18 +139,19 @@ def _list_table(path: Path, classes: tuple[str, ...], label_map: Words | Path | 
         labels = labels_of(manifest.rows, classes, words, site=site)
     except DataError as error:
         return replace(listing, problems=(str(error),))
-    unmapped = [row for row in manifest.rows if not labels.knows(row.diagnosis)]
-    counts: dict[str, int] = {}
-    for row in unmapped:
-        counts[row.diagnosis] = counts.get(row.diagnosis, 0) + 1
-    problem = explain_unmapped(manifest.rows, labels, site=site)
+    return _with_words(listing, {row.number: row.diagnosis for row in manifest.rows}, words, labels, site)
+
+
+def _with_words(listing: Listing, found: Mapping[int, str], words: Words, labels: LabelMap, site: str) -> Listing:
+    """Return the listing, with the words among ``found`` (by row) that have no class."""
+    unmapped = {row: word for row, word in found.items() if not labels.knows(word)}
+    problem = explain_unmapped(found, labels, site=site)
     return replace(
         listing,
-        label_map={**words, **dict.fromkeys(counts, EXCLUDE)},
+        label_map={**words, **dict.fromkeys(unmapped.values(), EXCLUDE)},
         readable=True,
         problems=(problem,) if problem else (),
-        unmapped=tuple(row.number for row in unmapped),
-        words=tuple(sorted(counts.items())),
+        unmapped=unmapped,
     )
 
 

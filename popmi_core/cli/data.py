@@ -116,7 +116,9 @@ def check(
     broken: list[str] = []
     for site, spec in specs.items():
         try:
-            read.append(load_site(site, spec, image_size=image_size, phantom_images=600, seed=0))
+            read.append(
+                load_site(site, spec, image_size=image_size, phantom_images=600, seed=0, to_train=site in found.sites)
+            )
         except DataError as error:
             broken.append(str(error))
     _show(found.name, read, found.classes, exact=exact)

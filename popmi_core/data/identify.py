@@ -17,6 +17,7 @@ from popmi_core.data.confidential import BURNED_IN, MAY_BE_DUMMY, OTHER_NAMES, P
 from popmi_core.data.decode import Pixels, UnusableImage, read_image
 from popmi_core.data.dicom import is_dicom, open_header
 from popmi_core.errors import DataError
+from popmi_core.limits import tell_number
 
 if TYPE_CHECKING:
     from pydicom import DataElement, Dataset
@@ -94,11 +95,11 @@ def refuse_identifying(seen: Iterable[Marks], *, site: str) -> None:
     """Stop where DICOM files that would be used tell who their patients are.
 
     Raises:
-        DataError: With the attributes and the number of files each is filled in.
+        DataError: With the attributes and the number of files each is filled in, a small one hidden: it may travel.
     """
     counts = Counter(name for marks in seen for name in marks.identifying)
     if counts:
-        told = ", ".join(f"{name_tag(name)} in {number} file(s)" for name, number in sorted(counts.items()))
+        told = ", ".join(f"{name_tag(name)} in {tell_number(files)} file(s)" for name, files in sorted(counts.items()))
         raise DataError(
             f"site {site}: DICOM files tell who the patients are: {told}. De-identify them (DICOM PS3.15, Basic "
             "Application Level Confidentiality Profile; for burned-in text also its Clean Pixel Data option) and point "

@@ -10,7 +10,7 @@ from popmi_core.data.decode import SUFFIXES, Pixels, UnusableImage
 from popmi_core.data.dicom import is_dicom
 from popmi_core.data.identify import Marks, read_checked, refuse_identifying
 from popmi_core.data.images import SkippedRow
-from popmi_core.data.labelmap import EXCLUDED, LabelMap, renamed
+from popmi_core.data.labelmap import EXCLUDED, LabelMap, explain_unmapped, renamed
 from popmi_core.data.manifest import SPLIT_NAMES, Split
 from popmi_core.data.pool import Pool, complete_splits, explain_skipped
 from popmi_core.errors import DataError
@@ -52,7 +52,7 @@ def read_imagefolder(
         allow_identifying: Read DICOM files that tell who the patient is, for a check of the site's own.
 
     Raises:
-        DataError: If a class folder is not among ``classes``, DICOM files tell who the patient is, or no picture can
+        DataError: If class folders are not among ``classes``, DICOM files tell who the patient is, or no picture can
             be used.
     """
     name = site or path.resolve().name
@@ -63,12 +63,11 @@ def read_imagefolder(
     targets: list[int] = []
     given: list[Split | None] = []
     skipped: list[SkippedRow] = []
-    for position, (split, label, file) in enumerate(list_pictures(path), start=1):
-        if not labels.knows(label):
-            raise DataError(
-                f"site {name}: a class folder (the one of picture {position}) is none of the study's classes "
-                f"{', '.join(classes)}. Rename it, or give a label map; see docs/data.md."
-            )
+    pictures = list(list_pictures(path))
+    words_of_all = {position: label for position, (_, label, _) in enumerate(pictures, start=1)}
+    if problem := explain_unmapped(words_of_all, labels, site=name):
+        raise DataError(problem)
+    for position, (split, label, file) in enumerate(pictures, start=1):
         target = labels.target(label)
         if target is None:
             skipped.append(SkippedRow(position, EXCLUDED))

@@ -13,6 +13,7 @@ import numpy as np
 
 from popmi_core.data.images import ImageSet, SiteData
 from popmi_core.data.labels import DERMOSCOPY_CLASSES
+from popmi_core.data.manifest import name_rows
 from popmi_core.errors import DataError
 
 FILE_NAMES = ("label_map.toml", "label_map.csv")
@@ -77,6 +78,24 @@ class LabelMap:
         return self._index[_fold(word)]
 
 
+def explain_unmapped(words: Mapping[int, str], labels: LabelMap, *, site: str) -> str:
+    """Return what is wrong with words that have no class, and what to do; empty where each has one.
+
+    Args:
+        words: The site's word for every picture, by its row in the table or its place in the listing.
+        labels: How words become classes.
+        site: Name for the message.
+    """
+    unmapped = {row: word for row, word in words.items() if not labels.knows(word)}
+    if not unmapped:
+        return ""
+    return (
+        f"site {site}: {len({_fold(word) for word in unmapped.values()})} label(s) in {len(unmapped)} row(s) have no "
+        f"class ({name_rows(unmapped)}). The study's classes are {', '.join(labels.classes)}. Map the site's words "
+        "onto them in label_map.csv or label_map.toml (or to 'exclude'); see docs/data.md."
+    )
+
+
 def infer_classes(words: Iterable[str], mapped: Mapping[str, str]) -> tuple[str, ...]:
     """Return the study's classes where nobody named them.
 
@@ -116,6 +135,14 @@ def same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
 def are_places(classes: Sequence[str]) -> bool:
     """Whether a list names nothing but the places of its classes, as that of a file without names does."""
     return list(classes) == [str(place) for place in range(len(classes))]
+
+
+def needs_no_map(found: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether targets that index into ``found`` index into ``wanted`` as they are.
+
+    They do where both lists are the same, or where ``found`` holds places without names and both are as long.
+    """
+    return tuple(found) == tuple(wanted) or (are_places(found) and len(found) == len(wanted))
 
 
 def onto_classes(data: SiteData, classes: Sequence[str]) -> SiteData:

@@ -9,7 +9,7 @@ from pathlib import Path
 from popmi_core.data.card import classes_above
 from popmi_core.data.imagefolder import read_imagefolder
 from popmi_core.data.images import SiteData, SkippedRow
-from popmi_core.data.labelmap import EXCLUDED, LabelMap, are_places, read_label_map, renamed
+from popmi_core.data.labelmap import EXCLUDED, LabelMap, explain_unmapped, needs_no_map, read_label_map, renamed
 from popmi_core.data.medmnist import read_medmnist
 from popmi_core.data.phantom import make_phantom_site
 from popmi_core.data.pool import Pool
@@ -30,6 +30,7 @@ def load_site(
     seed: int,
     classes: tuple[str, ...] | None = None,
     label_map: Words | Path | None = None,
+    to_train: bool = False,
 ) -> SiteData:
     """Read (or draw) one site's images.
 
@@ -43,6 +44,7 @@ def load_site(
         classes: The project's classes in their order, where neither ``spec`` nor a ``dataset.json`` says them. Those
             that a site does not have are fine.
         label_map: The site's words for them, where ``spec`` names no file.
+        to_train: Refuse images of which all are external, as a site must that takes part in a run.
 
     Raises:
         DataError: If the images cannot be used; see the reader of that shape.
@@ -51,7 +53,7 @@ def load_site(
     if parsed.phantom is not None:
         return make_phantom_site(parsed.phantom, num_images=phantom_images, image_size=image_size, seed=seed)
     pool = load_pool(site, spec, image_size=image_size, classes=classes, label_map=label_map)
-    return pool.to_site(site, image_size=image_size)
+    return pool.to_site(site, image_size=image_size, to_train=to_train)
 
 
 def load_pool(
@@ -114,20 +116,12 @@ def _onto(pool: Pool, classes: tuple[str, ...] | None, words: Words) -> Pool:
         DataError: If there are images of a class that has no place among ``classes``.
     """
     wanted = classes or renamed(pool.classes, words)
-    if wanted == pool.classes or (are_places(pool.classes) and len(wanted) == len(pool.classes)):
+    if needs_no_map(pool.classes, wanted):
         return replace(pool, classes=wanted)
     labels = LabelMap(wanted, words, site=pool.name)
-    used = [pool.classes[place] for place in sorted(set(pool.targets))]
-    unknown = [name for name in used if not labels.knows(name)]
-    if unknown:
-        number = sum(pool.classes[target] in unknown for target in pool.targets)
-        # By number, not by name: the names are the site's own words, and this may travel to the server.
-        numbers = ", ".join(str(pool.classes.index(name)) for name in unknown)
-        raise DataError(
-            f"site {pool.name}: {len(unknown)} class(es) of the file, with {number} image(s), are none of the "
-            f"study's: number {numbers}, counted from 0. The study's classes are {', '.join(wanted)}. Map the file's "
-            "onto them with a label map; see docs/data.md."
-        )
+    words_of_all = {position: pool.classes[target] for position, target in enumerate(pool.targets, start=1)}
+    if problem := explain_unmapped(words_of_all, labels, site=pool.name):
+        raise DataError(problem)
     places = {place: labels.target(pool.classes[place]) for place in set(pool.targets)}
     kept = [position for position, target in enumerate(pool.targets) if places[target] is not None]
     dropped = [position for position, target in enumerate(pool.targets) if places[target] is None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def read_medmnist(path: Path, *, image_size: int | None, part: str | None = None
     columns = _columns(file)
     groups = [f"picture {position}" for position in range(len(targets))]
     pool = Pool(name, classes, images, targets, groups, splits, columns)
-    return pool if part is None else _only(pool, part)
+    return pool if part is None else pool.take(_positions(columns.get("site", []), part, name))
 
 
 def list_parts(path: Path) -> tuple[str, ...]:
@@ -65,6 +65,26 @@ def list_parts(path: Path) -> tuple[str, ...]:
         DataError: If the file cannot be read.
     """
     return tuple(sorted(set(_columns(_open(path, path.stem, only=("site",))).get("site", ()))))
+
+
+def list_words(path: Path, *, part: str | None, site: str) -> tuple[tuple[str, ...], dict[int, str]]:
+    """Return the file's classes, and the class of every picture by its place from 1, without decoding a picture.
+
+    Places count as those of ``read_medmnist``: through train, val and test, or through one part's.
+
+    Raises:
+        DataError: As ``read_medmnist``, as far as labels tell.
+    """
+    file = _open(path, site, only=("site", "labels"))
+    targets = [
+        target
+        for split in _GIVEN
+        for target in _targets(file.arrays[f"{split}_labels"], split, file.lengths[split], site)
+    ]
+    classes = _classes(file.arrays, path, targets, site)
+    if part is not None:
+        targets = [targets[position] for position in _positions(_columns(file).get("site", []), part, site)]
+    return classes, {place: classes[target] for place, target in enumerate(targets, start=1)}
 
 
 def peek_classes(path: Path) -> tuple[str, ...]:
@@ -150,10 +170,9 @@ def _columns(file: _File) -> dict[str, list[str]]:
     return columns
 
 
-def _only(pool: Pool, part: str) -> Pool:
-    sites = pool.columns.get("site", [])
-    index = [position for position, site in enumerate(sites) if site == part]
+def _positions(sites: Sequence[str], part: str, site: str) -> list[int]:
+    index = [position for position, name in enumerate(sites) if name == part]
     if not index:
         known = ", ".join(sorted(set(sites))) or "none"
-        raise DataError(f"site {pool.name}: the npz file has no part {part!r}; its parts are {known}.")
-    return pool.take(index)
+        raise DataError(f"site {site}: the npz file has no part {part!r}; its parts are {known}.")
+    return index

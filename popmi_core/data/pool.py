@@ -57,13 +57,13 @@ class Pool:
             columns={name: [values[position] for position in index] for name, values in self.columns.items()},
         )
 
-    def to_site(self, site: str, *, image_size: int) -> SiteData:
+    def to_site(self, site: str, *, image_size: int, to_train: bool = False) -> SiteData:
         """Return the pool as one site's data.
 
         Raises:
-            DataError: If there is nothing to train or to test on, unless every image is external.
+            DataError: If there is nothing to train or to test on (see ``refuse_empty``).
         """
-        self.refuse_empty(site)
+        self.refuse_empty(site, to_train=to_train)
         sets = self.by_split(image_size=image_size)
         return SiteData(
             site, self.classes, sets["train"], sets["val"], sets["test"], sets["external"], skipped=self.skipped
@@ -80,13 +80,21 @@ class Pool:
             sets[split] = ImageSet(np.stack(chosen), targets[index]) if chosen else ImageSet.empty(image_size)
         return sets
 
-    def refuse_empty(self, site: str) -> None:
-        """Stop where there is nothing to train or to test on, unless every image is external.
+    def refuse_empty(self, site: str, *, to_train: bool) -> None:
+        """Stop where there is nothing to train or to test on.
+
+        Images of which all are external are a test set that no site trains on: fine, unless they are to train.
 
         Raises:
             DataError: With the splits that are empty and why images were left out.
         """
         filled = set(self.splits)
+        if to_train and filled == {"external"}:
+            raise DataError(
+                f"site {site}: every usable image is of split external, which no site trains on or is tested on in a "
+                f"run. {explain_skipped(self.skipped)} Put images into train and test, or leave the column 'split' out "
+                "and POPMI splits by patient or lesion."
+            )
         lacking = [split for split in FRACTIONS if split != "val" and split not in filled]
         if lacking and filled != {"external"}:
             raise DataError(

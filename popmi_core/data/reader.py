@@ -9,7 +9,14 @@ from pathlib import Path
 from popmi_core.data.decode import SUFFIXES, Pixels, UnusableImage
 from popmi_core.data.identify import Marks, read_checked, refuse_identifying
 from popmi_core.data.images import SiteData, SkippedRow
-from popmi_core.data.labelmap import EXCLUDED, FILE_NAMES, LabelMap, infer_classes, read_label_map
+from popmi_core.data.labelmap import (
+    EXCLUDED,
+    FILE_NAMES,
+    LabelMap,
+    explain_unmapped,
+    infer_classes,
+    read_label_map,
+)
 from popmi_core.data.manifest import Row, name_rows, read_manifest
 from popmi_core.data.pool import Pool, complete_splits, explain_skipped
 from popmi_core.errors import DataError
@@ -67,7 +74,7 @@ def read_folder(
     name = site or folder.resolve().name
     manifest = read_manifest(folder / "labels.csv", site=name)
     labels = labels_of(manifest.rows, classes, words_of(folder, label_map, name), site=name)
-    if problem := explain_unmapped(manifest.rows, labels, site=name):
+    if problem := explain_unmapped({row.number: row.diagnosis for row in manifest.rows}, labels, site=name):
         raise DataError(problem)
     kept, skipped = _drop_excluded(manifest.rows, labels)
     pictures, marks = _read_pictures(kept, folder, image_size, name)
@@ -123,18 +130,6 @@ def labels_of(rows: Sequence[Row], classes: tuple[str, ...] | None, words: Mappi
         DataError: If a word is mapped to no class of the study.
     """
     return LabelMap(classes or infer_classes((row.diagnosis for row in rows), words), words, site=site)
-
-
-def explain_unmapped(rows: Sequence[Row], labels: LabelMap, *, site: str) -> str:
-    """Return what is wrong with words that have no class, and what to do; empty where each has one."""
-    unmapped = [row for row in rows if not labels.knows(row.diagnosis)]
-    if not unmapped:
-        return ""
-    return (
-        f"site {site}: {len({row.diagnosis.casefold() for row in unmapped})} label(s) in {len(unmapped)} row(s) have "
-        f"no class ({name_rows(row.number for row in unmapped)}). The study's classes are {', '.join(labels.classes)}. "
-        "Map the site's words onto them in label_map.csv or label_map.toml (or to 'exclude'); see docs/data.md."
-    )
 
 
 def _drop_excluded(rows: Sequence[Row], labels: LabelMap) -> tuple[list[Row], list[SkippedRow]]:

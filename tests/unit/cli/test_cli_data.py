@@ -92,6 +92,14 @@ def test_check_names_every_broken_site(hospital: Path) -> None:
         _say("check", hospital.parent, "--image-size", "8")
 
 
+def test_check_refuses_a_site_whose_images_are_all_external(hospital: Path) -> None:
+    table = hospital / "labels.csv"
+    table.write_text(table.read_text().replace("train", "external").replace("test", "external"))
+
+    with pytest.raises(DataError, match="site north: every usable image is of split external"):
+        _say("check", hospital, "--image-size", "8")
+
+
 def test_check_calls_the_phantom_a_phantom() -> None:
     assert "phantom (phantom: no image shows a patient)" in _say("check", "phantom", "--image-size", "16")
 

@@ -11,6 +11,7 @@ from PIL import Image
 from small_hospital import CLASSES, Rows, checked, only_reason, swap_for_dicom, write_hospital
 
 from client.site.datacheck import check_data, examine
+from client.site.datapage import report_text
 from client.site.datareport import SplitCounts
 
 LITTLE = "transfer syntax Explicit VR Little Endian (1.2.840.10008.1.2.1)"
@@ -60,13 +61,12 @@ def test_of_a_hidden_split_not_even_large_classes_are_told(tmp_path: Path) -> No
     )
 
 
-def test_a_lone_split_is_told(tmp_path: Path) -> None:
+def test_images_that_are_all_external_are_refused_and_counted(tmp_path: Path) -> None:
     report = checked(write_hospital(tmp_path, lambda rows: [row.update(split="external") for row in rows]))
 
-    assert (report.verdict, report.splits) == (
-        "usable",
-        (SplitCounts(split="external", images=44, classes=(None, 24, None)),),
-    )
+    assert "every usable image is of split external, which no site trains on" in only_reason(report)
+    assert "leave the column 'split' out" in report.reasons[0]
+    assert report.splits == (SplitCounts(split="external", images=44, classes=(None, 24, None)),)
 
 
 # Fault 22: a bad table.
@@ -94,13 +94,26 @@ def test_missing_files_and_bad_rows_are_left_out_with_their_row_numbers(tmp_path
 
     report = checked(folder)
 
+    details = examine(str(folder), CLASSES, None, 8).details
     assert report.verdict == "usable"
     assert [(entry.reason, entry.files, entry.rows) for entry in report.unread] == [
-        ("diagnosis is empty", 1, (7,)),
-        ("image cannot be decoded (UnidentifiedImageError)", 1, (6,)),
-        ("image file is missing", 2, (2, 5)),
+        ("diagnosis is empty", None, ()),
+        ("image cannot be decoded (UnidentifiedImageError)", None, ()),
+        ("image file is missing", None, ()),
     ]
-    assert report.warnings == ("4 file(s) or row(s) cannot be used and are left out.",)
+    assert report.warnings == ("Some file(s) or row(s) cannot be used and are left out; --names lists them.",)
+    assert [entry.row for entry in details.entries] == [2, 5, 6, 7]
+
+
+def test_five_files_that_cannot_be_used_are_counted_with_their_rows(tmp_path: Path) -> None:
+    folder = write_hospital(tmp_path)
+    for number in range(5):
+        (folder / "images" / f"anna{number:02d}.png").unlink()
+
+    report = checked(folder)
+
+    assert [(entry.files, entry.rows) for entry in report.unread] == [(5, (2, 3, 4, 5, 6))]
+    assert report.warnings == ("5 file(s) or row(s) cannot be used and are left out; --names lists them.",)
 
 
 def test_an_image_named_twice_is_refused_with_its_rows(tmp_path: Path) -> None:
@@ -122,10 +135,10 @@ def test_words_without_a_class_are_refused_with_rows_and_the_rest_is_counted(tmp
     assert "label_map.csv or label_map.toml" in report.reasons[0]
     assert (report.labels.unmapped_words, report.labels.unmapped_rows, report.labels.excluded) == (1, (3, 5), 0)
     assert report.splits[0].images == 22
-    assert [entry.what for entry in details.entries] == ["word without a class: 'Meierfleck' in 2 row(s)"]
+    assert [entry.what for entry in details.entries] == ["word without a class: 'Meierfleck' in 2 row(s): rows 3, 5"]
 
 
-def test_a_label_map_mends_words_and_what_it_leaves_out_is_counted(tmp_path: Path) -> None:
+def test_a_label_map_mends_words_and_the_few_it_leaves_out_are_not_counted(tmp_path: Path) -> None:
     def change(rows: Rows) -> None:
         rows[1]["diagnosis"], rows[3]["diagnosis"] = "Naevus", "scar"
 
@@ -137,7 +150,17 @@ def test_a_label_map_mends_words_and_what_it_leaves_out_is_counted(tmp_path: Pat
         check_data(f"{folder}#labels={tmp_path / 'words.toml'}", CLASSES, None, 8),
         check_data(str(folder), CLASSES, {"naevus": "nv", "scar": ""}, 8),
     ):
-        assert (report.verdict, report.labels.excluded, report.unread) == ("usable", 1, ())
+        assert (report.verdict, report.labels.excluded, report.unread) == ("usable", None, ())
+        # Nor does their number follow from the files: those are counted that are used.
+        assert report.shape.kinds == {"PNG": 43}
+        assert sum(told.images or 0 for told in report.splits) == 43
+        assert "fewer than 5 image(s) are left out by the label map." in report_text(report)
+
+
+def test_five_images_that_the_label_map_leaves_out_are_counted(tmp_path: Path) -> None:
+    folder = write_hospital(tmp_path, lambda rows: [row.update(diagnosis="scar") for row in rows[:5]])
+
+    assert check_data(str(folder), CLASSES, {"scar": "exclude"}, 8).labels.excluded == 5
 
 
 def test_a_label_map_to_no_class_of_the_project_is_refused(tmp_path: Path) -> None:
@@ -190,10 +213,10 @@ def test_dicom_files_that_cannot_be_used_are_told_with_row_and_transfer_syntax(t
     assert checked(folder) == found.report
     # What is left out is not used, so that its names refuse nobody.
     assert found.report.verdict == "usable"
-    assert [(entry.reason, entry.rows) for entry in found.report.unread] == [
-        (f"DICOM cannot be decoded (ValueError, {LITTLE})", (2,)),
-        ("DICOM encoding cannot be decoded here: transfer syntax 1.2.840.10008.1.2.9", (4,)),
-        (f"DICOM has 2 frames, expected one ({LITTLE})", (3,)),
+    assert [(entry.reason, entry.files) for entry in found.report.unread] == [
+        (f"DICOM cannot be decoded (ValueError, {LITTLE})", None),
+        ("DICOM encoding cannot be decoded here: transfer syntax 1.2.840.10008.1.2.9", None),
+        (f"DICOM has 2 frames, expected one ({LITTLE})", None),
     ]
     assert {(entry.row, entry.file) for entry in found.details.entries} == {(2, "anna00"), (3, "anna01"), (4, "anna02")}
 
@@ -211,9 +234,7 @@ def test_a_set_of_nothing_but_bad_dicom_is_refused_with_the_transfer_syntax(tmp_
 
 
 # Fault 24: identifying tags or burned-in text.
-def test_identifying_tags_are_refused_by_name_and_count_and_the_rest_is_still_told(
-    tmp_path: Path,
-) -> None:
+def test_identifying_tags_are_refused_by_name_and_the_rest_is_still_told(tmp_path: Path) -> None:
     folder = write_hospital(tmp_path)
     swap_for_dicom(folder, "anna00", PatientName="Meier^Anna", StudyDate="20200101")
     swap_for_dicom(folder, "anna01", PatientName="Meier^Anna", PatientBirthDate="19700101")
@@ -222,19 +243,31 @@ def test_identifying_tags_are_refused_by_name_and_count_and_the_rest_is_still_to
     report = checked(folder)
 
     assert (
-        "PatientBirthDate (0010,0030) in 1 file(s), PatientName (0010,0010) in 2 file(s). De-identify them"
-        in only_reason(report)
+        "PatientBirthDate (0010,0030) in fewer than 5 file(s), PatientName (0010,0010) in fewer than 5 file(s). "
+        "De-identify them" in only_reason(report)
     )
     assert [(tag.name, tag.kind, tag.files, tag.refuses) for tag in report.tags] == [
-        ("PatientBirthDate (0010,0030)", "life", 1, True),
-        ("PatientName (0010,0010)", "person", 2, True),
-        ("PatientID (0010,0020)", "taken for a pseudonym", 1, False),
-        ("StudyDate (0008,0020)", "date", 1, False),
+        ("PatientBirthDate (0010,0030)", "life", None, True),
+        ("PatientName (0010,0010)", "person", None, True),
+        ("PatientID (0010,0020)", "taken for a pseudonym", None, False),
+        ("StudyDate (0008,0020)", "date", None, False),
     ]
     assert report.splits[0].images == 24
-    assert report.shape.kinds == {"DICOM": 3, "PNG": 41}
+    # 41 would give the three away.
+    assert report.shape.kinds == {"DICOM": None, "PNG": None}
     assert any("taken for a pseudonym" in warning for warning in report.warnings)
     assert any("dates, descriptions or device numbers" in warning for warning in report.warnings)
+
+
+def test_a_tag_in_five_files_is_counted(tmp_path: Path) -> None:
+    folder = write_hospital(tmp_path)
+    for number in range(5):
+        swap_for_dicom(folder, f"anna{number:02d}", PatientName="Meier^Anna")
+
+    report = checked(folder)
+
+    assert "PatientName (0010,0010) in 5 file(s)" in only_reason(report)
+    assert (report.tags[0].files, report.shape.kinds) == (5, {"DICOM": 5, "PNG": 39})
 
 
 def test_burned_in_text_is_refused(tmp_path: Path) -> None:
@@ -243,7 +276,7 @@ def test_burned_in_text_is_refused(tmp_path: Path) -> None:
 
     found = examine(str(folder), CLASSES, None, 8)
 
-    assert "BurnedInAnnotation (0028,0301) in 1 file(s)" in only_reason(found.report)
+    assert "BurnedInAnnotation (0028,0301) in fewer than 5 file(s)" in only_reason(found.report)
     assert [(entry.row, entry.file, entry.what) for entry in found.details.entries] == [
         (2, "anna00", "tells who the patient is: BurnedInAnnotation")
     ]
@@ -257,5 +290,7 @@ def test_a_cameras_notes_are_a_warning(tmp_path: Path) -> None:
 
     report = checked(folder)
 
-    assert (report.verdict, report.camera_notes) == ("usable", {"owner or author": 1})
-    assert "1 picture(s) carry a camera's note (EXIF): owner or author" in report.warnings[0]
+    assert (report.verdict, report.camera_notes) == ("usable", {"owner or author": None})
+    assert "fewer than 5 picture(s) carry a camera's note (EXIF): owner or author" in report.warnings[0]
+    # One in colour among 44.
+    assert (report.shape.colour, report.shape.grey) == (None, None)

@@ -29,7 +29,7 @@ def test_the_same_picture_in_two_splits_is_refused(tmp_path: Path) -> None:
 
     found = examine(str(folder), CLASSES, None, 8)
 
-    assert "1 picture(s) lie in more than one split, pixel by pixel the same" in only_reason(found.report)
+    assert "fewer than 5 picture(s) lie in more than one split, pixel by pixel the same" in only_reason(found.report)
     assert [(entry.row, entry.file, entry.what) for entry in found.details.entries] == [
         (28, "anna26", "the same pixels as row 2, in another split"),
         (38, "anna36", "the same pixels as row 2, in another split"),
@@ -43,10 +43,10 @@ def test_copies_inside_a_split_are_a_warning_and_so_are_two_classes_for_one(tmp_
     report = checked(folder)
 
     assert report.verdict == "usable"
-    assert (report.leakage.same_within, report.leakage.same_across, report.leakage.same_other_class) == (2, 0, 1)
+    assert (report.leakage.same_within, report.leakage.same_across, report.leakage.same_other_class) == (None, 0, None)
     assert report.warnings == (
-        "2 image(s) are copies, pixel by pixel, of another one in their split.",
-        "1 picture(s) carry two different classes. One of them is wrong.",
+        "fewer than 5 image(s) are copies, pixel by pixel, of another one in their split.",
+        "fewer than 5 picture(s) carry two different classes. One of them is wrong.",
     )
 
 
@@ -56,7 +56,7 @@ def test_a_patient_in_two_splits_is_refused_with_the_rows(tmp_path: Path) -> Non
     found = examine(str(folder), CLASSES, None, 8)
 
     assert "1 lesion(s) or patient(s) lie in more than one split (rows 2, 42)" in only_reason(found.report)
-    assert found.report.leakage.torn_groups == 1
+    assert found.report.leakage.torn_groups is None
     assert [entry.file for entry in found.details.entries] == ["anna00", "anna40"]
 
 
@@ -69,7 +69,7 @@ def test_a_torn_patient_is_told_beside_another_fault_of_the_table(tmp_path: Path
 
     assert len(report.reasons) == 2
     assert "names 1 image(s) more than once (rows 4, 9)" in report.reasons[0]
-    assert report.reasons[1].startswith("1 patient(s) or lesion(s) lie in more than one split. Put each into one")
+    assert report.reasons[1].startswith("fewer than 5 patient(s) or lesion(s) lie in more than one split. Put each")
 
 
 def test_images_that_nothing_groups_are_a_warning(tmp_path: Path) -> None:
@@ -103,6 +103,80 @@ def test_class_folders_are_checked_as_well(tmp_path: Path) -> None:
     assert [(entry.row, entry.file) for entry in found.details.entries] == [(24, "nv/anna03.png")]
 
 
+def test_class_folders_without_a_class_are_told_with_their_rows_and_the_rest_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "klinik"
+    for place, label in enumerate(("mel", "meierfleck", "nv", "annas")):
+        (folder / label).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (6, 6), (place * 40, number, 0)).save(folder / label / f"{number:02d}.png")
+    (folder / "nv" / "03.png").write_text("no picture")
+    (folder / "nv" / "04.png").write_bytes((folder / "nv" / "05.png").read_bytes())
+
+    report = checked(folder)
+    details = examine(str(folder), CLASSES, None, 8).details
+
+    assert "2 label(s) in 40 row(s) have no class (rows 1, 2, 3, 4, 5, 6, 7, 8 and 32 more)" in report.reasons[0]
+    assert (report.labels.unmapped_words, report.labels.unmapped_rows[-1], report.labels.excluded) == (2, 20, 0)
+    assert report.splits[0].images == 27  # of 39; the other two splits are small
+    assert [entry.reason for entry in report.unread] == ["image cannot be decoded (UnidentifiedImageError)"]
+    # The two that are the same lie in one split or in two.
+    assert None in (report.leakage.same_within, report.leakage.same_across)
+    words = [entry.what for entry in details.entries if entry.what.startswith("word")]
+    assert words[0].startswith("word without a class: 'annas' in 20 row(s): rows 1, 2, 3")
+    assert words[1].startswith("word without a class: 'meierfleck' in 20 row(s): rows 41, 42, 43")
+    mended = check_data(str(folder), CLASSES, {"annas": "exclude", "MEIERFLECK": "bcc"}, 6)
+    assert (mended.labels.unmapped_words, mended.labels.excluded) == (0, 20)
+
+
+def test_a_label_map_of_class_folders_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    for label in ("mel", "nv"):
+        (tmp_path / "klinik" / label).mkdir(parents=True)
+        Image.new("RGB", (6, 6)).save(tmp_path / "klinik" / label / "1.png")
+
+    assert "the label map maps 1 word(s) to what is no class of the study" in only_reason(
+        check_data(str(tmp_path / "klinik"), CLASSES, {"mel": "benign"}, 8)
+    )
+    missing = check_data(str(tmp_path / "klinik"), CLASSES, tmp_path / "no.csv", 8)
+    assert "the label map cannot be read (FileNotFoundError)" in only_reason(missing)
+
+
+def _npz(path: Path, **arrays: np.ndarray) -> str:
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 60), ("val", 18), ("test", 18)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (number, 8, 8), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(number) % 3).astype(np.uint8)[:, None]
+        arrays[f"{split}_site"] = (np.arange(number) % 2).astype(np.uint8)
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_classes_of_an_npz_file_without_a_class_are_told_with_their_rows_and_the_rest_is_counted(
+    tmp_path: Path,
+) -> None:
+    names = {"class_names": np.array(["mel", "Meierfleck", "nv"]), "site_names": np.array(["west", "east"])}
+    place = _npz(tmp_path / "klinik.npz", **names)
+
+    found = examine(place, CLASSES, None, 8)
+    part = examine(f"{place}#part=east", CLASSES, None, 8)
+
+    assert "1 label(s) in 32 row(s) have no class (rows 2, 5, 8" in only_reason(found.report)
+    assert [told.images for told in found.report.splits] == [40, 12, 12]
+    assert found.details.entries[0].what.startswith("word without a class: 'Meierfleck' in 32 row(s): rows 2, 5, 8")
+    # East has every second picture: its own places, as its readers count them.
+    assert "1 label(s) in 16 row(s) have no class (rows 1, 4, 7" in only_reason(part.report)
+    assert [told.images for told in part.report.splits] == [20, 6, 6]
+    assert check_data(place, CLASSES, {"meierfleck": "bcc"}, 8).verdict == "usable"
+    lost = check_data(f"{place}#part=north", CLASSES, None, 8)
+    assert "no part 'north'; its parts are east, west" in only_reason(lost)
+
+
+def test_an_npz_file_without_names_has_words_only_where_its_places_are_not_the_projects(tmp_path: Path) -> None:
+    place = _npz(tmp_path / "klinik.npz")
+
+    assert check_data(place, CLASSES, None, 8).verdict == "usable"
+    assert "3 label(s) in 96 row(s) have no class" in check_data(place, ("mel", "nv"), None, 8).reasons[0]
+
+
 def test_an_npz_file_is_checked_as_well(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays: dict[str, np.ndarray] = {"class_names": np.array(CLASSES)}
@@ -115,7 +189,7 @@ def test_an_npz_file_is_checked_as_well(tmp_path: Path) -> None:
     found = examine(str(tmp_path / "klinik.npz"), CLASSES, None, 8)
 
     assert [told.classes for told in found.report.splits] == [(20, 20, 20), (5, 5, 5), (6, 6, 6)]
-    assert "1 picture(s) lie in more than one split" in only_reason(found.report)
+    assert "fewer than 5 picture(s) lie in more than one split" in only_reason(found.report)
     assert found.details.entries[0].what == "the same pixels as row 8, in another split"
     assert found.details.entries[0].row == 80
 

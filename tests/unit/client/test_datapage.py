@@ -24,8 +24,8 @@ def _report(**changes: object) -> DataReport:
     told: dict[str, object] = {
         "popmi": "1.2.3",
         "verdict": "refused",
-        "reasons": ("DICOM files tell who the patients are: PatientName (0010,0010) in 2 file(s).",),
-        "warnings": ("3 file(s) or row(s) cannot be used and are left out.",),
+        "reasons": ("DICOM files tell who the patients are: PatientName (0010,0010) in fewer than 5 file(s).",),
+        "warnings": ("Some file(s) or row(s) cannot be used and are left out; --names lists them.",),
         "source": "folder with labels.csv",
         "phantom": False,
         "classes": ("mel", "<script>nv"),
@@ -33,16 +33,16 @@ def _report(**changes: object) -> DataReport:
             SplitCounts(split="train", images=24, classes=(12, 12)),
             SplitCounts(split="val", images=None, classes=(None, None)),
         ),
-        "labels": Labels(told=("mel",), few=("<script>nv",), unmapped_words=1, unmapped_rows=(3, 5), excluded=4),
-        "unread": (Unread(reason="image file is missing", files=3, rows=(2, 5, 6)),),
-        "leakage": Leakage(grouped_by="patient", torn_groups=1, same_within=2, same_across=3),
+        "labels": Labels(told=("mel",), few=("<script>nv",), unmapped_words=1, unmapped_rows=(3, 5), excluded=None),
+        "unread": (Unread(reason="image file is missing", files=None, rows=()),),
+        "leakage": Leakage(grouped_by="patient", torn_groups=None, same_within=6, same_across=None),
         "tags": (
-            TagCount(name="PatientName (0010,0010)", kind="person", files=2, refuses=True),
+            TagCount(name="PatientName (0010,0010)", kind="person", files=None, refuses=True),
             TagCount(name="StudyDate (0008,0020)", kind="date", files=7, refuses=False),
         ),
         "camera_notes": {},
-        "shape": Shape(kinds={"DICOM": 7, "PNG": 20}, smallest="5 x 6", median_side=50, largest="90 x 80", colour=20,
-                       grey=7),
+        "shape": Shape(kinds={"DICOM": None, "PNG": None, "WebP": 20}, smallest="5 x 6", median_side=50,
+                       largest="90 x 80", colour=20, grey=7),
         "leaves": ("Once: the site's name.", "Never: an image."),
     }  # fmt: skip
     return DataReport.model_validate({**told, **changes})
@@ -54,22 +54,22 @@ def test_the_text_says_verdict_reasons_counts_and_what_would_leave() -> None:
     assert text.startswith("REFUSED. This data set cannot take part yet, for 1 reason(s).\n")
     for line in (
         "Why it is refused, and what to do",
-        "  - DICOM files tell who the patients are: PatientName (0010,0010) in 2 file(s).",
-        "  - 3 file(s) or row(s) cannot be used and are left out.",
+        "  - DICOM files tell who the patients are: PatientName (0010,0010) in fewer than 5 file(s).",
+        "  - Some file(s) or row(s) cannot be used and are left out; --names lists them.",
         "  class       train  val",
         "  mel         12     *",
         "  all         24     *",
         "  - Classes with at least 5 images: mel.",
         "  - 1 word(s) without a class: rows 3, 5.",
-        "  - 4 image(s) are left out by the label map.",
-        "  - Kept together by patient; patients or lesions in more than one split: 1.",
-        "  - The very same picture in more than one split: 3; copies in one: 2.",
-        "  - 7 DICOM, 20 PNG.",
+        "  - fewer than 5 image(s) are left out by the label map.",
+        "  - Kept together by patient; patients or lesions in more than one split: fewer than 5.",
+        "  - The very same picture in more than one split: fewer than 5; copies in one: 6.",
+        "  - * DICOM, * PNG, 20 WebP.",
         "  - Pixels: 5 x 6 to 90 x 80, median shorter side 50.",
         "  - 20 in colour, 7 grey.",
-        "  image file is missing  3      rows 2, 5, 6",
-        "  PatientName (0010,0010)  person  2      refused",
-        "  StudyDate (0008,0020)    date    7      told",
+        "  image file is missing  fewer than 5  --names lists them",
+        "  PatientName (0010,0010)  person  fewer than 5  refused",
+        "  StudyDate (0008,0020)    date    7             told",
         "  - Never: an image.",
     ):
         assert line in text.splitlines(), line
@@ -128,7 +128,7 @@ def test_the_json_is_the_whole_report() -> None:
 def test_the_list_with_names_says_first_that_it_stays() -> None:
     entries = (
         LocalDetail(row=2, file="anna.png", what="image file is missing"),
-        LocalDetail(row=None, file="", what="word without a class: 'scar' in 2 row(s)"),
+        LocalDetail(row=None, file="", what="word without a class: 'scar' in 2 row(s): rows 3, 5"),
     )
 
     assert details_text(LocalDetails(entries=entries)).splitlines() == [
@@ -136,5 +136,5 @@ def test_the_list_with_names_says_first_that_it_stays() -> None:
         "",
         "row  file      what",
         "2    anna.png  image file is missing",
-        "     -         word without a class: 'scar' in 2 row(s)",
+        "     -         word without a class: 'scar' in 2 row(s): rows 3, 5",
     ]

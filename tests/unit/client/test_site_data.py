@@ -9,7 +9,7 @@ from small_hospital import write_hospital
 from client.load import assignment_of, read_data
 from popmi_core.config import LocalConfig, ModelConfig
 from popmi_core.data import DERMOSCOPY_CLASSES
-from popmi_core.errors import ConfigError
+from popmi_core.errors import ConfigError, DataError
 from popmi_core.protocol import Assignment, Instruction
 
 
@@ -73,6 +73,12 @@ def test_a_real_sites_words_become_the_runs_classes_in_the_runs_order(tmp_path):
     found = read_data(Assignment(site="north", data=(data,), state="s"), instruction(classes=("nv", "bcc", "mel")))
     assert found.classes == ("nv", "bcc", "mel")
     assert found.train.targets.tolist() == [2, 0] * 12
+
+
+def test_a_site_whose_images_are_all_external_is_refused_before_it_joins(tmp_path):
+    folder = write_hospital(tmp_path, lambda rows: [row.update(split="external") for row in rows])
+    with pytest.raises(DataError, match=r"site north: every usable image is of split external, which no site trains"):
+        read_data(Assignment(site="north", data=(str(folder),), state="s"), instruction(classes=("nv", "bcc", "mel")))
 
 
 def test_a_site_with_other_classes_than_the_run_is_refused():

@@ -18,7 +18,7 @@ class Found:
     """What a check returns, as far as the command looks at it."""
 
     def __init__(self, verdict: str) -> None:
-        unread = [types.SimpleNamespace(reason="DICOM has 2 frames, expected one", files=3)]
+        unread = [types.SimpleNamespace(reason="DICOM has 2 frames, expected one", files=None)]
         told = {"reasons": ("rows 3, 5",) if verdict == "refused" else (), "warnings": ("w",), "unread": unread}
         self.report, self.details = types.SimpleNamespace(verdict=verdict, images=3, **told), "IMG_17.png"
 
@@ -67,7 +67,7 @@ def test_the_check_gets_data_classes_words_image_size_and_the_planned_run(asked,
         "verdict": "usable",
         "reasons": [],
         "warnings": ["w"],
-        "unusable": {"DICOM has 2 frames, expected one": 3},
+        "unusable": {"DICOM has 2 frames, expected one": "fewer than 5"},
     }
 
 
