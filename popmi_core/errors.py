@@ -43,6 +43,10 @@ class RunError(PopmiError):
     exit_code = 7
 
 
+class RecordError(RunError):
+    """A run's record refuses what is to be written, and would refuse it again: no reason to wait."""
+
+
 class SetupError(PopmiError):
     """A server or a site is not set up as it must be (kit, key, certificate, approval)."""
 

@@ -9,14 +9,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
 
 from popmi_core.checkpoints import load_state, save_state
-from popmi_core.errors import ModelError, RunError
+from popmi_core.errors import ModelError, RecordError, RunError
 from popmi_core.protocol import DATABASE_VARIABLE, Progress, RunPlan
 from server.card import model_card, write_card
 from server.environment import describe_environment
@@ -26,6 +25,7 @@ from server.results import Evaluation, RoundResult, SiteOutcome, bounded_figures
 from server.roster import Roster
 from server.store import RoundRow, RunReader, RunWriter
 from server.store.schema import RECORD_NAME
+from server.told import Figure, write_told
 
 log = logging.getLogger("popmi.round")
 # A failed run is resumed before its void rounds, of which there are at most three on end.
@@ -34,7 +34,6 @@ LOOK_AGAIN = 10.0
 """Seconds between two tries to write what there was no room for."""
 State = Mapping[str, Tensor]
 Result = TypeVar("Result")
-Figure = float | tuple[float, float, float]
 VAGUE = 0.5
 """Bounds further apart than this say next to nothing: they are shown instead of the value between them."""
 
@@ -172,13 +171,15 @@ class RunRecorder:
         """Return what ``action`` returns; without room or database, try again for ``plan.patience`` seconds.
 
         Raises:
-            RunError: If it could not be done in that time.
+            RunError: If it could not be done in that time, or, without waiting, would be refused again.
         """
         begun, told = time.monotonic(), ""
         while True:
             try:
                 result = action()
                 break
+            except RecordError:
+                raise
             except RunError as error:
                 if time.monotonic() - begun >= self.plan.patience:
                     raise
@@ -193,15 +194,7 @@ class RunRecorder:
         return result
 
     def _write_round(self, done: RoundResult, global_model: State, carried: State) -> None:
-        self._record_sites(done)
-        self._record_figures(done)
-        for update in done.matched:
-            self.writer.record_match(
-                done.server_round, update.site, gains=update.gains, identity=update.identity, note=update.note or None
-            )
-        for candidate, found in done.judged.items():
-            told = {site: asdict(judgement) for site, judgement in found.items()}
-            self.writer.record_candidate(done.server_round, candidate, told)
+        write_told(self.writer, done, pooled_figures(done.evaluation))
         card = model_card(self.plan, done)
         digest = save_state(self._model_path(done.server_round), global_model, {"card": json.dumps(card)})
         write_card(self._model_path(done.server_round).with_suffix(".md"), self.plan.run, card, digest)
@@ -219,36 +212,6 @@ class RunRecorder:
             notes=notes,
             model_sha256=digest,
         )
-
-    def _record_sites(self, done: RoundResult) -> None:
-        for phase, outcomes in (("train", done.train), ("evaluate", done.evaluate)):
-            for item in outcomes:
-                report = item.report
-                self.writer.record_site(
-                    done.server_round,
-                    item.site,
-                    phase=phase,
-                    outcome=item.outcome,
-                    reason=item.reason or None,
-                    num_examples=report.num_examples if report else None,
-                    seconds=report.seconds if report else None,
-                    bytes_up=item.bytes_up,
-                    bytes_down=item.bytes_down,
-                    epsilon=report.epsilon if report else None,
-                    train_loss=report.metrics.get("train.loss") if report else None,
-                )
-
-    def _record_figures(self, done: RoundResult) -> None:
-        for item in done.train:
-            if item.report is not None and (loss := item.report.metrics.get("train.loss")) is not None:
-                self.writer.record_metrics(done.server_round, item.site, "train", {"nll": loss})
-        for site, splits in done.evaluation.sites.items():
-            for split, figures in splits.items():
-                self.writer.record_metrics(done.server_round, site, split, _nan(figures))
-        for split, pooled in pooled_figures(done.evaluation).items():
-            self.writer.record_metrics(done.server_round, "global", split, pooled)
-        if done.evaluation.external:
-            self.writer.record_metrics(done.server_round, "external", "external", done.evaluation.external)
 
     def _tell(self, done: RoundResult) -> None:
         pooled = pooled_figures(done.evaluation).get("val", {})
@@ -327,10 +290,6 @@ def _weighted(pairs: Sequence[tuple[float | None, float]]) -> float:
 
 def _busy(outcomes: Sequence[SiteOutcome]) -> float:
     return math.fsum(item.report.seconds for item in outcomes if item.report is not None)
-
-
-def _nan(figures: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if value is None else value for name, value in figures.items()}
 
 
 def _value(figure: Figure) -> float | None:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, String, Text, create_engine, event
+from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text, create_engine, event
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -90,8 +90,8 @@ class SiteRound(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     num_examples: Mapped[int | None] = mapped_column(Integer)
     seconds: Mapped[float | None] = mapped_column(Float)
-    bytes_up: Mapped[int | None] = mapped_column(Integer)
-    bytes_down: Mapped[int | None] = mapped_column(Integer)
+    bytes_up: Mapped[int | None] = mapped_column(BigInteger)
+    bytes_down: Mapped[int | None] = mapped_column(BigInteger)
     epsilon: Mapped[float | None] = mapped_column(Float)
     train_loss: Mapped[float | None] = mapped_column(Float)
 

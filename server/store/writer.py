@@ -14,7 +14,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from popmi_core.errors import RunError
+from popmi_core.errors import RecordError, RunError
 from server.store.cleaning import clean, ending, finite, jsonable, one_of, whole
 from server.store.heartbeat import Heartbeat
 from server.store.rows import Figure, candidate_rows, match_rows, metric_rows
@@ -33,6 +33,8 @@ from server.store.schema import (
     connect,
     display_name,
 )
+from server.store.trouble import passes
+from server.store.upgrade import widen
 
 _ROUND_TABLES = (Round, SiteRound, Metric, MatchLayer, Candidate)
 
@@ -56,13 +58,14 @@ class RunWriter:
         self._heartbeat = Heartbeat(self._beat, heartbeat)
         with self._guard():
             Base.metadata.create_all(self._engine)
+            widen(self._engine)
 
     @property
     def run_id(self) -> int:
         """The run this writer is at.
 
         Raises:
-            RunError: If neither :meth:`start_run` nor :meth:`resume_run` came before.
+            RunError: If no run was started, resumed or taken over before.
         """
         if self._run_id is None:
             raise RunError(f"record {self._where}: no run is open. Call start_run or resume_run first.")
@@ -132,6 +135,10 @@ class RunWriter:
         )
         self._heartbeat.start()
         return last
+
+    def take_over(self, run_id: int) -> None:
+        """Write on in the record of a run whose own writer is gone; nothing in it is changed by that."""
+        self._run_id = run_id
 
     def drop_rounds(self, after: int) -> None:
         """Forget the rounds after ``after``: their checkpoints cannot be used, and they will be run again."""
@@ -322,10 +329,17 @@ class RunWriter:
     def _guard(self) -> Iterator[None]:
         try:
             yield
-        except SQLAlchemyError as error:
-            cause = getattr(error, "orig", None) or type(error).__name__
-            raise RunError(
-                f"record {self._where} cannot be written: {cause}. Check free space and rights, then resume the run."
+        except (SQLAlchemyError, OverflowError) as error:
+            named = error if isinstance(error, OverflowError) else type(error).__name__
+            cause = getattr(error, "orig", None) or named
+            if passes(error):
+                raise RunError(
+                    f"record {self._where} cannot be written: {cause}. Check free space and rights, then resume the "
+                    "run."
+                ) from error
+            raise RecordError(
+                f"record {self._where} does not take what is to be written: {cause}. Check its tables and rights; no "
+                "waiting helps."
             ) from error
 
 

@@ -1,0 +1,86 @@
+"""Write what the sites told of a round into its record; what the record refuses is that site's fault, not the run's."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from popmi_core.errors import RecordError
+from server.results import RoundResult, SiteOutcome
+from server.store import RunWriter
+
+log = logging.getLogger("popmi.round")
+Figure = float | tuple[float, float, float]
+
+
+def write_told(writer: RunWriter, done: RoundResult, pooled: Mapping[str, Mapping[str, Figure]]) -> None:
+    """Write outcomes, figures, matches and judgements of a round, site by site; ``pooled`` figures come by split.
+
+    Raises:
+        RunError: If nothing can be written now; a ``RecordError`` if nothing could be written later either.
+    """
+    number = done.server_round
+    for phase, outcomes in (("train", done.train), ("evaluate", done.evaluate)):
+        for item in outcomes:
+            _write_site(writer, number, phase, item)
+    for site, splits in done.evaluation.sites.items():
+        for split, figures in splits.items():
+            with _fault_of(site, writer, number):
+                writer.record_metrics(number, site, split, _nan(figures))
+    for split, figures_of_all in pooled.items():
+        writer.record_metrics(number, "global", split, figures_of_all)
+    if done.evaluation.external:
+        writer.record_metrics(number, "external", "external", done.evaluation.external)
+    for update in done.matched:
+        with _fault_of(update.site, writer, number):
+            writer.record_match(
+                number, update.site, gains=update.gains, identity=update.identity, note=update.note or None
+            )
+    for candidate, found in done.judged.items():
+        for site, judgement in found.items():
+            with _fault_of(site, writer, number):
+                writer.record_candidate(number, candidate, {site: asdict(judgement)})
+
+
+def _write_site(writer: RunWriter, number: int, phase: str, item: SiteOutcome) -> None:
+    known: dict[str, Any] = {
+        "phase": phase,
+        "outcome": item.outcome,
+        "reason": item.reason or None,
+        "bytes_up": item.bytes_up,
+        "bytes_down": item.bytes_down,
+    }
+    report = item.report
+    if report is None:
+        writer.record_site(number, item.site, **known)
+        return
+    loss = report.metrics.get("train.loss")
+    with _fault_of(item.site, writer, number):
+        writer.record_site(
+            number, item.site, num_examples=report.num_examples, seconds=report.seconds, epsilon=report.epsilon,
+            train_loss=loss, **known,
+        )  # fmt: skip
+        if phase == "train" and loss is not None:
+            writer.record_metrics(number, item.site, "train", {"nll": loss})
+        return
+    # How it fared is the server's own word and stands there in any case.
+    writer.record_site(number, item.site, **known)
+
+
+@contextmanager
+def _fault_of(site: str, writer: RunWriter, number: int) -> Iterator[None]:
+    """Tell in the diary what the record refuses of a site's figures, and go on."""
+    try:
+        yield
+    except RecordError as error:
+        told = f"{site}: figures it told are left out: {error}"
+        log.warning("%s", told)
+        writer.event(told, level="warning", server_round=number)
+
+
+def _nan(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in figures.items()}
