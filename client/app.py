@@ -32,6 +32,7 @@ from popmi_core.protocol import (
     CONTROL_CHANGE,
     GRAMS,
     JUDGE,
+    MAX_REASON,
     MEASURE_NORMS,
     MODEL,
     NORMS,
@@ -266,4 +267,5 @@ def matching_told(aligned: Aligned | None) -> dict[str, object]:
     """Return what a report says about matching at the site; nothing where there was none."""
     if aligned is None:
         return {}
-    return {"gains": finite_or_none(aligned.gains), "identity": aligned.identity, "match_note": aligned.note}
+    note = aligned.note[:MAX_REASON]
+    return {"gains": finite_or_none(aligned.gains), "identity": aligned.identity, "match_note": note}

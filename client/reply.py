@@ -16,7 +16,7 @@ from client.load import assignment_of
 from popmi_core.data.spec import SiteSpec
 from popmi_core.errors import PopmiError, PrivacyError
 from popmi_core.packing import PACKED, pack, unpack
-from popmi_core.protocol import INSTRUCTION, JSON_KEY, REPORT, Instruction, Report
+from popmi_core.protocol import INSTRUCTION, JSON_KEY, MAX_REASON, REPORT, Instruction, Report
 
 log = logging.getLogger("popmi.site")
 Handler = Callable[[Message, Context], Message]
@@ -112,7 +112,7 @@ def guarded(handler: Handler) -> Handler:
             run=instruction.run,
             server_round=instruction.server_round,
             site=_site(context, instruction),
-            error=told,
+            error=told[:MAX_REASON],
             stopped=stopped,
         )
         return reply(message, report)

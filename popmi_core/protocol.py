@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from popmi_core.config import LocalConfig, MatchConfig, ModelConfig, PrivacyConfig, RunConfig
 from popmi_core.errors import UpdateError
@@ -45,6 +45,32 @@ POOLED_SITE = "pooled"
 
 Split = Literal["train", "val", "test"]
 Statistic = Literal["gram", "activations"]
+
+# Bounds of what a site tells. Nothing in a report may be more than the record and the pages can hold.
+MAX_EXAMPLES = 10_000_000
+"""Images of one site; a site with more is not believed."""
+MAX_REPORT = 1_000_000
+"""Letters of a whole report."""
+MAX_REASON = 4_000
+"""Letters of a site's error or note; the site cuts its own."""
+FIGURES = (
+    "auroc", "auprc", "macro_f1", "balanced_accuracy", "accuracy", "ece", "brier", "nll", "rotation_consistency",
+    "rotation_variation", "num_examples",
+)  # fmt: skip
+METRIC_NAMES = frozenset({"train.loss", *(f"{split}.{figure}" for split in get_args(Split) for figure in FIGURES)})
+"""All figures a report may tell; ``train.loss`` in nats."""
+
+
+def _known(name: str) -> str:
+    if name not in METRIC_NAMES:
+        raise ValueError("a figure's name is unknown")
+    return name
+
+
+Count = Annotated[int, Field(ge=0, le=MAX_EXAMPLES)]
+Figure = Annotated[float, Field(allow_inf_nan=False)] | None
+_NO_CONTROL_LETTERS = r"^[^\x00-\x1f\x7f]+$"
+Label = Annotated[str, Field(max_length=200, pattern=_NO_CONTROL_LETTERS)]
 
 
 class _Frozen(BaseModel):
@@ -108,26 +134,31 @@ class RunPlan(_Frozen):
 
 
 class Report(_Frozen):
-    """A site's answer apart from tensors. ``error`` is safe to show: it never quotes data or file names."""
+    """A site's answer apart from tensors. ``error`` is safe to show: it never quotes data or file names.
 
-    run: str
-    server_round: int
-    site: str
-    nonce: str = ""
-    error: str | None = None
+    Every number and text has a bound: a report that leaves one is refused before anything of it is kept.
+    """
+
+    run: Label
+    server_round: int = Field(ge=0, le=1_000_000)
+    site: Label
+    nonce: str = Field(default="", max_length=64)
+    error: str | None = Field(default=None, max_length=MAX_REASON)
     waiting: bool = Field(default=False, description="the site has not approved this code yet; it may be asked again")
     stopped: bool = Field(default=False, description="the site will train no more in this run (budget spent)")
-    num_examples: int = 0
-    seconds: float = 0.0
-    metrics: dict[str, float | None] = Field(default_factory=dict)
-    epsilon: float | None = None
-    skipped_rows: int = 0
+    num_examples: Count = 0
+    seconds: float = Field(default=0.0, ge=0, le=1e9)
+    metrics: dict[Annotated[str, AfterValidator(_known)], Figure] = Field(default_factory=dict)
+    epsilon: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    skipped_rows: Count = 0
     phantom: bool = False
-    split_sizes: dict[str, int] = Field(default_factory=dict)
-    class_counts: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    gains: dict[str, float | None] = Field(default_factory=dict, description="by layer, where the site matched")
-    identity: dict[str, bool] = Field(default_factory=dict)
-    match_note: str = ""
+    split_sizes: dict[Split, Count] = Field(default_factory=dict)
+    class_counts: tuple[Count, ...] = Field(default=(), max_length=100_000)
+    gains: dict[Label, Figure] = Field(
+        default_factory=dict, max_length=10_000, description="by layer, where the site matched"
+    )
+    identity: dict[Label, bool] = Field(default_factory=dict, max_length=10_000)
+    match_note: str = Field(default="", max_length=MAX_REASON)
 
 
 def model_record(number: int) -> str:
@@ -148,13 +179,27 @@ def parse_report(text: object, *, site: str) -> Report:
     """
     if not isinstance(text, str):
         raise UpdateError(f"site {site}: the reply holds no report. Check that the site runs the same POPMI version.")
+    if len(text) > MAX_REPORT:
+        raise UpdateError(
+            f"site {site}: the report has {len(text)} letters, expected at most {MAX_REPORT}. Check that the site runs "
+            "the same POPMI version."
+        )
     try:
         return Report.model_validate_json(text)
     except ValidationError as error:
-        fields = ", ".join(sorted({".".join(str(p) for p in item["loc"]) or "whole text" for item in error.errors()}))
         raise UpdateError(
-            f"site {site}: unreadable report (fields: {fields}). Check that the site runs the same POPMI version."
+            f"site {site}: unreadable report (fields: {_fields(error)}). Check that the site runs the same POPMI "
+            "version."
         ) from error
+
+
+def _fields(error: ValidationError) -> str:
+    # Never what stood there, nor keys of a site's own making: either could be anything, of any length.
+    told: set[str] = set()
+    for item in error.errors(include_input=False, include_url=False, include_context=False):
+        field = str(item["loc"][0]) if item["loc"] else ""
+        told.add(f"{field if field in Report.model_fields else 'whole text'}: {item['msg']}")
+    return "; ".join(sorted(told)[:3]) + (f" and {len(told) - 3} more" if len(told) > 3 else "")
 
 
 def derive_seed(*parts: object) -> int:

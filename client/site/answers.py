@@ -7,7 +7,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from popmi_core.protocol import INSTRUCTION, JSON_KEY, REPORT, Report
+from popmi_core.protocol import INSTRUCTION, JSON_KEY, MAX_REASON, REPORT, Report
 
 # Taken over from the question as they are, so far as this version of the protocol has them.
 ECHOED = ("run", "server_round", "nonce")
@@ -25,7 +25,7 @@ def answer(message: Message, *, site: str, error: str, waiting: bool = False) ->
     asked = _asked(message)
     echoed = {name: asked[name] for name in ECHOED if name in asked and name in Report.model_fields}
     report = Report.model_validate(
-        {"run": "unknown", "server_round": 0, **echoed, "site": site, "error": error, "waiting": waiting}
+        {"run": "unknown", "server_round": 0, **echoed, "site": site, "error": error[:MAX_REASON], "waiting": waiting}
     )
     return Message(RecordDict({REPORT: ConfigRecord({JSON_KEY: report.model_dump_json()})}), reply_to=message)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from popmi_core.errors import UpdateError
-from popmi_core.protocol import Report, derive_seed, parse_report
+from popmi_core.protocol import MAX_EXAMPLES, MAX_REASON, MAX_REPORT, METRIC_NAMES, Report, derive_seed, parse_report
 
 
 def test_a_report_survives_the_wire():
@@ -24,6 +26,83 @@ def test_an_unreadable_report_names_the_fields_and_not_their_values():
     with pytest.raises(UpdateError, match="fields: server_round") as caught:
         parse_report(text, site="a")
     assert "patient" not in str(caught.value)
+
+
+def told(**fields) -> str:
+    return json.dumps({"run": "r", "server_round": 1, "site": "a", **fields})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_examples": MAX_EXAMPLES},
+        {"metrics": dict.fromkeys(METRIC_NAMES, 0.5)},
+        {"gains": {"blocks.0.attn": None}, "identity": {"blocks.0.attn": True}},
+        {"error": "line\nline " + "x" * (MAX_REASON - 10)},
+        {"split_sizes": {"train": 3, "val": 0, "test": MAX_EXAMPLES}, "epsilon": 0.0},
+    ],
+)
+def test_what_a_report_may_hold_is_taken(fields):
+    assert parse_report(told(**fields), site="a").site == "a"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_examples": 3_000_000_000},
+        {"num_examples": 2**63},
+        {"num_examples": -1},
+        {"server_round": -1},
+        {"server_round": 10**9},
+        {"skipped_rows": 10**12},
+        {"class_counts": [1, 10**12]},
+        {"split_sizes": {"val": 10**12}},
+        {"split_sizes": {"patients": 1}},
+        {"metrics": {"val.patient 7": 0.5}},
+        {"metrics": {"val." + "x" * 61: 0.5}},
+        {"metrics": {"val.nll": 10**400}},
+        {"gains": {"w" * 201: 0.5}},
+        {"gains": {"w\x00": 0.5}},
+        {"gains": {f"w{i}": 0.5 for i in range(10_001)}},
+        {"identity": {"w\n": True}},
+        {"site": ""},
+        {"site": "a\x00"},
+        {"run": "r" * 201},
+        {"nonce": "n" * 65},
+        {"error": "e" * (MAX_REASON + 1)},
+        {"match_note": "e" * (MAX_REASON + 1)},
+        {"seconds": -1},
+        {"seconds": 10**12},
+        {"epsilon": -0.5},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_what_the_record_cannot_hold_is_refused_by_its_field_alone(fields):
+    (field,) = fields
+    with pytest.raises(UpdateError, match=rf"^site a: unreadable report \(fields: {field}: ") as caught:
+        parse_report(told(**fields), site="a")
+    assert len(str(caught.value)) < 500
+    assert "patient" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("field", ["seconds", "epsilon"])
+def test_a_figure_that_is_no_number_is_refused(field, value):
+    text = f'{{"run": "r", "server_round": 1, "site": "a", "{field}": {value}}}'
+    with pytest.raises(UpdateError, match=f"fields: {field}: "):
+        parse_report(text, site="a")
+
+
+def test_of_many_wrong_fields_three_are_named_and_no_word_of_the_site_s_own():
+    fields = {"num_examples": -1, "skipped_rows": -1, "seconds": -1, "site": "", "patient": 7}
+    with pytest.raises(UpdateError, match=r" and 2 more\)\. Check that the site") as caught:
+        parse_report(told(**fields), site="a")
+    assert "patient" not in str(caught.value)
+
+
+def test_a_report_of_any_length_is_not_even_read():
+    with pytest.raises(UpdateError, match=f"the report has 1000042 letters, expected at most {MAX_REPORT}"):
+        parse_report("x" * (MAX_REPORT + 42), site="a")
 
 
 def test_seeds_depend_on_every_part_and_on_nothing_else():

@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.reply import array_record, finite_or_none, guarded, is_packed, packed, reply, unpacked
 from popmi_core.config import LocalConfig, ModelConfig
 from popmi_core.errors import DataError, PrivacyError
-from popmi_core.protocol import INSTRUCTION, JSON_KEY, REPORT, Instruction, Report
+from popmi_core.protocol import INSTRUCTION, JSON_KEY, MAX_REASON, REPORT, Instruction, Report
 
 INSTRUCTED = Instruction(
     run="r",
@@ -141,3 +141,9 @@ def test_a_damaged_question_is_answered_with_what_is_wrong():
     answer = guarded(sends_back)(asked_about(RecordDict({"model": ArrayRecord({"safetensors": block})})), CONTEXT)
     report = Report.model_validate_json(answer.content.config_records[REPORT][JSON_KEY])
     assert report.error.startswith("UpdateError: 3 bytes cannot be decoded")
+
+
+def test_an_error_of_any_length_is_cut_to_what_the_server_takes():
+    report = answered(failing(DataError("x" * 10 * MAX_REASON)), site="a", data="x")
+    assert len(report.error) == MAX_REASON
+    assert report.error.startswith("DataError: xxx")
