@@ -16,7 +16,7 @@ from popmi_core.errors import AuditError, PopmiError, SetupError
 from server.control.contract import Control, FlowerRun, SuperLinkAway
 from server.control.home import ServerHome, Wanted
 from server.control.plans import is_held, opened_at, reopen_plan, write_code_hash
-from server.control.records import Standing, standing
+from server.control.records import Standing, end_record, standing
 from server.control.sites import confirm, cut_off_revoked
 
 log = logging.getLogger("popmi.keeper")
@@ -24,7 +24,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 """Seconds between the end of a run and its next start; doubled until a round is done."""
 LOOK_SECONDS = 2.0
 MOST_FALLS = 5
-"""How often a run that failed by an unforeseen error is started again without a round between."""
+"""How often a run starts again without a round between that failed by an unforeseen error or was killed."""
 SETTLING = 15.0
 """Seconds without a heartbeat in the record after which its writer is taken for dead: three missed ones."""
 ENDINGS = frozenset({"run.finished", "run.failed", "run.given_up"})
@@ -59,6 +59,8 @@ class Keeper:
         self._ended: float | None = None
         self._rounds_done: int | None = None
         self._begun_at: int | None = None
+        # Whether the SuperLink was away since the last start: its own end takes every server app with it.
+        self._link_lost = False
         self._said: set[str] = set()
         self._seen: dict[Path, float] = {}
 
@@ -84,7 +86,11 @@ class Keeper:
             SuperLinkAway: If the SuperLink does not answer; nothing was changed.
             PopmiError: If the home or the record cannot be read or written now.
         """
-        runs = self.control.runs()
+        try:
+            runs = self.control.runs()
+        except SuperLinkAway:
+            self._link_lost = True
+            raise
         self._forget("superlink.away", "superlink.back")
         cut_off_revoked(self.home, self.control)
         self._confirm_all()
@@ -124,7 +130,7 @@ class Keeper:
         self._rounds_done = stand.rounds_done
         # A heartbeat from before the plan was opened for this start is the one of the start before.
         silent = opened_at(self.home, run.name) < stand.heartbeat < self._clock() - SETTLING
-        if silent and stand.status in ("waiting", "running") and not is_held(self.home, run.name):
+        if silent and stand.interrupted and not is_held(self.home, run.name):
             # Killed: Flower takes a minute more to notice. One that only waits for room on a disk holds its file.
             self._stop(run, "its server app is gone")
 
@@ -132,6 +138,8 @@ class Keeper:
         if stand.status == "finished":
             self._once("run.finished", stand.reason, run=wanted.run, rounds=stand.rounds_done)
             return True
+        if stand.interrupted and self._falls >= MOST_FALLS and not is_held(self.home, wanted.run):
+            return self._give_up_killed(wanted, stand)
         # What failed before the operator asked to go on is asked to go on.
         if stand.status != "failed" or (stand.finished is not None and stand.finished < wanted.since):
             return False
@@ -142,6 +150,16 @@ class Keeper:
             self._once("run.given_up", stand.reason, run=wanted.run, rounds=stand.rounds_done, falls=self._falls)
             return True
         return False
+
+    def _give_up_killed(self, wanted: Wanted, stand: Standing) -> bool:
+        # Most likely for want of memory, and by whatever was asked of it: it would be killed for ever.
+        reason = (
+            f"its server app was killed {self._falls} times on end without a round between. Look at the memory the "
+            "runner may take and at what the sites send, then resume the run."
+        )
+        end_record(self.home, wanted.run, reason)
+        self._once("run.given_up", reason, run=wanted.run, rounds=stand.rounds_done, falls=self._falls)
+        return True
 
     def _start_again(self, wanted: Wanted, stand: Standing, before: Sequence[FlowerRun]) -> None:
         now = self._clock()
@@ -154,7 +172,7 @@ class Keeper:
                 )  # fmt: skip
         if before and now < self._ended + self._pause:
             return
-        alive = stand.status in ("waiting", "running") and now - stand.heartbeat < SETTLING
+        alive = stand.interrupted and now - stand.heartbeat < SETTLING
         if alive or is_held(self.home, wanted.run):
             # Its server app is still there, and two at one record would write into each other's rounds.
             return
@@ -164,8 +182,8 @@ class Keeper:
         self.home.note("run.starting", run=wanted.run, resume=stand.begun, code_hash=code, code_changed=changed)
         run_id = self.control.start_run(wanted.run, bundle)
         self.home.note("run.started", run=wanted.run, run_id=run_id, after_round=stand.rounds_done)
-        self._ended, self._rounds_done = None, stand.rounds_done
-        self._falls += stand.fell
+        self._falls += stand.fell or (bool(before) and stand.interrupted and not self._link_lost)
+        self._ended, self._rounds_done, self._link_lost = None, stand.rounds_done, False
         self._pause = min(2 * self._pause, LONGEST_PAUSE) if before else FIRST_PAUSE
 
     def _stop(self, run: FlowerRun, why: str) -> None:

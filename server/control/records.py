@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from popmi_core.protocol import DATABASE_VARIABLE
 from server.control.home import ServerHome
-from server.store import RunReader, RunSummary
+from server.store import RunReader, RunSummary, RunWriter
 from server.store.schema import RECORD_NAME
 
 # What `server.app` and the record's writer put before a foreign error: no reason a person gave, but a fall.
@@ -43,6 +43,11 @@ class Standing:
     def begun(self) -> bool:
         """Whether there is anything to go on with."""
         return bool(self.status)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it has no end: its server app is at it, or was killed."""
+        return self.status in ("waiting", "running")
 
     @property
     def fell(self) -> bool:
@@ -88,3 +93,20 @@ def standing(home: ServerHome, run: str) -> Standing:
             heartbeat=summary.heartbeat,
             open_round=any(row.finished is None for row in rounds),
         )
+
+
+def end_record(home: ServerHome, run: str, reason: str) -> None:
+    """Have the record say that a run failed whose server app cannot say so any more.
+
+    Raises:
+        RunError: If the record cannot be written now.
+        ConfigError: If the database's address is unusable.
+    """
+    with open_record(home, run) as found:
+        number = None if found is None else found[1].id
+    if number is None:
+        return
+    database = os.environ.get(DATABASE_VARIABLE, "").strip()
+    with RunWriter(database or home.run_folder(run) / RECORD_NAME, heartbeat=0) as writer:
+        writer.take_over(number)
+        writer.finish_run("failed", reason)

@@ -18,6 +18,8 @@ from server.control.keeper import Keeper
 from server.control.operate import init_home
 from server.control.plans import make_plan
 from server.control.sites import add_site
+from server.store import RunReader, RunWriter
+from server.store.schema import RECORD_NAME
 
 
 class RememberingControl:
@@ -161,3 +163,36 @@ def wanted(home):
     add_site(home, "zurich")
     make_plan(home, RunConfig(rounds=3), "first")
     return home.want("first", "going")
+
+
+@pytest.fixture
+def write(home):
+    """Return a function that writes the run's record: so many rounds, and how it ended, or that it was killed."""
+
+    def write(*, rounds=0, opened=False, status=None, reason=None, name="first"):
+        path = home.run_folder(name) / RECORD_NAME
+        writer = RunWriter(path, heartbeat=0)
+        if path.stat().st_size and writer_has_run(path):
+            writer.resume_run()
+        else:
+            writer.start_run(
+                name, config={}, environment={}, strategy="opm", seed=0, rounds_planned=3, data_name="d", phantom=False,
+                classes=["mel", "nv"], sites=["charite"],
+            )  # fmt: skip
+        for number in range(1, rounds + 1):
+            writer.start_round(number)
+            writer.finish_round(
+                number, outcome="ok", seconds_total=1.0, seconds_train=1.0, seconds_fuse=1.0, seconds_evaluate=1.0,
+                notes={}, model_sha256=None,
+            )  # fmt: skip
+        if opened:
+            writer.start_round(rounds + 1)
+        if status is not None:
+            writer.finish_run(status, reason)
+
+    return write
+
+
+def writer_has_run(path):
+    with RunReader(path) as reader:
+        return bool(reader.runs())

@@ -14,45 +14,8 @@ from server.control.contract import FlowerRun
 from server.control.home import ServerHome
 from server.control.keeper import MOST_FALLS, Keeper
 from server.control.plans import read_code_hash, read_plan
-from server.store import RunWriter
-from server.store.schema import RECORD_NAME
 
 BUNDLE = (b"packed", "c" * 64)
-
-
-@pytest.fixture
-def write(home):
-    """Return a function that writes the run's record: so many rounds, and how it ended, or that it was killed."""
-
-    def write(*, rounds=0, opened=False, status=None, reason=None, name="first"):
-        path = home.run_folder(name) / RECORD_NAME
-        writer = RunWriter(path, heartbeat=0)
-        if path.stat().st_size and writer_has_run(path):
-            writer.resume_run()
-        else:
-            writer.start_run(
-                name, config={}, environment={}, strategy="opm", seed=0, rounds_planned=3, data_name="d", phantom=False,
-                classes=["mel", "nv"], sites=["charite"],
-            )  # fmt: skip
-        for number in range(1, rounds + 1):
-            writer.start_round(number)
-            writer.finish_round(
-                number, outcome="ok", seconds_total=1.0, seconds_train=1.0, seconds_fuse=1.0, seconds_evaluate=1.0,
-                notes={}, model_sha256=None,
-            )  # fmt: skip
-        if opened:
-            writer.start_round(rounds + 1)
-        if status is not None:
-            writer.finish_run(status, reason)
-
-    return write
-
-
-def writer_has_run(path):
-    from server.store import RunReader
-
-    with RunReader(path) as reader:
-        return bool(reader.runs())
 
 
 def pass_time(keeper, clock, seconds):
