@@ -28,7 +28,8 @@ class LimitsConfig(BaseModel):
     all, to the deadline). ``join``: how long the run waits at its start for the sites it expects, and before a round
     for as many as it needs. ``again``: how often a site that restarted in the middle of its work is asked anew.
     ``empty_rounds`` on end without a model fail the run.
-    ``max_change``: largest norm of a site's change of the model, in norms of the model it started from.
+    ``max_change``: largest norm of a site's change of the model, in norms of the model it started from; also of
+    the change of its control variate, and of its BatchNorm statistics in norms of the model's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -20,6 +20,7 @@ from server.rounds.evaluate import evaluate_external
 from server.rounds.record import RunRecorder, open_writer, record_of
 from server.store import RunReader, RunWriter
 from server.strategy import OpmStrategy
+from server.weighing import weigh_first
 from server.wire import tensor_record
 
 log = logging.getLogger("popmi.round")
@@ -34,6 +35,7 @@ def main(grid: Grid, context: Context) -> None:
         with ExitStack() as stack:
             if plan.names:
                 stack.enter_context(_alone(plan))
+                weigh_first()
             run_plan(grid, plan, stack.enter_context(open_writer(plan)))
     finally:
         report_run(plan)

@@ -148,7 +148,14 @@ class Attendance:
         questions = [Question(entry.label(node), 0, ask(node, JOINING, instruction, {})) for node in nodes]
         round_ = Round()
         expected = Expected(
-            self.plan.run, 0, {}, round_.asked, missing=round_.missing, nonce=self.desk.nonce, spoilt=round_.spoilt
+            self.plan.run,
+            0,
+            {},
+            round_.asked,
+            missing=round_.missing,
+            nonce=self.desk.nonce,
+            spoilt=round_.spoilt,
+            room=round_.room,
         )
         timeout = min(JOIN_SECONDS, self.plan.config.timeout)
         replies = self._post().ask(questions, round_, timeout=timeout, life=READ_SECONDS)

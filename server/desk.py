@@ -15,7 +15,8 @@ from popmi_core.asking import Asks
 from popmi_core.equivariance.certificate import Promise
 from popmi_core.errors import RunError
 from popmi_core.matching import Symmetry
-from popmi_core.protocol import MODEL, Instruction, RunPlan, stays_at_site
+from popmi_core.metrics.summary import summary_bytes
+from popmi_core.protocol import MODEL, Instruction, RunPlan, Split, stays_at_site
 from server.exchange import Exchange, Question, Round
 from server.register import cut_off
 from server.replies import Expected, Layout, payload_bytes
@@ -124,9 +125,16 @@ class Desk:
         return sorted([*outcomes, *left], key=lambda item: item.site)
 
     def expected(
-        self, server_round: int, *, control: bool = False, grams: bool = False, seen: Symmetry | None = None
+        self,
+        server_round: int,
+        *,
+        control: bool = False,
+        grams: bool = False,
+        seen: Symmetry | None = None,
+        model: bool = True,
+        scores: int = 0,
     ) -> Expected:
-        """Return what valid replies to the last messages look like."""
+        """Return what valid replies to the last messages look like; the words are those of ``Expected``."""
         return Expected(
             run=self.plan.run,
             server_round=server_round,
@@ -140,8 +148,20 @@ class Desk:
             missing=self.round.missing,
             spoilt=self.round.spoilt,
             nonce=self.nonce,
-            enrolled={site: report.num_examples for site, report in self.roster.reports.items()},
+            enrolled={
+                site: {**report.split_sizes, "train": report.num_examples}
+                for site, report in self.roster.reports.items()
+            },
+            model=model,
+            scores=scores,
+            max_change=self.plan.config.limits.max_change,
+            room=self.round.room,
         )
+
+    def expected_scores(self, server_round: int, splits: Sequence[Split]) -> Expected:
+        """Return what valid answers to the last questions look like where sites were to evaluate."""
+        scores = len(splits) * summary_bytes(len(self.plan.classes))
+        return self.expected(server_round, model=False, scores=scores)
 
     def with_bytes(self, outcomes: Sequence[SiteOutcome], *, aside: bool = False) -> list[SiteOutcome]:
         """Add what the last messages weighed on their way down; ``aside`` adds the questions between, once."""

@@ -6,6 +6,7 @@ sites. Flower's own loop holds all of them, asks a slow site again every round, 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,10 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
 from popmi_core.limits import LimitsConfig
+from server.weighing import Room, at_most
 from server.wire import packed
 
 BATCH = 4
@@ -25,8 +28,8 @@ WATCH_SECONDS = 5.0
 """How often the list of nodes is looked at while answers are awaited."""
 OFFLINE_PATIENCE = 45.0
 """Seconds a node may be off line before it is given up: a line that drops for a moment loses nothing."""
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
-"""What Flower's decoder makes of a stranger's bytes; an error of the line is none of these and ends the run."""
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, AssertionError, DecodeError)
+"""What Flower's decoder and protobuf's make of a stranger's bytes; an error of the line is none of these."""
 TTL_FACTOR = 2.0
 """A question lives twice as long as its deadline: what comes late is told, and a site still at it is left alone."""
 
@@ -61,18 +64,21 @@ class _Asked:
     offline_since: float | None = None
     closed: float | None = None
     expires: float = 0.0
+    most_bytes: float = math.inf
 
 
 @dataclass
 class Round:
     """Who was asked (site by message id) and why a site has no answer; both fill while answers are taken.
 
-    ``spoilt``: whoever takes the answers puts sites there whose answer is of no use. They make no quorum.
+    ``spoilt``: whoever takes the answers puts sites there whose answer is of no use. They make no quorum. ``room``:
+    what an answer may weigh, to be told before the first is taken.
     """
 
     asked: dict[str, str] = field(default_factory=dict)
     missing: dict[str, tuple[str, str]] = field(default_factory=dict)
     spoilt: set[str] = field(default_factory=set)
+    room: Room = field(default_factory=Room)
 
 
 class Exchange:
@@ -190,7 +196,10 @@ class Exchange:
             return
         round_.asked[found] = question.site
         expires = self._clock() + ttl
-        self._open[found] = _Asked(question, node, activated.get(node, ""), again, deadline, life, expires=expires)
+        self._open[found] = _Asked(
+            question, node, activated.get(node, ""), again, deadline, life, expires=expires,
+            most_bytes=round_.room.most_bytes,
+        )  # fmt: skip
 
     def _take(self, round_: Round) -> Iterator[Message]:
         waiting = [key for key, item in [*self._open.items(), *self._closed.items()] if item.offline_since is None]
@@ -223,8 +232,11 @@ class Exchange:
         It names none of what it fetched together, and hands nothing out twice: all of them are lost for this question,
         and from then on each is fetched by itself.
         """
+        items = {**self._closed, **self._open}
+        most = max((items[key].most_bytes for key in keys if key in items), default=math.inf)
         try:
-            return self.grid.pull_messages(keys)
+            with at_most(most):
+                return self.grid.pull_messages(keys)
         except UNREADABLE as error:
             self._closed = {key: item for key, item in self._closed.items() if key not in keys}
             sites = sorted({self._open.pop(key).question.site for key in keys if key in self._open})

@@ -15,14 +15,16 @@ from torch import Tensor
 from popmi_core.equivariance.certificate import Promise
 from popmi_core.errors import UpdateError
 from popmi_core.matching import Symmetry
-from popmi_core.protocol import JSON_KEY, REPORT, Report, parse_report
+from popmi_core.matching.statistics import numbers_told
+from popmi_core.protocol import JSON_KEY, MAX_EXAMPLES, REPORT, Report, Split, parse_report
 from server.results import SiteOutcome
+from server.weighing import Room, refusal
 from server.wire import unpacked
 
 GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 """Flower's words for a node that is not there (any more)."""
 SPARE_BYTES = 4_000_000
-"""What a reply may weigh beyond three times the model: scores, figures, and the arrays' own headers."""
+"""What a reply may weigh beyond the tensors asked for: report, figures, and the arrays' own headers."""
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
@@ -49,20 +51,38 @@ class Expected:
     promise: Promise | None = None
     missing: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     nonce: str = ""
-    enrolled: Mapping[str, int] = field(default_factory=dict)
+    enrolled: Mapping[str, Mapping[Split, int]] = field(default_factory=dict)
     max_change: float = math.inf
     reference: Mapping[str, Tensor] = field(default_factory=dict)
     spoilt: set[str] = field(default_factory=set)
+    model: bool = True
+    scores: int = 0
+    room: Room = field(default_factory=Room)
 
     @property
-    def most_bytes(self) -> float:
-        """Bytes of tensors a reply may hold; no limit where Gram matrices or statistics come along.
+    def most_bytes(self) -> int:
+        """Bytes a reply may hold: what it must hold by the layout, and ``SPARE_BYTES``."""
+        shapes = {name: shape for name, (shape, _) in self.layout.items()}
+        one = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.layout.values())
+        # A control variate's change weighs as much as the model; Gram matrices and statistics are float64 at most.
+        copies = (1 + self.control) if self.model else 0
+        widths = [math.prod(shape[1:]) for name, shape in shapes.items() if name.endswith(".weight")]
+        grams = 8 * sum(width**2 for width in widths) if self.grams else 0
+        statistics = 8 * numbers_told(self.seen) if self.seen is not None else 0
+        return copies * one + grams + statistics + self.scores + SPARE_BYTES
 
-        A control variate's change weighs as much as the model. Of Gram matrices and statistics the shapes are checked.
+    def check_count(self, site: str, split: Split, count: float, where: str, *, least: int = 0) -> None:
+        """Refuse a number of images that the site did not have when it joined.
+
+        Raises:
+            UpdateError: If it is below ``least`` or above what the site told of this split.
         """
-        if self.grams or self.seen is not None:
-            return math.inf
-        return 3 * sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.layout.values()) + SPARE_BYTES
+        most = min(self.enrolled.get(site, {}).get(split, MAX_EXAMPLES), MAX_EXAMPLES)
+        if not least <= count <= most:
+            raise UpdateError(
+                f"{where}: num_examples is {count:.0f}, expected {least} to {most}, what the site told of its {split} "
+                "images when it joined. Check the site's data; after it has grown, restart the run."
+            )
 
 
 def layout_of(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -79,6 +99,7 @@ def open_replies(
     second answer of a site, and one that nobody asked for, are let go of.
     """
     outcomes: dict[str, SiteOutcome] = {}
+    expected.room.most_bytes = expected.most_bytes
     for message in replies:
         site = expected.asked.get(message.metadata.reply_to_message_id)
         if site is None or site in outcomes:
@@ -96,18 +117,20 @@ def open_replies(
 def _opened(
     site: str, message: Message, expected: Expected, handle: Callable[[str, Message], SiteOutcome]
 ) -> SiteOutcome:
+    where = f"site {site}, round {expected.server_round}"
     if message.has_error():
         why = message.error.reason or "no reason"
+        if heavy := refusal(why):
+            return SiteOutcome(site, "quarantined", f"{where}: its answer was let go of: {heavy}")
         outcome = "unreachable" if message.error.code in GONE else "failed"
         return SiteOutcome(site, outcome, f"the site's app ended: {why}")
     size = payload_bytes(message)
-    where = f"site {site}, round {expected.server_round}"
     try:
         # Before it is unpacked, which takes several times its room.
         if size > expected.most_bytes:
             raise UpdateError(
-                f"the reply holds {size} bytes of tensors, expected at most {expected.most_bytes:.0f}. Check that the "
-                "site runs the same backbone."
+                f"the reply holds {size} bytes, expected at most {expected.most_bytes}. Check that the site runs the "
+                "same backbone."
             )
         message.content = unpacked(message.content)
     except UpdateError as error:
@@ -137,8 +160,8 @@ def read_report(message: Message, site: str, expected: Expected) -> Report:
 
 
 def payload_bytes(message: Message) -> int:
-    """Return the bytes of a message's tensors; its few figures are not counted."""
-    return sum(record.count_bytes() for record in message.content.array_records.values())
+    """Return the bytes of a message's tensors, figures and texts."""
+    return sum(record.count_bytes() for record in message.content.values())
 
 
 def decode_array(record: ArrayRecord, name: str, where: str) -> Tensor:

@@ -40,7 +40,7 @@ class SiteScorer:
             state = self.repaired(state)
         instruction = self.desk.instruction(self.server_round, candidate=candidate)
         replies = self.desk.aside(JUDGING, instruction, state)
-        judged, outcomes = collect_judgements(replies, self.desk.expected(self.server_round))
+        judged, outcomes = collect_judgements(replies, self.desk.expected(self.server_round, model=False))
         for item in outcomes:
             self.seconds += item.report.seconds if item.report is not None else 0.0
             if item.outcome != "ok":
@@ -52,7 +52,10 @@ class SiteScorer:
         }
 
     def repaired(self, state: State) -> dict[str, Tensor]:
-        """Return the state with BatchNorm statistics measured at the sites; as it was where no site could (REPAIR)."""
+        """Return the state with BatchNorm statistics measured at the sites (REPAIR).
+
+        As it was where no site could measure, or where what comes of their statistics is not finite.
+        """
         instruction = self.desk.instruction(self.server_round)
         replies = self.desk.aside(MEASURING, instruction, state)
         measured, outcomes = collect_norms(replies, self.desk.expected(self.server_round), state)
@@ -60,4 +63,12 @@ class SiteScorer:
             self.seconds += item.report.seconds if item.report is not None else 0.0
             if item.outcome != "ok":
                 self.warn(f"{item.site} could not measure BatchNorm statistics: {item.reason}")
-        return repaired(state, measured)
+        mended = repaired(state, measured)
+        odd = sorted(name for name, tensor in mended.items() if not bool(tensor.isfinite().all()))
+        if odd:
+            self.warn(
+                f"round {self.server_round}: the statistics of {', '.join(measured)} pooled give '{odd[0]}' NaN or "
+                "infinity, expected finite values; the model keeps the statistics it had"
+            )
+            return dict(state)
+        return mended

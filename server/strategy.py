@@ -219,7 +219,8 @@ class OpmStrategy(Strategy):
         """Let every site evaluate; the test split is looked at in the last round only."""
         splits = self.asks.splits(final=final)
         replies = self.desk.exchange(self.evaluating(server_round, arrays, splits))
-        found, outcomes = collect(replies, self.expected(server_round), splits, num_classes=len(self.plan.classes))
+        expected = self.desk.expected_scores(server_round, splits)
+        found, outcomes = collect(replies, expected, splits, num_classes=len(self.plan.classes))
         return found, self.desk.with_busy(outcomes, self.roster.evaluators)
 
     # Flower's hooks: each is one step of the round above.
@@ -245,7 +246,8 @@ class OpmStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the figures pooled over the sites' validation images."""
-        evaluation, _ = collect(replies, self.expected(server_round), ("val",), num_classes=len(self.plan.classes))
+        expected = self.desk.expected_scores(server_round, ("val",))
+        evaluation, _ = collect(replies, expected, ("val",), num_classes=len(self.plan.classes))
         pooled = evaluation.pooled.get("val")
         return (
             None

@@ -18,7 +18,7 @@ SAID = {
     "5": "dtype float64",
     "6": "num_examples",
     "7": "cannot be decoded",
-    "8": "bytes of tensors",
+    "8": "too heavy|bytes, expected at most",
     "9": "cannot be decoded",
     "10": "expected run",
     "11": "copy of an earlier one",

@@ -9,6 +9,7 @@ orthogonal Procrustes problem (Schoenemann 1966, doi:10.1007/BF02289451).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -193,6 +194,11 @@ def _key(tap: Tap) -> str:
 
 def _keys(symmetry: Symmetry) -> dict[str, tuple[Space, str]]:
     return {_key(tap): (symmetry.spaces[tap.space], tap.part) for tap in symmetry.taps}
+
+
+def numbers_told(symmetry: Symmetry) -> int:
+    """Return of how many numbers the sums consist that a site tells about these symmetries."""
+    return sum(math.prod(shape) for space, part in _keys(symmetry).values() for shape in _shapes(space, part).values())
 
 
 def _shapes(space: Space, part: str) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,13 @@ from popmi_core.metrics.checks import IntArray
 from popmi_core.metrics.histograms import NUM_CELLS, Runs
 
 _LAYOUT = 1
+_COLUMNS = 7
+
+
+def summary_bytes(num_classes: int) -> int:
+    """Return the most bytes that the arrays of one summary can hold: every cell of every histogram a run of its own."""
+    histograms = 2 * num_classes + 2
+    return 8 * (_COLUMNS + 5 * num_classes + histograms * NUM_CELLS * _COLUMNS)
 
 
 @dataclass(frozen=True)

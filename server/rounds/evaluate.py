@@ -22,7 +22,7 @@ def collect(
 ) -> tuple[Evaluation, list[SiteOutcome]]:
     """Return the evaluation of a round and one outcome for every site that was asked."""
     result = Evaluation()
-    found: dict[str, dict[str, ScoreSummary]] = {}
+    found: dict[str, dict[Split, ScoreSummary]] = {}
 
     def read(site: str, message: Message) -> SiteOutcome:
         size = payload_bytes(message)
@@ -32,9 +32,12 @@ def collect(
                 return SiteOutcome(site, "failed", report.error, bytes_up=size, report=report)
             # A small site may have no validation image: it says so and sends no scores.
             filled = [split for split in splits if report.split_sizes.get(split) != 0]
-            found[site] = {split: _summary(message, site, split, num_classes) for split in filled}
+            summaries = {split: _summary(message, site, split, num_classes) for split in filled}
+            for split, summary in summaries.items():
+                _check_counts(site, split, summary, report, expected)
         except UpdateError as error:
             return SiteOutcome(site, "quarantined", str(error), bytes_up=size)
+        found[site] = summaries
         result.sites[site] = {split: _figures(report, split) for split in filled}
         return SiteOutcome(site, "ok", bytes_up=size, report=report)
 
@@ -75,6 +78,14 @@ def _summary(message: Message, site: str, split: str, num_classes: int) -> Score
             f"site {site}: the scores of split {split} cannot be decoded. The payload is damaged."
         ) from error
     return ScoreSummary.from_arrays(arrays, site=site, num_classes=num_classes)
+
+
+def _check_counts(site: str, split: Split, summary: ScoreSummary, report: Report, expected: Expected) -> None:
+    """Refuse figures of more images than the site has: means over all sites are weighted by them."""
+    where = f"site {site}, round {expected.server_round}"
+    told = report.metrics.get(f"{split}.num_examples")
+    for count in (summary.num_examples, report.split_sizes.get(split, 0), 0 if told is None else told):
+        expected.check_count(site, split, count, where)
 
 
 def _figures(report: Report, split: str) -> dict[str, float | None]:

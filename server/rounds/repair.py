@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -37,7 +38,8 @@ def collect_norms(
             report = read_report(message, site, expected)
             if report.error is not None:
                 return SiteOutcome(site, "failed", report.error, report=report)
-            measured[site] = Measured(_statistics(message, site, expected, state), max(report.num_examples, 0))
+            expected.check_count(site, "train", report.num_examples, f"site {site}, round {expected.server_round}")
+            measured[site] = Measured(_statistics(message, site, expected, state), report.num_examples)
         except UpdateError as error:
             return SiteOutcome(site, "quarantined", str(error), report=report)
         return SiteOutcome(site, "ok", report=report)
@@ -79,4 +81,20 @@ def _statistics(message: Message, site: str, expected: Expected, state: State) -
                 f"{where}: '{name}' has shape {tuple(tensor.shape)}, expected {shapes[name]}, finite, and no variance "
                 "or count below 0. Look for broken images at the site."
             )
+    _check_size(found, state, expected.max_change, where)
     return found
+
+
+def _check_size(found: Mapping[str, Tensor], state: State, max_change: float, where: str) -> None:
+    told = before = 0.0
+    for layer in norm_layers(state):
+        told += float(found[f"{layer}.mean"].double().square().sum() + found[f"{layer}.var"].double().sum())
+        kept = state[f"{layer}.running_mean"].double().square().sum() + state[f"{layer}.running_var"].double().sum()
+        before += float(kept)
+    told, limit = math.sqrt(told), max_change * max(math.sqrt(before), 1.0)
+    if not told <= limit:
+        raise UpdateError(
+            f"{where}: the BatchNorm statistics have norm {told:.3g} (means and deviations), expected at most "
+            f"{limit:.3g} (limits.max_change = {max_change:g} times that of the model's own). Look for broken images "
+            "at the site."
+        )

@@ -15,7 +15,10 @@ from popmi_core.protocol import ACTIVATIONS, CONTROL_CHANGE, GRAMS, MODEL, Repor
 from server.replies import Expected, Layout, decode_array, open_replies, payload_bytes, read_report
 from server.results import SiteOutcome, TrainedUpdate, Validated
 
-MAX_EXAMPLES = 10_000_000
+MOST_MOMENT = 1e12
+"""A product of two activations, summed over an image: of a million each, it is this large."""
+MOST_SUM = 1e18
+"""The same, summed over all images a site looks at."""
 Keep = Callable[[TrainedUpdate], TrainedUpdate]
 
 
@@ -64,7 +67,7 @@ def check_update(message: Message, site: str, report: Report, expected: Expected
             left the subspace of the group that the model promises to respect.
     """
     where = f"site {site}, round {expected.server_round}"
-    _check_examples(report.num_examples, expected.enrolled.get(site, MAX_EXAMPLES), where)
+    expected.check_count(site, "train", report.num_examples, where, least=1)
     records = message.content.array_records
     state = {**_tensors(records.get(MODEL), expected.layout, where), **expected.kept}
     if expected.promise is not None:
@@ -75,18 +78,10 @@ def check_update(message: Message, site: str, report: Report, expected: Expected
     if expected.control:
         # Buffers travel with the model but have no gradient, so no control variate.
         change = _tensors(records.get(CONTROL_CHANGE), expected.layout, where, partial=True)
+        _check_size(change, expected, where)
     grams = _grams(records.get(GRAMS), expected.layout, where) if expected.grams else {}
     statistics = _statistics(records.get(ACTIVATIONS), expected.seen, site) if expected.seen is not None else None
     return TrainedUpdate(site, state, report.num_examples, change, grams, report, statistics)
-
-
-def _check_examples(count: int, enrolled: int, where: str) -> None:
-    most = min(enrolled, MAX_EXAMPLES)
-    if not 0 < count <= most:
-        raise UpdateError(
-            f"{where}: num_examples is {count}, expected 1 to {most}, what the site told when it joined. "
-            "Check the site's data; after it has grown, restart the run."
-        )
 
 
 def _check_change(state: Mapping[str, Tensor], expected: Expected, where: str) -> None:
@@ -104,6 +99,19 @@ def _check_change(state: Mapping[str, Tensor], expected: Expected, where: str) -
             f"{where}: the model moved by {moved:.3g} (Euclidean norm), expected at most {limit:.3g} "
             f"(limits.max_change = {expected.max_change:g} times the norm it started from). Lower the learning rate or "
             "look for broken images at the site."
+        )
+
+
+def _check_size(change: Mapping[str, Tensor], expected: Expected, where: str) -> None:
+    # Gradients have no natural size to compare with; the model's own keeps one site's from being everyone's.
+    start = math.sqrt(sum(float(item.double().square().sum()) for item in expected.reference.values()))
+    size = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in change.values()))
+    limit = expected.max_change * max(start, 1.0)
+    if not size <= limit:
+        raise UpdateError(
+            f"{where}: the control variate changed by {size:.3g} (Euclidean norm), expected at most {limit:.3g} "
+            f"(limits.max_change = {expected.max_change:g} times the model's norm). Lower the learning rate or look "
+            "for broken images at the site."
         )
 
 
@@ -150,13 +158,16 @@ def _grams(record: ArrayRecord | None, layout: Layout, where: str) -> dict[str, 
                 f"{where}: the Gram matrix of '{layer[:80]}' has shape {tuple(gram.shape)} and dtype {_dtype(gram)}, "
                 f"expected a float matrix of the layer's {width} inputs. Check that the site runs the same backbone."
             )
-        grams[layer] = _finite(gram, layer, where)
+        grams[layer] = _bounded(_finite(gram, layer, where), MOST_MOMENT, f"the Gram matrix of '{layer[:80]}'", where)
     return grams
 
 
 def _statistics(record: ArrayRecord | None, symmetry: Symmetry, site: str) -> CrossStatistics:
     named = {} if record is None else {name: decode_array(record, name, f"site {site}") for name in record}
-    return from_arrays({name: tensor.double().numpy() for name, tensor in named.items()}, symmetry, site=site)
+    read = from_arrays({name: tensor.double().numpy() for name, tensor in named.items()}, symmetry, site=site)
+    for name, tensor in named.items():
+        _bounded(tensor, MOST_SUM, f"the statistic '{name}'", f"site {site}")
+    return read
 
 
 def _finite(tensor: Tensor, name: str, where: str) -> Tensor:
@@ -165,6 +176,16 @@ def _finite(tensor: Tensor, name: str, where: str) -> Tensor:
         raise UpdateError(
             f"{where}: '{name}' holds {bad} NaN or infinite of {tensor.numel()} values. "
             "Lower the learning rate or look for broken images at the site."
+        )
+    return tensor
+
+
+def _bounded(tensor: Tensor, most: float, what: str, where: str) -> Tensor:
+    largest = float(tensor.double().abs().max()) if tensor.numel() else 0.0
+    if largest > most:
+        raise UpdateError(
+            f"{where}: {what} holds {largest:.3g}, expected at most {most:.0g} in size. Look for broken images at the "
+            "site."
         )
     return tensor
 

@@ -67,7 +67,8 @@ def desk(answer, config=None, **changes) -> Desk:
         lineup=(Assignment(site="a", data=("d",), state="s"),),
     )
     layout, kept = split_layout(layout_of(STATE), STATE, changes.get("keep", ()))
-    made = Desk(plan, Roster(nodes={"a": 1, "b": 2}), layout, kept)
+    roster = Roster(nodes={"a": 1, "b": 2}, reports=changes.get("joined", {}))
+    made = Desk(plan, roster, layout, kept)
     return opened(made, Sites(answer))
 
 
@@ -276,3 +277,68 @@ def test_a_killed_site_s_error_is_its_own_and_not_counted_as_weight():
     ask, warned = scorer(made)
     assert set(ask("average", STATE)) == {"a"}
     assert "killed" in warned[0]
+
+
+def joined(train=30, val=8):
+    """Return what both sites told when they joined."""
+    sizes = {"train": train, "val": val, "test": 0}
+    return {
+        site: Report(run="r", server_round=0, site=site, num_examples=train, split_sizes=sizes) for site in ("a", "b")
+    }
+
+
+def test_a_site_that_tells_more_validation_images_than_it_has_decides_nothing():
+    def reply(site, told):
+        many = 10_000_000 if site == "b" else 8
+        return answer(told, site, num_examples=many, metrics={"val.nll": 0.5, "val.accuracy": 0.5})
+
+    ask, warned = scorer(desk(reply, joined=joined()))
+    assert set(ask("average", STATE)) == {"a"}
+    (line,) = warned
+    assert "num_examples is 10000000, expected 0 to 8, what the site told of its val images when it joined" in line
+
+
+def test_a_loss_below_zero_wins_nothing():
+    ask, warned = scorer(desk(judged({"a": 0.5, "b": -1e300})))
+    assert set(ask("average", STATE)) == {"a"}
+    assert "it tells a loss of -1e+300 nats, expected 0 or more" in warned[0]
+
+
+def test_statistics_of_more_images_than_the_site_has_are_put_aside():
+    def reply(site, told):
+        return answer(told, site, statistics(2.0 if site == "a" else 9.0), num_examples=30 if site == "a" else 31)
+
+    ask, warned = scorer(desk(reply, joined=joined()), repair=True)
+    assert ask.repaired(STATE)["bn.running_mean"].tolist() == [2.0, 2.0]
+    assert "num_examples is 31, expected 0 to 30, what the site told of its train images" in warned[0]
+
+
+@pytest.mark.parametrize(
+    "odd", [statistics(1e30), statistics(0.0, **{"bn.var": np.full(2, 1e30)})], ids=["mean", "var"]
+)
+def test_statistics_far_beyond_the_model_s_own_are_put_aside_with_norm_and_bound(odd):
+    def reply(site, told):
+        return answer(told, site, statistics(2.0) if site == "a" else odd, num_examples=10)
+
+    ask, warned = scorer(desk(reply), repair=True)
+    assert ask.repaired(STATE)["bn.running_mean"].tolist() == [2.0, 2.0]
+    # The model's own: two means of 0 and two variances of 1, so a norm of the root of 2.
+    assert re.search(r"have norm 1\.4\de\+\d+ \(means and deviations\), expected at most 141 ", warned[0])
+
+
+def test_a_model_that_statistics_would_make_infinite_keeps_those_it_had():
+    # Each within its bound; their spread around a common mean is not, in float32.
+    limits = {"limits": {"max_change": 1e30}}
+
+    def reply(site, told):
+        return answer(told, site, statistics(1e20 if site == "a" else -1e20), num_examples=10)
+
+    ask, warned = scorer(desk(reply, limits), repair=True)
+    found = ask.repaired(STATE)
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        name: tensor.tolist() for name, tensor in STATE.items()
+    }
+    assert warned == [
+        "round 3: the statistics of a, b pooled give 'bn.running_var' NaN or infinity, expected finite values; the "
+        "model keeps the statistics it had"
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -199,3 +201,21 @@ def test_a_site_whose_scores_overflow_is_put_aside_and_the_others_are_matched(mo
     assert [update.site for update in matched] == ["a", "c"]
     assert [(item.outcome, item.bytes_up) for item in found.outcomes] == [("ok", 7), ("quarantined", 7), ("ok", 7)]
     assert found.outcomes[1].reason.startswith("site b, with norms folded in: 'blocks.0.attn.qkv.weight' holds NaN or")
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        ({}, 60),
+        ({"split_sizes": {"val": 61}}, 61),
+        ({"metrics": {"val.num_examples": 1e12}}, 10**12),
+        ({"metrics": {"val.num_examples": -1.0}}, -1),
+    ],
+    ids=["summary", "split size", "figure", "below zero"],
+)
+def test_figures_over_more_images_than_the_site_has_weigh_nothing(change, count):
+    has = 59 if count == 60 else 60
+    expected = replace(EXPECTED, asked={"m-a": "a"}, enrolled={"a": {"train": 7, "val": has}})
+    evaluation, (told,) = collect([judged("a", **change)[0]], expected, ("val",), num_classes=2)
+    assert (told.outcome, evaluation.sites, evaluation.pooled) == ("quarantined", {}, {})
+    assert f"num_examples is {count}, expected 0 to {has}, what the site told of its val images" in told.reason
