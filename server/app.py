@@ -16,6 +16,7 @@ from popmi_core.atomic import held_alone
 from popmi_core.errors import ConfigError, PopmiError, RunError
 from popmi_core.protocol import HOME_VARIABLE, LOCK_FILE, PLAN_FILE, PLAN_KEY, RUNS_FOLDER, RunPlan
 from server.dashboard.report import write_report
+from server.patience import wait_out
 from server.rounds.evaluate import evaluate_external
 from server.rounds.record import RunRecorder, open_writer, record_of
 from server.store import RunReader, RunWriter
@@ -36,7 +37,8 @@ def main(grid: Grid, context: Context) -> None:
             if plan.names:
                 stack.enter_context(_alone(plan))
                 weigh_first()
-            run_plan(grid, plan, stack.enter_context(open_writer(plan)))
+            writer = wait_out(lambda: open_writer(plan), plan.patience)
+            run_plan(grid, plan, stack.enter_context(writer))
     finally:
         report_run(plan)
 
@@ -88,7 +90,11 @@ def read_plan(context: Context) -> RunPlan:
 
 
 def run_plan(grid: Grid, plan: RunPlan, writer: RunWriter) -> None:
-    """Run all rounds; the record says finished, failed with the reason, or stopped."""
+    """Run all rounds; the record says finished, failed with the reason, or stopped.
+
+    A record that cannot be reached is waited for, at the beginning and at the end too: a run that is done is not
+    called failed because something else held the record for a minute.
+    """
     try:
         recorder = RunRecorder.open(plan, writer)
         strategy = OpmStrategy(plan, recorder)
@@ -112,7 +118,7 @@ def run_plan(grid: Grid, plan: RunPlan, writer: RunWriter) -> None:
     except Exception as error:
         close_run(writer, "failed", f"{type(error).__name__}: {error}")
         raise
-    writer.finish_run("finished", reason)
+    recorder.patiently(lambda: writer.finish_run("finished", reason))
 
 
 def close_run(writer: RunWriter, status: str, reason: str) -> None:
@@ -124,14 +130,14 @@ def close_run(writer: RunWriter, status: str, reason: str) -> None:
 
 
 def ending(strategy: OpmStrategy, plan: RunPlan) -> str | None:
-    """Return why a run ended before its last round, if it did.
+    """Return what a person must know of a finished run: that it ended before its last round, or in void ones, and why.
 
     Raises:
         RunError: If that was because every key was revoked: with new keys the run can be resumed.
     """
-    done = strategy.recorder.last_round
+    done, void = strategy.recorder.last_round, strategy.recorder.void_at_end()
     if done >= plan.config.rounds:
-        return None
+        return void
     if not strategy.roster.stopped:
         told = "; ".join(f"{site}: {why}" for site, why in sorted(strategy.roster.refused.items())) or "nobody"
         raise RunError(
@@ -139,7 +145,8 @@ def ending(strategy: OpmStrategy, plan: RunPlan) -> str | None:
             "the run."
         )
     stopped = "; ".join(f"{site}: {why}" for site, why in sorted(strategy.roster.stopped.items()))
-    return f"ended after round {done} of {plan.config.rounds}: no site was left to train ({stopped})"
+    early = f"ended after round {done} of {plan.config.rounds}: no site was left to train ({stopped})"
+    return early if void is None else f"{early}; {void}"
 
 
 def external_figures(strategy: OpmStrategy, arrays: ArrayRecord) -> MetricRecord | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from popmi_core.metrics import Bounded, PooledMetrics
 from popmi_core.protocol import Report
 
 POOLED_FIGURES = ("auroc", "auprc", "macro_f1", "balanced_accuracy", "accuracy", "ece")
+Figure = float | tuple[float, float, float]
 
 
 def bounded_figures(pooled: PooledMetrics) -> dict[str, Bounded]:
@@ -115,6 +117,38 @@ class RoundResult:
     judged: Mapping[str, Mapping[str, Judgement]] = field(default_factory=dict)
     seconds_judge: float = 0.0
     equivariance: Mapping[str, Any] | None = None
+
+
+def taken_out(updates: list[TrainedUpdate]) -> Iterator[TrainedUpdate]:
+    """Yield the updates and let go of each: a site's model is held once, raw or matched."""
+    while updates:
+        yield updates.pop(0)
+
+
+def without_models(matched: Sequence[MatchedUpdate]) -> list[MatchedUpdate]:
+    """Return what a record needs of matched updates."""
+    return [replace(update, state={}, grams={}, statistics=None) for update in matched]
+
+
+def pooled_figures(evaluation: Evaluation) -> dict[str, dict[str, Figure]]:
+    """Return figures pooled over the sites, by split: value and bounds, and means weighted by images where no pool is.
+
+    The rotation consistency of all images is exactly the mean of the sites' weighted by their images; so is the loss.
+    A site with too few images to tell figures of is not in these means.
+    """
+    result: dict[str, dict[str, Figure]] = {}
+    for split, pooled in evaluation.pooled.items():
+        result[split] = {name: (item.value, item.lower, item.upper) for name, item in bounded_figures(pooled).items()}
+        told = [figures[split] for figures in evaluation.sites.values() if split in figures]
+        for name in ("nll", "rotation_consistency", "rotation_variation"):
+            result[split][name] = _weighted([(item.get(name), item.get("num_examples") or 0.0) for item in told])
+    return result
+
+
+def _weighted(pairs: Sequence[tuple[float | None, float]]) -> float:
+    known = [(value, weight) for value, weight in pairs if value is not None and weight > 0]
+    total = math.fsum(weight for _, weight in known)
+    return math.fsum(value * weight for value, weight in known) / total if total else math.nan
 
 
 def round_notes(done: RoundResult) -> dict[str, object]:

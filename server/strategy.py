@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -34,9 +34,10 @@ from server.results import (
     MatchedUpdate,
     RoundResult,
     SiteOutcome,
-    TrainedUpdate,
     Validated,
     bounded_figures,
+    taken_out,
+    without_models,
 )
 from server.roster import Roster
 from server.rounds.evaluate import collect
@@ -172,7 +173,7 @@ class OpmStrategy(Strategy):
         matched: list[MatchedUpdate] = []
         try:
             for update in match_updates(
-                _taken(updates.updates),
+                taken_out(updates.updates),
                 reference=self.global_model,
                 symmetry=self.symmetry,
                 config=self.config.match,
@@ -180,7 +181,7 @@ class OpmStrategy(Strategy):
             ):
                 matched.append(self.spool.matched(update))
             if len(matched) < needed:
-                return _told(matched), None, TOO_FEW.format(len(matched), needed)
+                return without_models(matched), None, TOO_FEW.format(len(matched), needed)
             fused = fuse_updates(
                 [Update(update.site, update.state, update.num_examples, update.grams) for update in matched],
                 reference=self.global_model,
@@ -191,11 +192,11 @@ class OpmStrategy(Strategy):
             )
             self.global_model = self.step(fused, scorer)
         except UpdateError as error:
-            return _told(matched), None, f"void: {error}"
+            return without_models(matched), None, f"void: {error}"
         if self.asks.control:
             taken = [changes[update.site] for update in matched]
             self.control = move_control(self.control, taken, num_sites=len(self.trainers) or 1)
-        return _told(matched), replace(fused, state=self.global_model), ""
+        return without_models(matched), replace(fused, state=self.global_model), ""
 
     def step(self, fused: Fused, scorer: SiteScorer) -> dict[str, Tensor]:
         """Return the model the server optimiser makes of the fused one, with BatchNorm statistics of its own.
@@ -327,16 +328,6 @@ class OpmStrategy(Strategy):
         self.global_model, self.control = dict(global_model), found.control
         self.optimizer.load_state_dict(found.optimizer)
         self.site_models |= found.sites
-
-
-def _taken(updates: list[TrainedUpdate]) -> Iterator[TrainedUpdate]:
-    """Yield the updates and let go of each: a site's model is held once, raw or matched."""
-    while updates:
-        yield updates.pop(0)
-
-
-def _told(matched: Sequence[MatchedUpdate]) -> list[MatchedUpdate]:
-    return [replace(update, state={}, grams={}, statistics=None) for update in matched]
 
 
 def _no_model(rounds: int, last: RoundResult | None) -> str:

@@ -10,11 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 from popmi_core.errors import RecordError
-from server.results import RoundResult, SiteOutcome
+from server.results import Figure, RoundResult, SiteOutcome
 from server.store import RunWriter
 
 log = logging.getLogger("popmi.round")
-Figure = float | tuple[float, float, float]
 
 
 def write_told(writer: RunWriter, done: RoundResult, pooled: Mapping[str, Mapping[str, Figure]]) -> None:

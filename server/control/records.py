@@ -13,8 +13,9 @@ from server.control.home import ServerHome
 from server.store import RunReader, RunSummary, RunWriter
 from server.store.schema import RECORD_NAME
 
-# What `server.app` and the record's writer put before a foreign error: no reason a person gave, but a fall.
-_FOREIGN = re.compile(r"^(unexpected [A-Z]\w+|[A-Z]\w*:)")
+# What `server.app` and the record's writer put before a foreign error, and what writer and reader say of a record out
+# of reach: no reason a person gave, but a fall.
+_FOREIGN = re.compile(r"^(unexpected [A-Z]\w+|[A-Z]\w*:|record .* cannot be (written|read):)")
 
 
 @dataclass(frozen=True)

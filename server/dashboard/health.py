@@ -36,7 +36,8 @@ def judge(run: RunSummary, rounds: Sequence[RoundRow], sites: Sequence[SiteRow],
     if run.status == "waiting":
         return State("waiting", "idle", "the first round has not begun")
     if faults:
-        return State(f"{run.status}, degraded", "warn", "; ".join(faults))
+        said = [run.reason] if run.status == "finished" and run.reason else []
+        return State(f"{run.status}, degraded", "warn", "; ".join([*said, *faults]))
     if run.status == "finished" and run.rounds_done < run.rounds_planned:
         return State("finished early", "warn", run.reason or f"round {run.rounds_done} of {run.rounds_planned}")
     return State(run.status, "good", run.reason or "")

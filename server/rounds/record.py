@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
 
 from popmi_core.checkpoints import load_state, save_state
-from popmi_core.errors import ModelError, RecordError, RunError
+from popmi_core.errors import ModelError, RunError
 from popmi_core.protocol import DATABASE_VARIABLE, Progress, RunPlan
 from server.card import model_card, write_card
 from server.environment import describe_environment
 from server.exchange import Late
 from server.faultlog import FaultLog
-from server.results import Evaluation, RoundResult, SiteOutcome, bounded_figures, round_notes
+from server.patience import wait_out
+from server.results import Figure, RoundResult, SiteOutcome, pooled_figures, round_notes
 from server.roster import Roster
 from server.store import RoundRow, RunReader, RunWriter
 from server.store.schema import RECORD_NAME
-from server.told import Figure, write_told
+from server.told import write_told
 
 log = logging.getLogger("popmi.round")
 # A failed run is resumed before its void rounds, of which there are at most three on end.
 CARRIED_ROUNDS = 5
-LOOK_AGAIN = 10.0
-"""Seconds between two tries to write what there was no room for."""
 State = Mapping[str, Tensor]
 Result = TypeVar("Result")
 VAGUE = 0.5
@@ -52,8 +52,16 @@ class RunRecorder:
     def open(cls, plan: RunPlan, writer: RunWriter) -> RunRecorder:
         """Begin a new record, or go on with the run's own at its last finished round.
 
-        A run killed before its record was begun is resumed by beginning it.
+        A run killed before its record was begun is resumed by beginning it. A record that cannot be reached is waited
+        for, at most ``plan.patience`` seconds.
+
+        Raises:
+            RunError: If it could not be opened in that time.
         """
+        return wait_out(lambda: cls._open(plan, writer), plan.patience)
+
+    @classmethod
+    def _open(cls, plan: RunPlan, writer: RunWriter) -> RunRecorder:
         if plan.resume:
             with RunReader(record_of(plan)) as reader:
                 begun = [item for item in reader.runs() if not plan.names or item.name == plan.run]
@@ -77,13 +85,17 @@ class RunRecorder:
     def last_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the global model and the carried state of the last finished round whose files are whole.
 
-        Rounds after it are forgotten and will be run again; the diary says why.
+        Rounds after it are forgotten and will be run again; the diary says why. A record that cannot be reached is
+        waited for.
 
         Raises:
             ModelError: If no round's files are whole.
+            RunError: If the record could not be read or written in ``plan.patience`` seconds.
         """
-        with RunReader(record_of(self.plan)) as reader:
-            rows = {row.server_round: row for row in reader.rounds(self.writer.run_id)}
+        return self.patiently(self._last_state)
+
+    def _last_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        rows = {row.server_round: row for row in self._rounds()}
         damaged: list[str] = []
         for number in range(self.last_round, 0, -1):
             try:
@@ -107,21 +119,25 @@ class RunRecorder:
         """Note who takes part and who was refused, with the reason; seen before the next round begins."""
         self.roster = roster
         self.faults.refused(roster.refused)
-        self.patiently(lambda: self._note_roster(roster))
+        self.patiently(lambda: self._note_refused(roster))
+        lines = [(f"{site} could not join: {reason}", "error") for site, reason in sorted(roster.refused.items())]
+        lines += [
+            (f"{site}: {report.skipped_rows} unusable row(s) skipped", "warning")
+            for site, report in sorted(roster.reports.items())
+            if report.skipped_rows
+        ]
+        for text, level in lines:
+            # Each for itself: a line that is written is not written again while the next waits for room.
+            self.patiently(partial(self.writer.event, text, level=level))
         told = Progress(kind="joined", rounds=self.plan.config.rounds, notes=tuple(roster.evaluators))
         log.info("%d site(s) joined: %s", len(told.notes), ", ".join(told.notes), extra={"progress": told})
 
-    def _note_roster(self, roster: Roster) -> None:
+    def _note_refused(self, roster: Roster) -> None:
         if self.plan.names:
             # The round that these sites miss may begin in ten minutes only, when the time to join is over.
             self.writer.drop_rounds(self.last_round)
             for site, reason in sorted(roster.refused.items()):
                 self.writer.record_site(self.last_round + 1, site, phase="train", outcome="failed", reason=reason)
-        for site, reason in sorted(roster.refused.items()):
-            self.writer.event(f"{site} could not join: {reason}", level="error")
-        for site, report in sorted(roster.reports.items()):
-            if report.skipped_rows:
-                self.writer.event(f"{site}: {report.skipped_rows} unusable row(s) skipped", level="warning")
 
     def warn(self, text: str) -> None:
         """Note what went wrong beside the rounds."""
@@ -167,31 +183,35 @@ class RunRecorder:
         self.has_model = self.has_model or done.fused is not None
         self._tell(done)
 
+    def void_at_end(self) -> str | None:
+        """Return which rounds at the run's end gave no model and why; None where the last one gave one.
+
+        Raises:
+            RunError: If the record could not be read in ``plan.patience`` seconds.
+        """
+        rows = [row for row in self.patiently(self._rounds) if row.finished is not None]
+        void = list(takewhile(lambda row: row.outcome != "ok", reversed(rows)))[::-1]
+        if not void:
+            return None
+        told = "; ".join(f"round {row.server_round}: {row.notes.get('void', row.outcome)}" for row in void)
+        return f"no new model came of the last {len(void)} round(s) ({told}); the model is that of the round before"
+
+    def _rounds(self) -> tuple[RoundRow, ...]:
+        with RunReader(record_of(self.plan)) as reader:
+            return reader.rounds(self.writer.run_id)
+
     def patiently(self, action: Callable[[], Result]) -> Result:
         """Return what ``action`` returns; without room or database, try again for ``plan.patience`` seconds.
 
         Raises:
             RunError: If it could not be done in that time, or, without waiting, would be refused again.
         """
-        begun, told = time.monotonic(), ""
-        while True:
-            try:
-                result = action()
-                break
-            except RecordError:
-                raise
-            except RunError as error:
-                if time.monotonic() - begun >= self.plan.patience:
-                    raise
-                if str(error) != told:
-                    log.warning("paused: %s", error)
-                told = str(error)
-                time.sleep(min(LOOK_AGAIN, self.plan.patience))
-        if told:
-            # What was waited for is done; a disk that is full again at once must not end the run over this line.
-            with contextlib.suppress(RunError):
-                self.writer.event(f"paused for {time.monotonic() - begun:.0f} s: {told}", level="warning")
-        return result
+        return wait_out(action, self.plan.patience, waited=self._paused)
+
+    def _paused(self, seconds: float, why: str) -> None:
+        # What was waited for is done; a disk that is full again at once must not end the run over this line.
+        with suppress(RunError):
+            self.writer.event(f"paused for {seconds:.0f} s: {why}", level="warning")
 
     def _write_round(self, done: RoundResult, global_model: State, carried: State) -> None:
         write_told(self.writer, done, pooled_figures(done.evaluation))
@@ -265,27 +285,6 @@ def open_writer(plan: RunPlan) -> RunWriter:
     except OSError as error:
         raise RunError(f"cannot make run folder {folder}: {error.strerror}. Choose another --out.") from error
     return RunWriter(record_of(plan))
-
-
-def pooled_figures(evaluation: Evaluation) -> dict[str, dict[str, Figure]]:
-    """Return figures pooled over the sites, by split: value and bounds, and means weighted by images where no pool is.
-
-    The rotation consistency of all images is exactly the mean of the sites' weighted by their images; so is the loss.
-    A site with too few images to tell figures of is not in these means.
-    """
-    result: dict[str, dict[str, Figure]] = {}
-    for split, pooled in evaluation.pooled.items():
-        result[split] = {name: (item.value, item.lower, item.upper) for name, item in bounded_figures(pooled).items()}
-        told = [figures[split] for figures in evaluation.sites.values() if split in figures]
-        for name in ("nll", "rotation_consistency", "rotation_variation"):
-            result[split][name] = _weighted([(item.get(name), item.get("num_examples") or 0.0) for item in told])
-    return result
-
-
-def _weighted(pairs: Sequence[tuple[float | None, float]]) -> float:
-    known = [(value, weight) for value, weight in pairs if value is not None and weight > 0]
-    total = math.fsum(weight for _, weight in known)
-    return math.fsum(value * weight for value, weight in known) / total if total else math.nan
 
 
 def _busy(outcomes: Sequence[SiteOutcome]) -> float:

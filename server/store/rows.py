@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from server.store.cleaning import clean, finite, whole
-from server.store.schema import Candidate, MatchLayer, Metric
+from server.store.schema import Candidate, Event, MatchLayer, Metric, SiteRound
 
 Figure = float | None | tuple[float | None, float | None, float | None]
 
@@ -68,4 +69,19 @@ def candidate_rows(
             **{name: finite(figures.get(name)) for name in ("loss", "accuracy", "auroc")},
         )
         for site, figures in found.items()
+    ]
+
+
+def trouble_events(rows: Iterable[SiteRound]) -> list[Event]:
+    """Return the diary's lines on a round that is over: one for every site and phase that was not *ok*."""
+    troubles = [row for row in rows if row.outcome != "ok"]
+    return [
+        Event(
+            run_id=row.run_id,
+            server_round=row.server_round,
+            time=time.time(),
+            level="warning",
+            text=clean(f"{row.site}: {row.phase} {row.outcome}" + (f": {row.reason}" if row.reason else "")),
+        )
+        for row in sorted(troubles, key=lambda row: (row.phase != "train", row.site))
     ]

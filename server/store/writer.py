@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from popmi_core.errors import RecordError, RunError
 from server.store.cleaning import clean, ending, finite, jsonable, one_of, whole
 from server.store.heartbeat import Heartbeat
-from server.store.rows import Figure, candidate_rows, match_rows, metric_rows
+from server.store.rows import Figure, candidate_rows, match_rows, metric_rows, trouble_events
 from server.store.schema import (
     RUN_STATUSES,
     SITE_OUTCOMES,
@@ -170,6 +170,8 @@ class RunWriter:
     ) -> None:
         """Record what one site did in one phase; a second call for the same phase replaces the first.
 
+        The diary tells of it when the round is finished.
+
         Raises:
             RunError: If ``phase`` or ``outcome`` is none of the schema's words.
         """
@@ -188,11 +190,8 @@ class RunWriter:
             epsilon=finite(epsilon),
             train_loss=finite(train_loss),
         )
-        level = "info" if outcome == "ok" else "warning"
-        said = f"{row.site}: {phase} {outcome}" + (f": {row.reason}" if row.reason else "")
-        note = Event(server_round=server_round, time=time.time(), level=level, text=said)
-        row.run_id = note.run_id = self.run_id
-        self._replace([row] if outcome == "ok" else [row, note])
+        row.run_id = self.run_id
+        self._replace([row])
 
     def record_metrics(self, server_round: int, scope: str, split: str, values: Mapping[str, Figure]) -> None:
         """Record figures of one scope (``global``, ``external`` or a site) and split.
@@ -231,6 +230,9 @@ class RunWriter:
     ) -> None:
         """Close a round (``ok``, or ``void`` when too few sites answered); only now does it count.
 
+        With it, once, the diary gets a line for every site that was not *ok*: a round that waits for room writes its
+        rows again and again.
+
         Raises:
             RunError: If the round was never started.
         """
@@ -251,6 +253,8 @@ class RunWriter:
                 raise RunError(f"record {self._where}: round {server_round} was never started. Call start_round first.")
             for name, value in values.items():
                 setattr(row, name, value)
+            told = select(SiteRound).where(SiteRound.run_id == self.run_id, SiteRound.server_round == server_round)
+            session.add_all(trouble_events(session.scalars(told)))
             self._touch(session)
 
     def finish_run(self, status: str, reason: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from popmi_core.config import parse_config
 from popmi_core.errors import ConfigError, DataError, RunError, UpdateError
 from popmi_core.fusion import ServerOptimizer
 from popmi_core.protocol import PLAN_FILE
+from server.control.records import Standing
 from server.dashboard import report as dashboard_report
+from server.dashboard.health import judge
+from server.store import RunWriter
 
 CONTROL = {"strategy": "fedavg", "local": {"objective": "control_variates", "batch_size": 32}}
 
@@ -246,3 +250,53 @@ def test_the_local_strategy_never_offers_its_start_as_the_model(federation):
     card = (Path(plan.folder) / "models" / "round-001.md").read_text(encoding="utf-8")
     assert "no common model" in card
     assert summarise(Path(plan.folder)).model is None
+
+
+def locked(times, monkeypatch):
+    """Let the record be locked for the first ``times`` tries to call the run finished."""
+    monkeypatch.setattr("server.patience.LOOK_AGAIN", 0.0)
+    left, finish = [times], RunWriter.finish_run
+
+    def finish_run(self, status, reason=None):
+        left[0] -= status == "finished"
+        if status == "finished" and left[0] >= 0:
+            raise RunError("record r.sqlite cannot be written: database is locked. Check free space and rights.")
+        finish(self, status, reason)
+
+    monkeypatch.setattr(RunWriter, "finish_run", finish_run)
+
+
+def test_a_record_that_is_locked_at_the_end_does_not_fail_a_run_that_is_done(federation, monkeypatch):
+    locked(3, monkeypatch)
+    plan = federation.plan(rounds=1).model_copy(update={"patience": 60.0})
+    federation.run(plan)
+    assert has_finished(Path(plan.folder))
+
+
+def test_a_run_that_could_not_be_called_finished_fell_and_is_gone_on_with(federation, monkeypatch):
+    plan = federation.plan(rounds=1)
+    with monkeypatch.context() as patch:
+        locked(1, patch)
+        with pytest.raises(RunError, match="database is locked"):
+            federation.run(plan)
+    told = summarise(Path(plan.folder))
+    assert Standing(status=told.status, reason=told.reason).fell
+    federation.run(reopen_run(Path(plan.folder)))
+    assert has_finished(Path(plan.folder))
+
+
+def test_a_run_that_ends_in_void_rounds_says_so_where_it_says_finished(federation):
+    plan = federation.plan(rounds=3)
+
+    def app(message, context):
+        return (client_app if message.metadata.group_id in ("0", "1") else broken)(message, context)
+
+    federation.run(plan, app)
+    told = summarise(Path(plan.folder))
+    assert told.status == "finished"
+    assert re.match(r"no new model came of the last 2 round\(s\) \(round 2: void: .*; round 3: void: ", told.reason)
+    with federation.read(plan) as reader:
+        run, rounds, sites = reader.run(), reader.rounds(1), reader.sites(1)
+    shown = judge(run, rounds, sites, run.heartbeat)
+    assert (shown.word, shown.tone) == ("finished, degraded", "warn")
+    assert told.reason in shown.detail

@@ -70,6 +70,13 @@ def test_a_void_round_is_said() -> None:
     assert state.detail == "round 2 void"
 
 
+def test_a_run_finished_in_void_rounds_tells_its_reason_beside_the_fault() -> None:
+    run = dataclasses.replace(RUN, status="finished", reason="no new model came of the last 1 round(s)", rounds_done=2)
+    state = judge(run, [closed(2, "void")], [site(2, "a"), site(2, "b")], NOW)
+    assert (state.word, state.tone) == ("finished, degraded", "warn")
+    assert state.detail == "no new model came of the last 1 round(s); round 2 void"
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "word", "tone"),
     [

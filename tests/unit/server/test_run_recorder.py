@@ -14,11 +14,12 @@ from popmi_core.config import parse_config
 from popmi_core.errors import ModelError, RunError
 from popmi_core.fusion import Fused
 from popmi_core.protocol import Assignment, Progress, Report, RunPlan
+from server import patience
 from server.exchange import Late
-from server.results import Evaluation, MatchedUpdate, RoundResult, SiteOutcome
+from server.results import Evaluation, MatchedUpdate, RoundResult, SiteOutcome, pooled_figures
 from server.roster import Roster
 from server.rounds import record
-from server.rounds.record import CARRIED_ROUNDS, RunRecorder, _short, open_writer, pooled_figures
+from server.rounds.record import CARRIED_ROUNDS, RunRecorder, _short, open_writer
 from server.store import RunReader
 
 MODEL = {"w": torch.ones(3)}
@@ -240,7 +241,7 @@ def full_for(times, monkeypatch):
         return write(path, *rest)
 
     monkeypatch.setattr(record, "save_state", full)
-    monkeypatch.setattr(record.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(patience, "LOOK_AGAIN", 0.0)
 
 
 def test_a_full_disk_pauses_the_run_and_the_round_is_whole_afterwards(tmp_path, monkeypatch):
@@ -296,7 +297,7 @@ def test_who_waits_is_seen_before_the_first_round_begins_and_no_more_once_it_has
 
 
 def test_a_full_disk_while_sites_join_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(record.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(patience, "LOOK_AGAIN", 0.0)
     patient, tries = plan(tmp_path, patience=60.0, names=("a", "b")), []
     with open_writer(patient) as writer:
         recorder, event = RunRecorder.open(patient, writer), writer.event

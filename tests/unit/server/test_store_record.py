@@ -313,3 +313,21 @@ def _write_without_end(writer: RunWriter) -> None:
 
 def _with_path() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_the_diary_tells_of_a_site_once_with_the_end_of_the_round(record: Path, believable: ModuleType) -> None:
+    with RunWriter(record, heartbeat=0) as writer:
+        run_id = believable.begin(writer)
+        writer.start_round(1)
+
+        def told() -> list[str]:
+            with RunReader(record) as reader:
+                return [row.text for row in reader.events(run_id) if row.server_round == 1]
+
+        for _ in range(3):
+            writer.record_site(1, "vienna", phase="evaluate", outcome="late", reason="no answer")
+            writer.record_site(1, "vienna", outcome="failed", reason="out of memory")
+            writer.record_site(1, "msk")
+        assert told() == []
+        writer.finish_round(1)
+        assert told() == ["vienna: train failed: out of memory", "vienna: evaluate late: no answer"]

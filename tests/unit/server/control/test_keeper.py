@@ -16,6 +16,13 @@ from server.control.keeper import MOST_FALLS, Keeper
 from server.control.plans import read_code_hash, read_plan
 
 BUNDLE = (b"packed", "c" * 64)
+FALLS = [
+    "RunNotRunningException: ",
+    "ConnectError: refused",
+    "unexpected OperationalError",
+    "record /server/runs/first/record.sqlite cannot be written: database is locked. Check free space and rights.",
+    "record postgresql+psycopg://db/popmi cannot be read: connection refused. Check that the file is whole.",
+]
 
 
 def pass_time(keeper, clock, seconds):
@@ -99,7 +106,7 @@ def test_a_run_that_failed_for_a_reason_of_its_own_is_left_alone(keeper, control
     assert audited("run.failed")["reason"].startswith("three rounds")
 
 
-@pytest.mark.parametrize("reason", ["RunNotRunningException: ", "ConnectError: refused", "unexpected OperationalError"])
+@pytest.mark.parametrize("reason", FALLS)
 def test_a_run_that_fell_over_a_lost_connection_is_started_again(keeper, control, wanted, write, clock, reason):
     keeper.look()
     write(rounds=1, status="failed", reason=reason)
