@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from popmi_core.checkpoints import FileState
 from popmi_core.errors import RunError
+from popmi_core.fusion.shelf import TEMPORARY, Place
 from server.results import MatchedUpdate, TrainedUpdate
 
 State = Mapping[str, Tensor]
-Patiently = Callable[[Callable[[], State]], State]
+Patiently = Callable[[Callable[[], Any]], Any]
+HINT = "Check that the folder can be written and has room."
 
 
 class Spool:
@@ -52,6 +55,11 @@ class Spool:
         """
         return replace(update, state=self._filed(f"{update.site}.matched", update.state))
 
+    @property
+    def place(self) -> Place:
+        """Where models that a fusion rule moved wait: on the same disk, and cleared away with the rest."""
+        return TEMPORARY if self.folder is None else Place(self.folder, self._patiently, HINT)
+
     def clear(self) -> None:
         """Remove the round's files, and what a killed process left."""
         if self.folder is not None:
@@ -61,7 +69,8 @@ class Spool:
         if self.folder is None or not tensors or isinstance(tensors, FileState):
             return tensors
         path = self.folder / f"{name}.safetensors"
-        return self._patiently(lambda: self._write(path, tensors))
+        filed: State = self._patiently(lambda: self._write(path, tensors))
+        return filed
 
     def _write(self, path: Path, tensors: State) -> State:
         try:
@@ -69,7 +78,5 @@ class Spool:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
         except (OSError, SafetensorError) as error:
             path.unlink(missing_ok=True)
-            raise RunError(
-                f"cannot write {path}: {error}. Check that the folder can be written and has room."
-            ) from error
+            raise RunError(f"cannot write {path}: {error}. {HINT}") from error
         return FileState(path)

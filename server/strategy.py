@@ -189,6 +189,7 @@ class OpmStrategy(Strategy):
                 config=self.config.fuse,
                 scorer=scorer if self.asks.judged else None,
                 statistics={update.site: update.statistics for update in matched if update.statistics is not None},
+                place=self.spool.place,
             )
             self.global_model = self.step(fused, scorer)
         except UpdateError as error:
@@ -276,12 +277,12 @@ class OpmStrategy(Strategy):
     def training(self, server_round: int, arrays: ArrayRecord) -> list[Message]:
         """Return one message for every site that trains, each with the model it should start from."""
         instruction = self.desk.training(server_round, self.frozen(server_round))
+        # One record for all: each of its own would be packed, and held, for every site.
+        common = {CONTROL: tensor_record(self.control)} if self.asks.control else {}
         messages = []
         for site in self.desk.free(self.trainers):
             own = self.site_models.get(site)
-            records = {MODEL: arrays if own is None else tensor_record(own)}
-            if self.asks.control:
-                records[CONTROL] = tensor_record(self.control)
+            records = {MODEL: arrays if own is None else tensor_record(own), **common}
             messages.append(self.desk.message(site, TRAINING, instruction, records))
         return messages
 

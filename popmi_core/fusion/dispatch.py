@@ -31,6 +31,7 @@ from popmi_core.fusion import (
     trimmed_mean,
 )
 from popmi_core.fusion.score import Scorer
+from popmi_core.fusion.shelf import TEMPORARY, Place
 from popmi_core.fusion.update import Fused, State, Symmetry, Update
 
 RULES: dict[str, Callable[..., Fused]] = {
@@ -115,6 +116,7 @@ def fuse(
     symmetry: Symmetry | None = None,
     config: FuseConfig | None = None,
     scorer: Scorer | None = None,
+    place: Place = TEMPORARY,
     **options: Any,
 ) -> Fused:
     """Fuse the updates by the rule of this name.
@@ -126,6 +128,7 @@ def fuse(
         symmetry: What ``describe_model`` said about the architecture; None where it knows nothing.
         config: Settings of the rules (``trim``, ``faulty``, ``regmean_shrink``).
         scorer: Scores a candidate at every site (see ``Score``), for the rules that choose.
+        place: Where models that were moved wait, for the rules that move them and updates that lie in files.
         options: Further keyword arguments of this one rule, such as ``grams_of`` of the RegMean rules.
 
     Raises:
@@ -135,10 +138,13 @@ def fuse(
     """
     rule = rule.replace("-", "_")
     function = _known(rule)
-    unknown = sorted(set(options) - set(inspect.signature(function).parameters))
+    known = inspect.signature(function).parameters
+    unknown = sorted(set(options) - set(known))
     if unknown:
         raise ConfigError(f"rule {rule} has no option '{unknown[0]}'. See its docstring for those it has.")
     _refuse_unfit(rule, updates, symmetry, scorer, options)
+    if "place" in known:
+        options["place"] = place
     return function(
         updates, reference=reference, symmetry=symmetry, config=config or FuseConfig(), scorer=scorer, **options
     )

@@ -12,6 +12,7 @@ from popmi_core.config import FuseConfig
 from popmi_core.errors import ModelError, UpdateError
 from popmi_core.fusion.dispatch import fuse
 from popmi_core.fusion.score import Score, Scoreboard, Scorer
+from popmi_core.fusion.shelf import TEMPORARY, Place
 from popmi_core.fusion.update import Fused, State, Symmetry, Update
 
 PLAIN = "average"
@@ -28,6 +29,7 @@ def never_worse(
     config: FuseConfig | None = None,
     scorer: Scorer | None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    place: Place = TEMPORARY,
 ) -> Fused:
     """Return the candidate with the lowest loss over all sites' validation images; ties, to
     rounding, go to the plain average.
@@ -48,13 +50,15 @@ def never_worse(
         config: Settings of the rules.
         scorer: Scores a candidate at every site.
         options: Further keyword arguments of single rules, by rule.
+        place: Where models that a rule moved wait (see ``dispatch.fuse``).
 
     Raises:
         ConfigError: If there is no such rule or no scorer.
         UpdateError: If even the plain average fails, or no site scores a candidate.
     """
     board = Scoreboard(scorer, rule="gate")
-    best = fuse(PLAIN, updates, reference=reference, symmetry=symmetry, config=config)
+    known: dict[str, Any] = {"reference": reference, "symmetry": symmetry, "config": config, "place": place}
+    best = fuse(PLAIN, updates, **known)
     board.add(PLAIN, best.state)
     chosen, notes = PLAIN, {}
     for name in dict.fromkeys(rule.replace("-", "_") for rule in rules):
@@ -62,7 +66,7 @@ def never_worse(
             continue
         given, asked = (options or {}).get(name, {}), _named(scorer, name)
         try:
-            fused = fuse(name, updates, reference=reference, symmetry=symmetry, config=config, scorer=asked, **given)
+            fused = fuse(name, updates, scorer=asked, **known, **given)
             board.add(name, fused.state)
             better = _beats(board, name, chosen)
         except (UpdateError, ModelError) as error:

@@ -11,7 +11,7 @@ from popmi_core.errors import ConfigError
 from popmi_core.fusion import adaptive_circuit
 from popmi_core.fusion.average import streamed_mean, weighted_mean
 from popmi_core.fusion.score import Scoreboard, Scorer
-from popmi_core.fusion.shelf import Shelf, shelf_for
+from popmi_core.fusion.shelf import TEMPORARY, Place, Shelf, shelf_for
 from popmi_core.fusion.update import Fused, State, Symmetry, Update, in_order, shares
 from popmi_core.matching import Matched, Matcher
 from popmi_core.matching.elements import Element
@@ -38,6 +38,7 @@ def fuse(
     sweeps: int = 10,
     restarts: int = 0,
     starts_of: StartsOf | None = None,
+    place: Place = TEMPORARY,
 ) -> Fused:
     """Match every update to one basis and fuse them by ``adaptive_circuit``, weighted by num_examples.
 
@@ -47,7 +48,7 @@ def fuse(
     algorithm 3). All maps go through one basis, so that they are consistent around every cycle. ``match.<site>`` in
     the notes says what moved. A lone site's model is returned as it is. Memory beyond the updates: a copy of each
     model that moved (none where sites started from the global model). Models that stay in files (``open_state``) are
-    read tensor by tensor and copies wait in temporary files: memory then does not grow with the number of sites.
+    read tensor by tensor and copies wait in files at ``place``: memory then does not grow with the number of sites.
 
     ``restarts``: further descents in random order, for nets without a rotated stream. ``starts_of``: gives, for a
     site's name and the model whose basis counts, further places to begin from (``start_from`` of activation
@@ -59,7 +60,7 @@ def fuse(
         UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
     """
     search = Search(sweeps, restarts, starts_of, scorer)
-    with shelf_for(updates) as shelf:
+    with shelf_for(updates, place) as shelf:
         basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search, shelf=shelf)
         aligned = [shelf.take(update) for update in basis.aligned()]
         fused = adaptive_circuit.fuse(aligned, reference=basis.reference, symmetry=symmetry, config=config)

@@ -15,7 +15,7 @@ from popmi_core.errors import UpdateError
 from popmi_core.fusion import regmean
 from popmi_core.fusion.opm import Anchor, Basis, Search, StartsOf
 from popmi_core.fusion.score import Scorer
-from popmi_core.fusion.shelf import shelf_for
+from popmi_core.fusion.shelf import TEMPORARY, Place, shelf_for
 from popmi_core.fusion.update import Fused, State, Symmetry, Update
 
 # A site's name and its aligned model -> the Gram matrices of that model on the site's images.
@@ -33,6 +33,7 @@ def fuse(
     sweeps: int = 10,
     restarts: int = 0,
     starts_of: StartsOf | None = None,
+    place: Place = TEMPORARY,
     grams_of: GramsOf | None = None,
 ) -> Fused:
     """Match every update to one basis (see ``opm.fuse``), then take RegMean (see ``regmean.fuse``).
@@ -46,7 +47,7 @@ def fuse(
             Gram matrix is unfit (see ``regmean.fuse``).
     """
     search = Search(sweeps, restarts, starts_of, scorer)
-    with shelf_for(updates) as shelf:
+    with shelf_for(updates, place) as shelf:
         basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search, shelf=shelf)
         found = (_with_grams(update, grams_of, len(basis.updates)) for update in basis.aligned())
         aligned = [shelf.take(update) for update in found]

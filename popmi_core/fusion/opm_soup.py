@@ -11,7 +11,7 @@ from popmi_core.fusion.average import streamed_mean, weighted_mean
 from popmi_core.fusion.greedy_soup import Measure
 from popmi_core.fusion.opm import Anchor, Basis, Search, StartsOf
 from popmi_core.fusion.score import Scorer
-from popmi_core.fusion.shelf import shelf_for
+from popmi_core.fusion.shelf import TEMPORARY, Place, shelf_for
 from popmi_core.fusion.update import Fused, State, Symmetry, Update, shares
 
 
@@ -26,6 +26,7 @@ def fuse(
     sweeps: int = 10,
     restarts: int = 0,
     starts_of: StartsOf | None = None,
+    place: Place = TEMPORARY,
 ) -> Fused:
     """Match every update to one basis (see ``opm.fuse``) and average all weights, weighted by num_examples.
 
@@ -36,7 +37,7 @@ def fuse(
         UpdateError: If an update is unfit (see ``in_order``) or nobody has an example.
     """
     search = Search(sweeps, restarts, starts_of, scorer)
-    with shelf_for(updates) as shelf:
+    with shelf_for(updates, place) as shelf:
         basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search, shelf=shelf)
         weights = shares(basis.updates)
         if len(weights) == 1:
@@ -56,6 +57,7 @@ def fuse_greedily(
     sweeps: int = 10,
     restarts: int = 0,
     starts_of: StartsOf | None = None,
+    place: Place = TEMPORARY,
     measure: Measure = "loss",
 ) -> Fused:
     """Match every update to one basis (see ``opm.fuse``), then take the greedy soup (see ``greedy_soup.fuse``).
@@ -67,7 +69,7 @@ def fuse_greedily(
         UpdateError: If an update is unfit (see ``in_order``) or no site can compare all models.
     """
     search = Search(sweeps, restarts, starts_of, scorer)
-    with shelf_for(updates) as shelf:
+    with shelf_for(updates, place) as shelf:
         basis = Basis.choose(updates, reference=reference, symmetry=symmetry, anchor=anchor, search=search, shelf=shelf)
         aligned = [shelf.take(update) for update in basis.aligned()]
         fused = greedy_soup.fuse(aligned, reference=reference, config=config, scorer=scorer, measure=measure)

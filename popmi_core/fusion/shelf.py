@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,29 +21,58 @@ from popmi_core.fusion.update import Update
 _ELSEWHERE = "Matched models wait there until all are averaged; TMPDIR names another folder for them, on a disk."
 
 
+def at_once(action: Callable[[], Any]) -> Any:
+    """Do it once: whoever has no room hears so at once."""
+    return action()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where shelves stand, and who waits while there is no room.
+
+    Attributes:
+        folder: Made when it is needed; None is the system's folder for temporary files.
+        patiently: Calls what it is given, again and again while that raises ``RunError``, and returns what it returns.
+        hint: What a person can do where there is no room.
+    """
+
+    folder: Path | None = None
+    patiently: Callable[[Callable[[], Any]], Any] = at_once
+    hint: str = _ELSEWHERE
+
+
+TEMPORARY = Place()
+
+
 @dataclass
 class Shelf:
     """Takes models; memory does not grow with their number where there is a ``folder``."""
 
     folder: Path | None
+    place: Place = TEMPORARY
     _count: int = field(default=0)
 
     def take(self, update: Update) -> Update:
         """Return the update with its model in a file of the folder, unless it is in a file already.
 
         Raises:
-            RunError: If the file cannot be written.
+            RunError: If the file cannot be written; nothing is left of it then.
         """
         if self.folder is None or isinstance(update.state, FileState):
             return update
         self._count += 1
         path = self.folder / f"{self._count}.safetensors"
+        return replace(update, state=self.place.patiently(lambda: self._write(update, path)))
+
+    def _write(self, update: Update, path: Path) -> FileState:
         try:
             # Straight into the file: a checkpoint's proof and fixed order would cost three models of memory.
             save_file({name: _alone(tensor) for name, tensor in update.state.items()}, path)
         except (OSError, SafetensorError) as error:
-            raise RunError(f"site {update.site}: cannot write {path}: {error}. {_ELSEWHERE}") from error
-        return replace(update, state=open_state(path)[0])
+            if path.exists():
+                path.unlink()
+            raise RunError(f"site {update.site}: cannot write {path}: {error}. {self.place.hint}") from error
+        return open_state(path)[0]
 
     def drop(self, update: Update) -> None:
         """Remove a model that is not needed any more, if it is in the folder."""
@@ -57,8 +87,8 @@ def _alone(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def shelf_for(updates: Sequence[Update]) -> Iterator[Shelf]:
-    """Yield a shelf in the system's folder for temporary files if a model is read from a file, else in memory.
+def shelf_for(updates: Sequence[Update], place: Place = TEMPORARY) -> Iterator[Shelf]:
+    """Yield a shelf in a folder of its own at ``place`` if a model is read from a file, else in memory.
 
     The folder and the models in it are gone afterwards. It holds at most three copies of every model that moved.
 
@@ -68,9 +98,14 @@ def shelf_for(updates: Sequence[Update]) -> Iterator[Shelf]:
     if not any(isinstance(update.state, FileState) for update in updates):
         yield Shelf(None)
         return
+    with place.patiently(lambda: _folder(place)) as name:
+        yield Shelf(Path(name), place)
+
+
+def _folder(place: Place) -> tempfile.TemporaryDirectory[str]:
     try:
-        folder = tempfile.TemporaryDirectory(prefix="popmi-")
+        if place.folder is not None:
+            place.folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="popmi-", dir=place.folder)
     except OSError as error:
-        raise RunError(f"no folder for temporary files: {error}. {_ELSEWHERE}") from error
-    with folder as name:
-        yield Shelf(Path(name))
+        raise RunError(f"no folder for matched models: {error}. {place.hint}") from error

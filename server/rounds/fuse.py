@@ -12,6 +12,7 @@ from popmi_core.config import STATISTIC_RULES, FuseConfig
 from popmi_core.errors import UpdateError
 from popmi_core.fusion import Fused, Score, Scorer, Update, fuse
 from popmi_core.fusion.gate import never_worse
+from popmi_core.fusion.shelf import TEMPORARY, Place
 from popmi_core.matching import Symmetry
 from popmi_core.matching.statistics import CrossStatistics
 
@@ -24,17 +25,19 @@ def fuse_updates(
     config: FuseConfig,
     scorer: Scorer | None = None,
     statistics: Mapping[str, CrossStatistics] | None = None,
+    place: Place = TEMPORARY,
 ) -> Fused:
     """Return the fused model, the sites' weights in it, and which rule each part was averaged by.
 
     With ``config.gate`` the best of several rules on the sites' validation images; where no site can judge, the plain
-    average, saying so. ``statistics``: what sites saw in activations, by site, for the rules that need it.
+    average, saying so. ``statistics``: what sites saw in activations, by site, for the rules that need it. ``place``:
+    where models that a rule moved wait.
 
     Raises:
         UpdateError: If the rule cannot work with these updates (Krum: too few; RegMean: no Gram matrices).
     """
     options: dict[str, dict[str, Any]] = {rule: {"statistics": statistics} for rule in STATISTIC_RULES if statistics}
-    known: dict[str, Any] = {"reference": reference, "symmetry": symmetry, "config": config}
+    known: dict[str, Any] = {"reference": reference, "symmetry": symmetry, "config": config, "place": place}
     if not config.gate or scorer is None:
         return fuse(config.rule, updates, scorer=scorer, **known, **options.get(config.rule, {}))
     heard = _Heard(scorer)

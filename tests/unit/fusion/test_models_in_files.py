@@ -12,9 +12,10 @@ from popmi_core.checkpoints import open_state, save_state
 from popmi_core.config import FuseConfig
 from popmi_core.errors import RunError
 from popmi_core.fusion import Score, Update, fuse
+from popmi_core.fusion import shelf as shelf_module
 from popmi_core.fusion.gate import never_worse
 from popmi_core.fusion.opm import medoid
-from popmi_core.fusion.shelf import Shelf, shelf_for
+from popmi_core.fusion.shelf import Place, Shelf, shelf_for
 from popmi_core.matching import describe_model, random_element
 from popmi_core.matching.elements import apply
 
@@ -145,7 +146,7 @@ def test_no_folder_for_temporary_files_is_said(make, tmp_path, monkeypatch):
     _, opened, _, _ = make(2)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
 
-    with pytest.raises(RunError, match=r"no folder for temporary files.*TMPDIR"), shelf_for(opened):
+    with pytest.raises(RunError, match=r"no folder for matched models.*TMPDIR"), shelf_for(opened):
         pass
 
 
@@ -169,3 +170,46 @@ def test_the_medoid_is_found_in_files(make):
     held, opened, _, symmetry = make(3)
 
     assert medoid(opened, symmetry).site == medoid(held, symmetry).site
+
+
+@pytest.mark.parametrize("rule", ["opm", "opm_soup", "opm_greedy_soup"])
+def test_moved_models_wait_where_they_are_told_to(make, temporary, tmp_path, monkeypatch, rule):
+    _, opened, reference, symmetry = make(3)
+    seen, take = [], Shelf.take
+
+    def watched(self, update):
+        seen.append(self.folder)
+        return take(self, update)
+
+    monkeypatch.setattr(Shelf, "take", watched)
+    given = {"reference": reference, "symmetry": symmetry, "place": Place(tmp_path / "run" / "incoming")}
+    # An anchor that moves models on the way puts them on the shelf with every rule.
+    fuse(rule, opened, anchor="mean_of_others", scorer=lambda name, state: {"clinic": Score(8, 1.0)}, **given)
+    never_worse([rule], opened, config=FuseConfig(), scorer=lambda name, state: {"clinic": Score(8, 1.0)}, **given)
+
+    assert seen
+    assert {folder.parent for folder in seen} == {tmp_path / "run" / "incoming"}
+    assert not list((tmp_path / "run" / "incoming").iterdir())
+
+
+def test_without_room_the_shelf_asks_whoever_is_patient_and_leaves_no_half(make, tmp_path, monkeypatch):
+    held, _, _, _ = make(1)
+    tries, write = [], shelf_module.save_file
+
+    def full_once(tensors, path):
+        tries.append(path)
+        if len(tries) == 1:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        assert not path.exists()
+        write(tensors, path)
+
+    def patiently(action):
+        with pytest.raises(RunError, match=r"site site_00: cannot write .*No space left.*Free some\."):
+            action()
+        return action()
+
+    monkeypatch.setattr(shelf_module, "save_file", full_once)
+    taken = Shelf(tmp_path, Place(tmp_path, patiently, "Free some.")).take(held[0])
+    assert len(tries) == 2
+    torch.testing.assert_close(dict(taken.state), dict(held[0].state))
