@@ -102,6 +102,7 @@ def train(message: Message, context: Context) -> Message:
         seconds=time.perf_counter() - begun,
         metrics=finite_or_none({"train.loss": trained.loss}),
         epsilon=trained.epsilon,
+        ledger_entries=trained.ledger_entries,
         phantom=data.phantom,
         **matching_told(aligned),
     )
@@ -234,7 +235,8 @@ def private_round(instruction: Instruction, site: str, folder: Path) -> PrivateR
         PrivacyError: If a run without a budget would use images that an earlier run had promised to protect.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(folder / "privacy-ledger.json", site=site)
+    # What the server knows of makes a site more careful, never less: the ledger's own witness counts too.
+    ledger = Ledger(folder / "privacy-ledger.json", site=site, at_least=instruction.ledger_entries)
     if instruction.privacy is None:
         if ledger.entries():
             raise PrivacyError(

@@ -39,13 +39,14 @@ _BEYOND = 100.0
 
 @dataclass(frozen=True)
 class Charge:
-    """One round's training, already paid for. ``epsilon`` is the ledger's total with this round in it."""
+    """One round's training, already paid for. ``epsilon`` and ``entries`` are the ledger's with this round in it."""
 
     noise_multiplier: float
     max_grad_norm: float
     sample_rate: float
     steps: int
     epsilon: float
+    entries: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class PrivateRound:
                     epsilon=epsilon,
                 )
             )
-        return Charge(noise, self.config.max_grad_norm, sample_rate, steps, epsilon)
+        return Charge(noise, self.config.max_grad_norm, sample_rate, steps, epsilon, len(entries) + 1)
 
     def _check_delta(self, num_examples: int) -> None:
         if self.config.target_delta * num_examples >= 1:

@@ -42,6 +42,7 @@ class TrainReport:
         control: What control variates keep on site and send; ``None`` for other objectives.
         noise_multiplier: Noise of DP-SGD; ``None`` without a privacy budget.
         epsilon: Spent by the site's images so far, this round included; ``None`` without a privacy budget.
+        ledger_entries: Entries of the privacy ledger, this round included; 0 without a privacy budget.
     """
 
     loss: float
@@ -52,6 +53,7 @@ class TrainReport:
     control: ControlUpdate | None = None
     noise_multiplier: float | None = None
     epsilon: float | None = None
+    ledger_entries: int = 0
 
 
 def train_locally(
@@ -106,6 +108,7 @@ def train_locally(
         control=objective.finish(),
         noise_multiplier=charge.noise_multiplier if charge else None,
         epsilon=charge.epsilon if charge else None,
+        ledger_entries=charge.entries if charge else 0,
     )
 
 

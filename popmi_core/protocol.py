@@ -109,6 +109,7 @@ class Instruction(_Frozen):
     class_counts: tuple[int, ...] = Field(default=(), description="all sites' counts: answer by your own frequencies")
     candidate: str = Field(default="", description="whom a judged model stands for")
     num_models: int = Field(default=1, ge=1, description="models to be judged together, as an ensemble")
+    ledger_entries: int = Field(default=0, ge=0, description="entries the site's privacy ledger is known to have had")
 
 
 class RunPlan(_Frozen):
@@ -150,6 +151,7 @@ class Report(_Frozen):
     seconds: float = Field(default=0.0, ge=0, le=1e9)
     metrics: dict[Annotated[str, AfterValidator(_known)], Figure] = Field(default_factory=dict)
     epsilon: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    ledger_entries: int = Field(default=0, ge=0, lt=2**31, description="entries of the site's privacy ledger")
     skipped_rows: Count = 0
     phantom: bool = False
     split_sizes: dict[Split, Count] = Field(default_factory=dict)

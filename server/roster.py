@@ -55,6 +55,7 @@ class Roster:
     """Sites by name with their node, what they told on joining, who was refused, who waits and who has stopped.
 
     ``waiting``: sites that have not approved the run's code yet, and what they say.
+    ``ledgers``: entries that each site told its privacy ledger has, the most it ever told.
     """
 
     nodes: dict[str, int] = field(default_factory=dict)
@@ -62,6 +63,7 @@ class Roster:
     refused: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
+    ledgers: dict[str, int] = field(default_factory=dict)
 
     def enrol(self, replies: Iterable[Message], expected: Expected, entry: Entry) -> list[str]:
         """Take in the sites that answered well and return their names; the others are refused with their reason.
@@ -126,6 +128,13 @@ class Roster:
     def retire(self, outcomes: Sequence[SiteOutcome]) -> None:
         """Ask sites that have stopped (privacy budget spent) no more."""
         self.stopped |= {item.site: item.reason for item in outcomes if item.outcome == "stopped"}
+
+    def note_ledgers(self, outcomes: Sequence[SiteOutcome]) -> None:
+        """Remember how many entries each site's privacy ledger has: a site that lost it is told so."""
+        for item in outcomes:
+            told = 0 if item.report is None else item.report.ledger_entries
+            if told > self.ledgers.get(item.site, 0):
+                self.ledgers[item.site] = told
 
     def with_stopped(self, outcomes: Sequence[SiteOutcome]) -> list[SiteOutcome]:
         """Add the sites that had stopped earlier, so that every round shows every site."""

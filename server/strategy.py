@@ -130,6 +130,7 @@ class OpmStrategy(Strategy):
         updates = validate(replies, self.expected(server_round), self.spool.raw, revoked=self.desk.revoked)
         updates.outcomes = self.desk.with_busy(self.desk.with_bytes(updates.outcomes), self.trainers)
         self.roster.retire(updates.outcomes)
+        self.roster.note_ledgers(updates.outcomes)
         combining = time.perf_counter()
         scorer = self.scorer(server_round)
         matched, fused, note = self.combine(updates, scorer)
@@ -283,7 +284,8 @@ class OpmStrategy(Strategy):
         for site in self.desk.free(self.trainers):
             own = self.site_models.get(site)
             records = {MODEL: arrays if own is None else tensor_record(own), **common}
-            messages.append(self.desk.message(site, TRAINING, instruction, records))
+            told = instruction.model_copy(update={"ledger_entries": self.roster.ledgers.get(site, 0)})
+            messages.append(self.desk.message(site, TRAINING, told, records))
         return messages
 
     def evaluating(self, server_round: int, arrays: ArrayRecord, splits: tuple[Split, ...]) -> list[Message]:
@@ -321,7 +323,7 @@ class OpmStrategy(Strategy):
     def carried_state(self) -> dict[str, Tensor]:
         """Return what the next round needs beside the global model, by name."""
         sites = {site: dict(state) for site, state in self.site_models.items()}
-        return Carried(self.optimizer.state_dict(), self.control, sites).to_tensors()
+        return Carried(self.optimizer.state_dict(), self.control, sites, self.roster.ledgers).to_tensors()
 
     def restore(self, global_model: Mapping[str, Tensor], carried: Mapping[str, Tensor]) -> None:
         """Go on from a recorded round."""
@@ -329,6 +331,7 @@ class OpmStrategy(Strategy):
         self.global_model, self.control = dict(global_model), found.control
         self.optimizer.load_state_dict(found.optimizer)
         self.site_models |= found.sites
+        self.roster.ledgers |= found.ledgers
 
 
 def _no_model(rounds: int, last: RoundResult | None) -> str:

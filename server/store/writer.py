@@ -168,9 +168,7 @@ class RunWriter:
         epsilon: float | None = None,
         train_loss: float | None = None,
     ) -> None:
-        """Record what one site did in one phase; a second call for the same phase replaces the first.
-
-        The diary tells of it when the round is finished.
+        """Record what one site did in one phase, again if need be; the diary tells when the round is finished.
 
         Raises:
             RunError: If ``phase`` or ``outcome`` is none of the schema's words.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from client.app import app as client_app
 from client.ledger import Ledger
 from popmi_core.cli.lineup import reopen_run
 from popmi_core.errors import PrivacyError, RunError
@@ -93,3 +95,24 @@ def test_a_run_without_a_budget_is_refused_images_that_were_promised_one(federat
     Path(plan.lineup[0].state).rename(state)
     with pytest.raises(RunError, match="the promise would be void"):
         federation.run(again)
+
+
+def test_a_site_that_lost_its_ledger_spends_no_second_budget_on_the_same_images(federation):
+    plan = federation.plan(strategy="fedavg", rounds=2, privacy=BUDGET)
+
+    def interrupted(message, context):
+        if (message.metadata.message_type, message.metadata.group_id) == ("train", "2"):
+            raise KeyboardInterrupt
+        return client_app(message, context)
+
+    with pytest.raises(KeyboardInterrupt):
+        federation.run(plan, interrupted)
+    shutil.rmtree(plan.lineup[0].state)
+    federation.run(reopen_run(Path(plan.folder)))
+    with federation.read(plan) as reader:
+        rows = {row.site: row for row in reader.sites(1, since=2) if row.phase == "train"}
+    lost = rows.pop(plan.lineup[0].site)
+    assert lost.outcome == "stopped"
+    assert "the privacy ledger has 0 entries, expected at least 1; some were lost" in lost.reason
+    assert {row.outcome for row in rows.values()} == {"ok"}
+    assert not (Path(plan.lineup[0].state) / "privacy-ledger.json").exists()
