@@ -20,7 +20,10 @@ PARTS: Mapping[Part, tuple[str, str]] = {
         f"the number of training images of every class (fewer than {MIN_CELL} as none; where that is one class only, "
         "its number follows from the sum of all)",
     ),
-    "epsilon": ("Every round", "how much of the privacy budget this site's images have spent (epsilon), and in how many rounds"),
+    "epsilon": (
+        "Every round",
+        "how much of the privacy budget this site's images have spent (epsilon), and in how many rounds",
+    ),
     "control": (
         "Every round",
         "by how much the site's control variate changed: the mean gradient over its training images",
