@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from server.results import RoundResult, SiteOutcome
 LONGEST = 500
 """Letters of a reason that are kept: sites write them."""
 WHO = "server app"
+MOST_OWED = 100
+"""Events that wait for room at most; the oldest are given up first."""
 
 
 class FaultLog:
@@ -27,9 +31,11 @@ class FaultLog:
         self._run, self._patiently = plan.run, patiently
         self._log = None if plan.sites_file is None else AuditLog(Path(plan.sites_file).parent / AUDIT_FILE)
         self._refused: dict[str, str] = {}
+        self._owed: deque[tuple[str, dict[str, object]]] = deque(maxlen=MOST_OWED)
 
     def round(self, done: RoundResult) -> None:
         """Note every site whose answer of a round is not used, and a round that gave no model."""
+        self.settle()
         for phase, outcomes in (("train", done.train), ("evaluate", done.evaluate)):
             for item in _faults(outcomes):
                 self.note(f"site.{item.outcome}", item.reason, site=item.site, round=done.server_round, phase=phase)
@@ -52,6 +58,23 @@ class FaultLog:
         log = self._log
         if log is not None:
             self._patiently(lambda: self._append(log, event, {**details, "reason": reason[:LONGEST]}))
+
+    def owe(self, event: str, reason: str, **details: object) -> None:
+        """Note one event as soon as there is room for it: nothing waits for that. ``at`` is when it happened."""
+        if self._log is None:
+            return
+        self._owed.append((event, {**details, "reason": reason[:LONGEST], "at": round(time.time(), 3)}))
+        self.settle()
+
+    def settle(self) -> None:
+        """Write down what is owed, as far as there is room."""
+        log = self._log
+        while log is not None and self._owed:
+            try:
+                self._append(log, *self._owed[0])
+            except RunError:
+                return
+            self._owed.popleft()
 
     def _append(self, log: AuditLog, event: str, details: Mapping[str, object]) -> None:
         try:

@@ -16,11 +16,16 @@ Result = TypeVar("Result")
 
 
 def wait_out(
-    action: Callable[[], Result], patience: float, *, waited: Callable[[float, str], None] = lambda seconds, why: None
+    action: Callable[[], Result],
+    patience: float,
+    *,
+    waits: Callable[[str, bool], None] = lambda why, first: None,
+    waited: Callable[[float, str], None] = lambda seconds, why: None,
 ) -> Result:
     """Return what ``action`` returns; where it raises ``RunError``, try again for ``patience`` seconds.
 
-    ``waited`` hears for how many seconds that was and why, once it is over.
+    ``waits`` hears at every try why, and whether it is the first; ``waited`` for how many seconds that was and why,
+    once it is over.
 
     Raises:
         RunError: If it could not be done in that time, or, without waiting, would be refused again.
@@ -38,6 +43,7 @@ def wait_out(
                 raise
             if str(error) != told:
                 log.warning("paused: %s", error)
+            waits(str(error), not told)
             told = str(error)
             time.sleep(min(LOOK_AGAIN, patience))
     if told:

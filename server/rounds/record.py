@@ -206,12 +206,18 @@ class RunRecorder:
         Raises:
             RunError: If it could not be done in that time, or, without waiting, would be refused again.
         """
-        return wait_out(action, self.plan.patience, waited=self._paused)
+        return wait_out(action, self.plan.patience, waits=self._waits, waited=self._paused)
+
+    def _waits(self, why: str, first: bool) -> None:
+        if first:
+            self.faults.owe("run.paused", why)
+        self.faults.settle()
 
     def _paused(self, seconds: float, why: str) -> None:
         # What was waited for is done; a disk that is full again at once must not end the run over this line.
         with suppress(RunError):
             self.writer.event(f"paused for {seconds:.0f} s: {why}", level="warning")
+        self.faults.owe("run.resumed-by-itself", why, seconds=round(seconds, 1))
 
     def _write_round(self, done: RoundResult, global_model: State, carried: State) -> None:
         write_told(self.writer, done, pooled_figures(done.evaluation))

@@ -92,3 +92,24 @@ def test_a_log_that_cannot_be_written_holds_the_round_up(tmp_path):
     (tmp_path / AUDIT_FILE).mkdir()
     with pytest.raises(RunError, match="cannot write audit log"):
         log_of(tmp_path).note("site.failed", "x", site="a")
+
+
+def test_what_is_owed_waits_for_room_in_its_order_and_holds_nothing_up(tmp_path):
+    log = log_of(tmp_path)
+    (tmp_path / AUDIT_FILE).mkdir()
+    log.owe("run.paused", "x" * 10_000)
+    log.owe("run.resumed-by-itself", "y", seconds=3.0)
+    log.settle()
+    (tmp_path / AUDIT_FILE).rmdir()
+    log.settle()
+    log.settle()
+    (paused, first), (resumed, second) = lines(tmp_path)
+    assert (paused, resumed, second["seconds"]) == ("run.paused", "run.resumed-by-itself", 3.0)
+    assert len(first["reason"]) == LONGEST
+
+
+def test_a_simulation_owes_nothing(tmp_path):
+    log = log_of(tmp_path, sites_file=None)
+    log.owe("run.paused", "x")
+    assert not log._owed
+    assert list(tmp_path.iterdir()) == []

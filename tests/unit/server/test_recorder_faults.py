@@ -183,3 +183,59 @@ def test_void_rounds_at_the_end_are_named_with_their_reason(tmp_path):
         f"no new model came of the last 2 round(s) (round 2: {why}; round 3: {why}); "
         "the model is that of the round before"
     )
+
+
+def paused_run(tmp_path, monkeypatch, failures, *, in_between=lambda: None):
+    """Have a run wait for room as often as told, and return the events of the audit log with their details."""
+    monkeypatch.setattr(patience.time, "sleep", lambda _: in_between())
+    described = plan(tmp_path / "run", names=("a", "b"), sites_file=str(tmp_path / "sites.json"), patience=60.0)
+    waiting = [RunError(text) for text in failures]
+
+    def action():
+        if waiting:
+            raise waiting.pop(0)
+        return "written"
+
+    with open_writer(described) as writer:
+        recorder = RunRecorder.open(described, writer)
+        assert recorder.patiently(action) == "written"
+    return recorder
+
+
+def events(tmp_path):
+    return [(item.event, item.details) for item in AuditLog(tmp_path / AUDIT_FILE).entries()]
+
+
+def test_a_pause_and_its_end_stand_in_the_audit_log_once_each(tmp_path, monkeypatch):
+    paused_run(tmp_path, monkeypatch, ["no room", "no room", "no database", "no room"])
+    (paused, begun), (resumed, ended) = events(tmp_path)
+    assert (paused, begun["reason"], begun["run"]) == ("run.paused", "no room", "trial")
+    assert (resumed, ended["reason"]) == ("run.resumed-by-itself", "no room")
+    assert ended["seconds"] >= 0
+    assert ended["at"] >= begun["at"]
+
+
+def test_what_did_not_wait_is_no_pause(tmp_path, monkeypatch):
+    paused_run(tmp_path, monkeypatch, [])
+    assert not (tmp_path / AUDIT_FILE).exists()
+
+
+def test_where_the_log_has_no_room_either_a_pause_is_written_once_it_has(tmp_path, monkeypatch):
+    seen = []
+    (tmp_path / AUDIT_FILE).mkdir()
+
+    def room_at_last():
+        seen.append(1)
+        if len(seen) == 2:
+            (tmp_path / AUDIT_FILE).rmdir()
+
+    paused_run(tmp_path, monkeypatch, ["no room"] * 3, in_between=room_at_last)
+    assert [event for event, _ in events(tmp_path)] == ["run.paused", "run.resumed-by-itself"]
+
+
+def test_a_log_that_has_room_only_after_the_pause_is_made_good_with_the_round(tmp_path, monkeypatch):
+    (tmp_path / AUDIT_FILE).mkdir()
+    recorder = paused_run(tmp_path, monkeypatch, ["no room"])
+    (tmp_path / AUDIT_FILE).rmdir()
+    recorder.faults.round(done(1))
+    assert [event for event, _ in events(tmp_path)] == ["run.paused", "run.resumed-by-itself", "site.quarantined"]
