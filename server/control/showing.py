@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from server.control.sites import SiteView
-from server.control.status import RunStatus, ServerStatus
+from server.control.status import RunStatus, ServerStatus, short
 from server.dashboard.health import span
 
 
@@ -40,7 +40,9 @@ def print_sites(views: Sequence[SiteView], certificate_days: int, *, console: Co
 def print_status(status: ServerStatus, *, console: Console | None = None) -> None:
     """Print the status, what stands in the way last, where it is seen."""
     out = console or Console()
-    out.print(f"{escape(status.project)} at {status.endpoint}, code {status.code_hash[:12]}", soft_wrap=True)
+    out.print(
+        f"{escape(status.project)} at {status.endpoint}, installed code {short(status.code_hash)}", soft_wrap=True
+    )
     out.print(f"SuperLink {_answers(status.superlink)}, gateway {_answers(status.gateway)}")
     for name, item in status.processes.items():
         running = "not running" if item["process"] is None else f"process {item['process']}"
@@ -50,18 +52,22 @@ def print_status(status: ServerStatus, *, console: Console | None = None) -> Non
         f"disk {status.disk_free_bytes / 1e9:.1f} GB free"
     )
     for run in status.runs:
-        _print_run(out, run)
+        _print_run(out, run, status.code_hash)
     for text in status.trouble:
         out.print(f"! {escape(text)}", style="bold red", soft_wrap=True)
 
 
-def _print_run(out: Console, run: RunStatus) -> None:
+def _print_run(out: Console, run: RunStatus, installed: str) -> None:
     asked = "" if run.wanted == "no" else f" (wanted: {run.wanted})"
     detail = f": {run.detail}" if run.detail else ""
     out.print(
         escape(f"run {run.name}{asked}: {run.state}, round {run.rounds_done} of {run.rounds_planned}{detail}"),
         soft_wrap=True,
     )
+    if run.code_hash is not None:
+        goes_on = run.wanted == "going" and not run.state.startswith("finished")
+        other = f"; its next start takes the installed {short(installed)}" if run.code_hash != installed else ""
+        out.print(f"  code {short(run.code_hash)}{other if goes_on else ''}", soft_wrap=True)
     if run.wanted != "no":
         for site in run.sites:
             reason = f": {site.reason}" if site.reason else ""

@@ -40,7 +40,10 @@ class SiteStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run: ``wanted`` is what the operator asked for, ``state`` what is."""
+    """One run: ``wanted`` is what the operator asked for, ``state`` what is.
+
+    ``code_hash`` is of the code it was last started with, which may be older than what is installed; None before that.
+    """
 
     name: str
     wanted: str
@@ -54,7 +57,10 @@ class RunStatus:
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """Everything `popmi server status` shows; ``trouble`` is what a person should look at, empty if nothing."""
+    """Everything `popmi server status` shows; ``trouble`` is what a person should look at, empty if nothing.
+
+    ``code_hash`` is of the code that is installed, and that a run is started with from now on.
+    """
 
     project: str
     endpoint: str
@@ -190,9 +196,20 @@ def _troubles(status: ServerStatus, current: list[RunStatus]) -> list[str]:
         found.append(f"the authority ends in {status.authority_days} days: every site will need a new kit then")
     if status.disk_free_bytes < LOW_DISK:
         found.append(f"the disk has {status.disk_free_bytes / 1e9:.1f} GB left")
-    found += [f"site {site} is {WAITING} of code {status.code_hash[:12]}" for site in status.waiting]
+    # The run's own code, which the site compares: what is installed may be newer.
+    found += [
+        f"site {site.site} is {WAITING} of code {short(run.code_hash)}"
+        for run in current
+        for site in run.sites
+        if WAITING in site.reason
+    ]
     words = ("failed", "unknown", "interrupted", "lost")
     return found + [f"run {run.name}: {run.state}: {run.detail}" for run in current if run.state in words]
+
+
+def short(code_hash: str | None) -> str:
+    """Return as much of a hash as two people compare."""
+    return "unknown" if code_hash is None else code_hash[:12]
 
 
 def _lives(process: object) -> bool:

@@ -12,11 +12,14 @@ import pytest
 from rich.console import Console
 
 from server.control.operate import start, stop
+from server.control.plans import write_code_hash
 from server.control.showing import print_sites, print_status, sites_as_json
 from server.control.sites import SiteView, add_site, view_sites
 from server.control.status import gateway_answers, read_processes, server_status
 
 CODE = "d" * 64
+BEFORE = "e" * 64
+"""The code that a run was started with, before the server was upgraded."""
 
 
 @pytest.fixture
@@ -143,11 +146,16 @@ def test_a_site_that_waits_for_approval_is_seen(home, control):
         classes=["mel", "nv"], sites=["charite"],
     )  # fmt: skip
     writer.start_round(1)
-    reason = f"waiting for approval of code {CODE[:12]}: at the site, `popmi site approve`"
+    write_code_hash(home, "first", BEFORE)
+    reason = f"waiting for approval of code {BEFORE[:12]}: at the site, `popmi site approve`"
     writer.record_site(1, "charite", phase="train", outcome="failed", reason=reason)
     status = server_status(home, control, CODE)
     assert status.waiting == ("charite",)
-    assert f"site charite is waiting for approval of code {CODE[:12]}" in status.trouble
+    # What the site compares, not what was installed since.
+    assert f"site charite is waiting for approval of code {BEFORE[:12]}" in status.trouble
+    assert CODE[:12] not in " ".join(status.trouble)
+    told = json.loads(status.as_json())
+    assert (told["code_hash"], told["runs"][0]["code_hash"]) == (CODE, BEFORE)
 
 
 def test_a_record_that_cannot_be_read_does_not_hide_the_rest(home, control):
@@ -200,7 +208,7 @@ def test_the_status_is_read_at_a_terminal(home, control, recorded):
     control.away = True
     (home.processes / "processes.json").write_text('{"keeper": {"process": null, "starts": 2, "exit_code": 0}}')
     text = printed(print_status, server_status(home, control, CODE))
-    assert f"Melanoma at popmi.example.org:8443, code {CODE[:12]}" in text
+    assert f"Melanoma at popmi.example.org:8443, installed code {CODE[:12]}" in text
     assert "SuperLink does not answer, gateway answers" in text
     assert "keeper: not running, started 2 time(s)" in text
     assert "run first (wanted: going): finished" in text
@@ -221,3 +229,21 @@ def test_sites_are_read_at_a_terminal_and_a_fingerprint_is_never_cut(home, contr
     assert "300 days" in text
     told = json.loads(sites_as_json(views, 300))
     assert (told["certificate_days"], told["sites"][0]["name"], told["sites"][-1]["online"]) == (300, "basel", True)
+
+
+def test_a_run_is_shown_with_the_code_it_was_started_with(home, control):
+    start(home, None, "first")
+    assert "\n  code" not in printed(print_status, server_status(home, control, CODE))
+    write_code_hash(home, "first", CODE)
+    assert f"\n  code {CODE[:12]}\n" in printed(print_status, server_status(home, control, CODE))
+    write_code_hash(home, "first", BEFORE)
+    after_upgrade = f"\n  code {BEFORE[:12]}; its next start takes the installed {CODE[:12]}\n"
+    assert after_upgrade in printed(print_status, server_status(home, control, CODE))
+    stop(home)
+    assert f"\n  code {BEFORE[:12]}\n" in printed(print_status, server_status(home, control, CODE))
+
+
+def test_a_run_that_ended_takes_no_other_code(home, control, recorded):
+    recorded(rounds=3)
+    write_code_hash(home, "first", BEFORE)
+    assert "its next start" not in printed(print_status, server_status(home, control, CODE))
