@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from popmi_core.errors import SetupError
+from popmi_core.errors import AuditError, SetupError
 
 if TYPE_CHECKING:
     from server.control.flower import FlowerControl
@@ -43,7 +43,7 @@ def init(
         endpoint=endpoint,
         superlink=superlink,
         names=name or (),
-        classes=[item.strip() for item in classes.split(",") if item.strip()],
+        classes=_listed(classes),
         data=data,
         config=config,
     )
@@ -51,6 +51,20 @@ def init(
     typer.echo(f"{home}: server of {project}; classes {', '.join(settings.classes)}")
     typer.echo(f"certificate good for {made.server_days} days, authority for {made.ca_days}")
     typer.echo("Next: popmi server add-site NAME, then popmi server up")
+
+
+@app.command()
+def renew(
+    classes: Annotated[str, typer.Option(help="The classes the study is said to have; others are an error.")] = "",
+    home: Home = HOME,
+) -> None:
+    """Renew certificates and make whole what is missing; settings stay as they are, also under a newer POPMI."""
+    from server.control.operate import renew_home
+
+    place = _home(home)
+    made = renew_home(place, _listed(classes))
+    typer.echo(f"{home}: server of {place.settings().project}; classes {', '.join(place.settings().classes)}")
+    typer.echo(f"certificate good for {made.server_days} days, authority for {made.ca_days}")
 
 
 @app.command()
@@ -62,6 +76,10 @@ def up(
     dashboard_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the pages.")] = 8080,
     confirm_from: Annotated[
         Path | None, typer.Option(help="Confirm every enrolment in this folder by itself: simulations only.")
+    ] = None,
+    refused_file: Annotated[
+        Path | None,
+        typer.Option(envvar="POPMI_REFUSED_FILE", help="Where gateway and keeper count refused keys, if not at home."),
     ] = None,
     home: Home = HOME,
 ) -> None:
@@ -77,6 +95,7 @@ def up(
         dashboard_host=host if host is not None and pages else "127.0.0.1",
         dashboard_port=port if port is not None and pages else dashboard_port,
         confirm_from=None if confirm_from is None else confirm_from.absolute(),
+        refused=refused_file,
     )
     if only is None:
         run_all(_home(home), places)
@@ -137,7 +156,7 @@ def revoke(
     home: Home = HOME,
 ) -> None:
     """Take a site off for good: it is cut off within one heartbeat, its key is never let in again."""
-    from server.control.sites import revoke as take_off
+    from server.control.revoking import revoke as take_off
 
     place = _home(home)
     with _control(place) as control:
@@ -219,6 +238,9 @@ def verify(
 
     # A copy of the log alone, on another machine, can be checked as well.
     last = verify_log(ServerHome(home).audit_file, head=head)
+    if last is None and ServerHome(home).settings_file.exists():
+        file = ServerHome(home).audit_file
+        raise AuditError(f"audit log {file} is empty, expected the line of this server's making. It was cut off.")
     typer.echo("the log is empty" if last is None else f"{last.number} lines, whole; head {last.digest}")
     if torn := torn_bytes(ServerHome(home).audit_file):
         typer.echo(f"{torn} bytes of a line that was not finished follow: a crash, or the end was cut off.")
@@ -236,6 +258,10 @@ def show(
 
     for entry in list(AuditLog(ServerHome(home).audit_file).entries())[-last:]:
         typer.echo(entry.model_dump_json() if as_json else str(entry))
+
+
+def _listed(classes: str) -> list[str]:
+    return [item.strip() for item in classes.split(",") if item.strip()]
 
 
 def _home(folder: Path) -> ServerHome:

@@ -13,6 +13,10 @@ class SuperLinkAway(SetupError):
     """The SuperLink does not answer now; what was asked may be asked again."""
 
 
+class RefusedForNow(SetupError):
+    """The SuperLink answered, but could not do it: too busy, or its disk is full; what was asked may be asked again."""
+
+
 @dataclass(frozen=True)
 class FlowerRun:
     """One start of a run as the SuperLink knows it; several of them may belong to one run of POPMI.
@@ -46,7 +50,8 @@ class FlowerNode:
 class Control(Protocol):
     """The SuperLink's control plane.
 
-    Every method raises ``SuperLinkAway`` when there is no answer, and ``SetupError`` when it refuses.
+    Every method raises ``SuperLinkAway`` when there is no answer, ``RefusedForNow`` when it cannot do it now, and
+    ``SetupError`` when it refuses.
     """
 
     def start_run(self, name: str, bundle: bytes) -> int:

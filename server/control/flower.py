@@ -40,9 +40,11 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes, uses_nist_
 from popmi_core.deployment.bundle import bundle_files, code_hash, unpack
 from popmi_core.errors import SetupError
 from popmi_core.protocol import PLAN_KEY
-from server.control.contract import FlowerNode, FlowerRun, KeyTaken, SuperLinkAway
+from server.control.contract import FlowerNode, FlowerRun, KeyTaken, RefusedForNow, SuperLinkAway
 
 AWAY = frozenset({502, 503, 504})
+PASSES = frozenset({408, 425, 429, 500})
+"""HTTP statuses of a refusal that may pass: too slow, too early, too often, an error of its own such as a full disk."""
 LISTED_RUNS = 100
 Answer = TypeVar("Answer")
 
@@ -180,7 +182,10 @@ def _refused(what: str, response: httpx.Response) -> SetupError:
     reason = told.message if told is not None else f"HTTP status {response.status_code}"
     if response.status_code in AWAY:
         return SuperLinkAway(f"cannot {what}: the SuperLink is not ready ({reason}). Try again in a moment.")
-    refused = Refused(f"cannot {what}: the SuperLink refused ({reason}). Read its log in the home's processes/.")
+    said = f"cannot {what}: the SuperLink refused ({reason}). Read its log in the home's processes/."
+    if response.status_code in PASSES:
+        return RefusedForNow(said)
+    refused = Refused(said)
     refused.code = None if told is None else told.code
     return refused
 

@@ -48,6 +48,7 @@ class ServerSettings(_Frozen):
         data_name: Short name of the data, for the record.
         phantom: Whether no image of the study shows a patient.
         external: Folder on this machine with a test set no site trains on.
+        connections_per_address: Connections the gateway takes of one address; hospitals may share one.
         config: The run that is planned; kits carry it, ``popmi server start`` takes it without a file.
     """
 
@@ -59,19 +60,29 @@ class ServerSettings(_Frozen):
     data_name: str
     phantom: bool = False
     external: str | None = None
+    connections_per_address: int = Field(default=500, ge=4)
     config: RunConfig = RunConfig()
+
+
+class Unlogged(_Frozen):
+    """What the audit log does not say of a revocation yet: why, and who asked for it."""
+
+    reason: str
+    by: str
 
 
 class SiteEntry(_Frozen):
     """One site in the registry; ``since`` is when its state began, in seconds since 1970 UTC.
 
-    A revoked site keeps its node id until the SuperLink has cut it off.
+    A revoked site keeps its node id until the SuperLink has cut it off and the audit log says so, and ``unlogged``
+    until the audit log holds its revocation.
     """
 
     public_key: str | None = None
     node_id: int | None = None
     state: State = "invited"
     since: float = 0.0
+    unlogged: Unlogged | None = None
 
 
 class Wanted(_Frozen):
@@ -107,6 +118,10 @@ class ServerHome:
         # Touched by the keeper whenever a look of its went well.
         self.looked = self.processes / "keeper-looked"
         self.audit_file = self.folder / AUDIT_FILE
+        # Bytes kept back for the day the disk is full: see `server.control.reserve`.
+        self.reserve = self.folder / "reserve"
+        # What the gateway counts and the keeper writes down: see `server.control.tally`.
+        self.refused = self.processes / "refused.json"
 
     def settings(self) -> ServerSettings:
         """Return the settings.

@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from popmi_core.errors import AuditError, PopmiError, SetupError
+from popmi_core.errors import AuditError, PopmiError
 from server.control.contract import Control, FlowerRun, SuperLinkAway
+from server.control.doorkeeper import Doorkeeper
 from server.control.home import ServerHome, Wanted
 from server.control.plans import is_held, opened_at, reopen_plan, write_code_hash
 from server.control.records import Standing, end_record, standing
-from server.control.sites import confirm, cut_off_revoked
+from server.control.reserve import keep_reserve
+from server.control.revoking import cut_off_revoked
+from server.control.tally import RefusalWatch
 
 log = logging.getLogger("popmi.keeper")
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
@@ -28,7 +31,6 @@ MOST_FALLS = 5
 SETTLING = 15.0
 """Seconds without a heartbeat in the record after which its writer is taken for dead: three missed ones."""
 ENDINGS = frozenset({"run.finished", "run.failed", "run.given_up"})
-BY_ITSELF = "by the keeper itself, nobody compared the fingerprint (--confirm-from, for simulations on one machine)"
 
 
 class Keeper:
@@ -39,6 +41,7 @@ class Keeper:
         control: The SuperLink.
         pack: Returns the packed bundle and its hash.
         confirm_from: Folder whose enrolments are confirmed by nobody; simulations on one machine only.
+        refused: Where the gateway counts what it refuses; by default in the home.
         clock: Seconds since 1970 UTC.
     """
 
@@ -49,9 +52,12 @@ class Keeper:
         *,
         pack: Callable[[], tuple[bytes, str]],
         confirm_from: Path | None = None,
+        refused: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.home, self.control, self.confirm_from = home, control, confirm_from
+        self.home, self.control = home, control
+        self._door = None if confirm_from is None else Doorkeeper(home, control, confirm_from, clock=clock)
+        self._refused = RefusalWatch(home, refused or home.refused, clock=clock)
         self._pack, self._clock = pack, clock
         self._wanted: Wanted | None = None
         self._pause, self._falls = FIRST_PAUSE, 0
@@ -62,11 +68,10 @@ class Keeper:
         # Whether the SuperLink was away since the last start: its own end takes every server app with it.
         self._link_lost = False
         self._said: set[str] = set()
-        self._seen: dict[Path, float] = {}
 
     def run(self, ended: threading.Event, *, every: float = LOOK_SECONDS) -> None:
         """Look after the run until ``ended`` is set."""
-        self.home.note("keeper.started", confirms_by_itself=self.confirm_from is not None)
+        self.home.note("keeper.started", confirms_by_itself=self._door is not None)
         while not ended.is_set():
             try:
                 self.look()
@@ -91,9 +96,12 @@ class Keeper:
         except SuperLinkAway:
             self._link_lost = True
             raise
-        self._forget("superlink.away", "superlink.back")
+        # First of all: what stands in the way of anything else must not keep a stolen key in.
         cut_off_revoked(self.home, self.control)
-        self._confirm_all()
+        self._forget("superlink.away", "superlink.back")
+        self._refused.look()
+        if self._door is not None:
+            self._door.look()
         wanted = self.home.wanted()
         if wanted is not None:
             self._follow(wanted, runs)
@@ -190,27 +198,10 @@ class Keeper:
         self.home.note("run.stopping", run=run.name, run_id=run.run_id, reason=why)
         self.control.stop_run(run.run_id)
 
-    def _confirm_all(self) -> None:
-        if self.confirm_from is None:
-            return
-        for file in sorted(self.confirm_from.rglob("*.json")):
-            try:
-                changed = file.stat().st_mtime
-            except OSError:
-                continue
-            if self._seen.get(file) == changed:
-                continue
-            try:
-                confirm(self.home, self.control, file, agreed=lambda _: True, how=BY_ITSELF)
-            except SuperLinkAway:
-                raise
-            except SetupError as error:
-                self.home.note("site.not_confirmed", file=file.name, reason=str(error))
-            self._seen[file] = changed
-
     def _say_looked(self) -> None:
         """Touch a file for health checks: a keeper that is stuck, or can do nothing, shows by its age."""
         try:
+            keep_reserve(self.home.reserve)
             self.home.looked.touch()
         except OSError as error:
             log.debug("no sign of life could be given: %s", error.strerror)

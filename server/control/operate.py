@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from popmi_core.config import RunConfig, read_config
 from popmi_core.errors import RunError, SetupError
 from popmi_core.protocol import RunPlan
@@ -18,12 +20,14 @@ from server.control.superlink import ensure_secret, split_address
 def init_home(home: ServerHome, settings: ServerSettings) -> Certificates:
     """Make a server's home, or make whole what is missing in one with the same settings.
 
+    What was left to the defaults is no other setting: a newer POPMI may have other ones, and those that are there stay.
+
     Raises:
         SetupError: If it is another server's already, or cannot be written.
     """
     if home.settings_file.exists():
         there = home.settings()
-        if other := [name for name in ServerSettings.model_fields if getattr(there, name) != getattr(settings, name)]:
+        if other := [name for name in ServerSettings.model_fields if _says_otherwise(there, settings, name)]:
             raise SetupError(
                 f"{home.folder} is set up already, with other {', '.join(other)}. Correct {home.settings_file} by "
                 "hand, or choose another --home."
@@ -32,6 +36,33 @@ def init_home(home: ServerHome, settings: ServerSettings) -> Certificates:
         home.write_settings(settings)
         home.note("server.made", project=settings.project, endpoint=settings.endpoint)
     return prepare(home, settings)
+
+
+def renew_home(home: ServerHome, classes: Sequence[str] = ()) -> Certificates:
+    """Make whole what is missing in a home that is there, its settings as they are.
+
+    Raises:
+        SetupError: If it is no server's home, or the study has other classes than are told, if any are.
+    """
+    settings = home.settings()
+    if classes and tuple(classes) != settings.classes:
+        raise SetupError(
+            f"{home.folder} is set up already, with classes {', '.join(settings.classes)}, not {', '.join(classes)}: "
+            "they are fixed then. Name those, or choose another --home."
+        )
+    return prepare(home, settings)
+
+
+def _says_otherwise(there: BaseModel, told: BaseModel, name: str) -> bool:
+    """Return whether a field was told, not left to its default, and is another than the one that is there."""
+    if name not in told.model_fields_set:
+        return False
+    before, now = getattr(there, name), getattr(told, name)
+    if isinstance(before, BaseModel) and isinstance(now, BaseModel):
+        return type(before) is not type(now) or any(
+            _says_otherwise(before, now, inner) for inner in now.model_fields_set
+        )
+    return bool(before != now)
 
 
 def prepare(home: ServerHome, settings: ServerSettings) -> Certificates:

@@ -1,4 +1,4 @@
-"""The sites' way in and out: a kit, an enrolment whose fingerprint two people compare, a node id, and the end of it."""
+"""The sites' way in: a kit, an enrolment whose fingerprint two people compare, a node id; and how they stand."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from popmi_core.deployment.enrolment import Enrolment, SiteKit, fingerprint, rea
 from popmi_core.errors import SetupError
 from server.control.contract import Control, KeyTaken, SuperLinkAway
 from server.control.home import ServerHome, SiteEntry
+from server.control.revoking import owes
+
+LONGEST_REASON = 500
+"""Letters of a refusal that the audit log keeps: sites write a part of it."""
+
+
+class NotLetIn(SetupError):
+    """This enrolment will never be let in as it is; another one may."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,11 @@ def add_site(home: ServerHome, name: str) -> Path:
                 f"site {name} is enrolled already, with key {fingerprint(known.public_key or '')}. Choose another "
                 f"name, or take it off first: `popmi server revoke {name}`."
             )
-        if known is not None and known.node_id is not None:
-            raise SetupError(f"site {name} is revoked but not cut off yet. Wait for the SuperLink, then invite it.")
+        if known is not None and owes(known):
+            raise SetupError(
+                f"site {name} is revoked but not cut off yet, or the audit log does not say so yet. Wait for the "
+                "SuperLink, or make room for the log; then invite it."
+            )
         home.note("site.invited", site=name)
         write_kit(path, kit)
         sites[name] = SiteEntry(state="invited", since=time.time())
@@ -69,7 +80,13 @@ def add_site(home: ServerHome, name: str) -> Path:
 
 
 def confirm(
-    home: ServerHome, control: Control, file: Path, *, agreed: Callable[[Enrolment], bool], how: str
+    home: ServerHome,
+    control: Control,
+    file: Path,
+    *,
+    agreed: Callable[[Enrolment], bool],
+    how: str,
+    refused: Callable[..., None] | None = None,
 ) -> SiteEntry:
     """Let a site in whose fingerprint was compared.
 
@@ -79,25 +96,38 @@ def confirm(
         file: What the site sent back.
         agreed: Asked whether the fingerprint is the one the site read out.
         how: How that was found out, for the audit log.
+        refused: Writes down an enrolment that is never let in, as ``home.note`` does and by default with that.
 
     Raises:
-        SetupError: If the enrolment is another project's, nobody invited the site, the fingerprint is another, or the
-            key belongs to another site or was revoked.
+        NotLetIn: If the enrolment is another project's, the fingerprint is another, or the key belongs to another site
+            or was revoked.
+        SetupError: If nobody invited the site, or it cannot be let in now.
     """
     enrolment = read_enrolment(file)
-    settings = home.settings()
-    if enrolment.project != settings.project:
-        raise SetupError(
-            f"{file} is for project {enrolment.project!r}, expected {settings.project!r}. Ask the site which kit it "
-            "used."
+    try:
+        return _confirmed(home, control, enrolment, agreed, how)
+    except NotLetIn as error:
+        note = home.note if refused is None else refused
+        reason = str(error)[:LONGEST_REASON]
+        note("site.refused", site=enrolment.site, fingerprint=enrolment.fingerprint, reason=reason)
+        raise
+
+
+def _confirmed(
+    home: ServerHome, control: Control, enrolment: Enrolment, agreed: Callable[[Enrolment], bool], how: str
+) -> SiteEntry:
+    project = home.settings().project
+    if enrolment.project != project:
+        raise NotLetIn(
+            f"site {enrolment.site}: its enrolment is for project {enrolment.project!r}, expected {project!r}. Ask the "
+            "site which kit it used."
         )
     known = _invited(home.sites(), enrolment)
     if known.state == "enrolled":
         return known
     # Asked before the registry is held: a person at the telephone must keep nobody from revoking a key.
     if not agreed(enrolment):
-        home.note("site.refused", site=enrolment.site, fingerprint=enrolment.fingerprint, reason="fingerprint")
-        raise SetupError(
+        raise NotLetIn(
             f"site {enrolment.site}: the fingerprint {enrolment.fingerprint} is not the one the site read out. "
             "Nothing was registered: somebody may have changed the file on its way. Ask the site for a new one."
         )
@@ -119,7 +149,7 @@ def _invited(sites: dict[str, SiteEntry], enrolment: Enrolment) -> SiteEntry:
     site, print_ = enrolment.site, enrolment.fingerprint
     for name, entry in sites.items():
         if name != site and entry.public_key is not None and fingerprint(entry.public_key) == print_:
-            raise SetupError(
+            raise NotLetIn(
                 f"site {site}: its key {print_} is already that of site {name} ({entry.state}). One key is one site: "
                 "make a new one with `popmi site enrol` on a machine of its own."
             )
@@ -127,11 +157,11 @@ def _invited(sites: dict[str, SiteEntry], enrolment: Enrolment) -> SiteEntry:
     if known is None:
         raise SetupError(f"site {site} was never invited. Make its kit first: `popmi server add-site {site}`.")
     if known.state == "revoked":
-        raise SetupError(
+        raise NotLetIn(
             f"site {site} was revoked. Invite it again with `popmi server add-site {site}`; it needs a new key."
         )
     if known.state == "enrolled" and fingerprint(known.public_key or "") != print_:
-        raise SetupError(
+        raise NotLetIn(
             f"site {site} is enrolled with key {fingerprint(known.public_key or '')}, this is {print_}. If the site "
             f"lost its key, take it off first: `popmi server revoke {site}`."
         )
@@ -146,68 +176,10 @@ def _registered(control: Control, site: str, key: str) -> int:
         for node in control.nodes():
             if node.name == site and fingerprint(node.public_key) == fingerprint(key):
                 return node.node_id
-        raise SetupError(
+        raise NotLetIn(
             f"site {site}: the SuperLink had its key {fingerprint(key)} before, as another site's or as one that was "
             "taken off. A key is never let in twice: make a new one with `popmi site enrol`."
         ) from None
-
-
-def revoke(home: ServerHome, control: Control, name: str, *, reason: str) -> None:
-    """Take a site off for good; its key is never let in again.
-
-    The registry says so first, so that no round asks it any more even while the SuperLink is away.
-
-    Raises:
-        SetupError: If there is no such site.
-        SuperLinkAway: If the SuperLink could not be told; the keeper tells it as soon as it is back.
-    """
-    with home.changing_sites() as sites:
-        known = sites.get(name)
-        if known is None:
-            raise SetupError(f"there is no site {name}. The sites are: {', '.join(sites) or 'none yet'}.")
-        home.note("site.revoked", site=name, node_id=known.node_id, reason=reason)
-        if known.state != "revoked":
-            sites[name] = known.model_copy(update={"state": "revoked", "since": time.time()})
-    try:
-        cut_off_revoked(home, control)
-        _cut_off_unwritten(home, control, name)
-    except SuperLinkAway as error:
-        raise SuperLinkAway(
-            f"site {name} is revoked and no round asks it any more, but the SuperLink could not be told ({error}) "
-            "The keeper tells it as soon as it is back; `popmi server revoke` may be said again."
-        ) from error
-
-
-def cut_off_revoked(home: ServerHome, control: Control) -> list[str]:
-    """Take revoked sites off the SuperLink that are still on it, and return their names.
-
-    Raises:
-        SuperLinkAway: If it does not answer.
-    """
-    if not any(_lingers(entry) for entry in home.sites().values()):
-        return []
-    done = []
-    with home.changing_sites() as sites:
-        for name, entry in sites.items():
-            if _lingers(entry) and entry.node_id is not None:
-                control.unregister(entry.node_id)
-                home.note("site.cut_off", site=name, node_id=entry.node_id)
-                sites[name] = entry.model_copy(update={"node_id": None})
-                done.append(name)
-    return done
-
-
-def _cut_off_unwritten(home: ServerHome, control: Control, name: str) -> None:
-    """Take off nodes of a site that the registry does not know: `confirm` was killed between the two."""
-    with home.changing_sites() as sites:
-        for node in control.nodes():
-            if node.name == name and node.node_id != sites[name].node_id:
-                control.unregister(node.node_id)
-                home.note("site.cut_off", site=name, node_id=node.node_id)
-
-
-def _lingers(entry: SiteEntry) -> bool:
-    return entry.state == "revoked" and entry.node_id is not None
 
 
 def view_sites(home: ServerHome, control: Control) -> tuple[SiteView, ...]:
@@ -222,8 +194,9 @@ def view_sites(home: ServerHome, control: Control) -> tuple[SiteView, ...]:
         note = away
         if not away and entry.state == "enrolled" and node is None:
             note = "the SuperLink does not know this node: was its state lost? Revoke the site and invite it again."
-        elif _lingers(entry):
-            note = "revoked, not cut off yet"
+        elif owes(entry):
+            off = not away and node is None and entry.unlogged is not None
+            note = "cut off, the audit log does not say so yet" if off else "revoked, not cut off yet"
         views.append(
             SiteView(
                 name=name,

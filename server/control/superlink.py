@@ -31,6 +31,7 @@ class Places:
         dashboard_host: Address the pages bind.
         dashboard_port: Port the pages bind.
         confirm_from: Folder whose enrolments the keeper confirms by itself; simulations on one machine only.
+        refused: File in which the gateway counts refused keys and the keeper reads them; None: in the home.
     """
 
     superlink: str | None = None
@@ -39,6 +40,7 @@ class Places:
     dashboard_host: str = "127.0.0.1"
     dashboard_port: int = DASHBOARD_PORT
     confirm_from: Path | None = None
+    refused: Path | None = None
 
 
 def processes(home: ServerHome, settings: ServerSettings, places: Places) -> dict[str, Process]:

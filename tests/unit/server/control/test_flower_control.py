@@ -13,8 +13,8 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from popmi_core.deployment.bundle import bundle_files, code_hash, unpack
 from popmi_core.errors import SetupError
 from server.control import flower
-from server.control.contract import KeyTaken, SuperLinkAway
-from server.control.flower import FlowerControl, pack_bundle
+from server.control.contract import KeyTaken, RefusedForNow, SuperLinkAway
+from server.control.flower import FlowerControl, Refused, pack_bundle
 
 KEY = ec.generate_private_key(ec.SECP384R1()).public_key()
 
@@ -144,6 +144,17 @@ def test_stopping_a_run_that_has_ended_is_done(answering):
 def test_another_refusal_is_told_with_its_reason(answering, call):
     with pytest.raises(SetupError, match=r"the SuperLink refused \(not allowed\)"):
         call(answering({"code": int(ApiErrorCode.FORBIDDEN_ACTION), "detail": "not allowed"}, status=403))
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500])
+def test_a_refusal_that_may_pass_is_told_from_one_that_stays(answering, status):
+    with pytest.raises(RefusedForNow, match="cannot register site charite: the SuperLink refused"):
+        answering({"detail": "x"}, status=status).register("charite", openssh())
+
+
+def test_a_refusal_that_stays_is_none_that_passes(answering):
+    with pytest.raises(Refused, match="the SuperLink refused"):
+        answering({"detail": "x"}, status=412).register("charite", openssh())
 
 
 def test_a_refusal_in_no_words_is_told_by_its_number(answering):

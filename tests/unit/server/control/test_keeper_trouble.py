@@ -10,7 +10,8 @@ import pytest
 from popmi_core.errors import AuditError, RunError
 from server.control.contract import SuperLinkAway
 from server.control.keeper import Keeper
-from server.control.sites import add_site, confirm, revoke
+from server.control.revoking import revoke
+from server.control.sites import add_site, confirm
 from server.store.schema import RECORD_NAME
 
 BUNDLE = (b"packed", "c" * 64)

@@ -61,7 +61,7 @@ def test_a_home_needs_a_project_and_an_endpoint(tmp_path):
 @pytest.mark.parametrize(
     "words",
     [("stop",), ("resume",), ("status",), ("sites",), ("export", "r", "r.zip"), ("revoke", "a", "--reason", "x"),
-     ("start",), ("add-site", "a"), ("confirm", "a.json"), ("up",)],
+     ("start",), ("renew",), ("add-site", "a"), ("confirm", "a.json"), ("up",)],
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_every_command_says_that_a_folder_is_no_home(popmi, tmp_path, words):
@@ -151,9 +151,22 @@ def test_a_line_that_was_not_finished_is_told(popmi, home):
     assert "9 bytes of a line that was not finished follow" in popmi("audit", "verify")
 
 
-def test_an_empty_log_is_called_empty(popmi, home):
-    home.audit_file.write_text("")
-    assert "the log is empty" in popmi("audit", "verify")
+@pytest.mark.parametrize("left", ["", '{"number": 1'])
+def test_a_log_that_was_emptied_is_not_called_whole(popmi, home, left):
+    home.audit_file.write_text(left)
+    with pytest.raises(AuditError, match=r"audit.jsonl is empty, expected the line of this server's making"):
+        popmi("audit", "verify")
+
+
+def test_a_log_that_is_gone_is_missed(popmi, home):
+    home.audit_file.unlink()
+    with pytest.raises(AuditError, match="is missing, expected a file"):
+        popmi("audit", "verify")
+
+
+def test_a_copy_of_an_empty_log_without_its_home_is_called_empty(popmi, tmp_path):
+    (tmp_path / "audit.jsonl").touch()
+    assert "the log is empty" in popmi("audit", "verify", place=tmp_path)
 
 
 def test_an_export_tells_its_file(popmi, home, believable, tmp_path):
@@ -162,15 +175,36 @@ def test_an_export_tells_its_file(popmi, home, believable, tmp_path):
     assert "checksums in SHA256SUMS" in popmi("export", "first", str(tmp_path / "out.zip"))
 
 
+def test_a_stolen_key_is_cut_off_without_an_audit_log_and_the_operator_is_told(popmi, enrolment_of, control, home):
+    popmi("add-site", "charite")
+    popmi("confirm", str(enrolment_of("charite")), answer="y\n")
+    home.audit_file.unlink()
+    home.audit_file.mkdir()
+    with pytest.raises(AuditError, match="charite IS cut off"):
+        popmi("revoke", "charite", "--reason", "stolen")
+    assert control.known_nodes == []
+
+
+def test_a_home_is_renewed_and_its_settings_stay(popmi, home):
+    before = home.settings_file.read_bytes()
+    home.certificate.unlink()
+    said = popmi("renew", "--classes", "mel, nv")
+    assert "server of Melanoma; classes mel, nv" in said
+    assert "certificate good for 36" in said
+    assert home.certificate.exists()
+    assert home.settings_file.read_bytes() == before
+
+
 def test_up_gives_every_part_its_place(popmi, monkeypatch):
     seen = []
     monkeypatch.setattr(server.control.running, "run_all", lambda home, places: seen.append(places))
     monkeypatch.setattr(server.control.running, "run_part", lambda home, part, places: seen.append((part, places)))
-    popmi("up", "--host", "10.0.0.1", "--port", "444", "--confirm-from", "in")
+    popmi("up", "--host", "10.0.0.1", "--port", "444", "--confirm-from", "in", "--refused-file", "/x/y")
     popmi("up", "--only", "dashboard", "--host", "0.0.0.0", "--port", "8081")
     popmi("up", "--only", "superlink", "--internal-host", "0.0.0.0")
     assert (seen[0].host, seen[0].port, seen[0].dashboard_host) == ("10.0.0.1", 444, "127.0.0.1")
     assert seen[0].confirm_from.is_absolute()
+    assert str(seen[0].refused) == "/x/y"
     part, places = seen[1]
     assert (part, places.dashboard_host, places.dashboard_port) == ("dashboard", "0.0.0.0", 8081)
     part, places = seen[2]

@@ -13,7 +13,8 @@ from popmi_core.deployment.enrolment import fingerprint, read_enrolment, read_ki
 from popmi_core.errors import SetupError
 from server.control.contract import SuperLinkAway
 from server.control.home import SiteEntry
-from server.control.sites import add_site, confirm, cut_off_revoked, revoke, view_sites
+from server.control.revoking import cut_off_revoked, revoke
+from server.control.sites import add_site, confirm, view_sites
 
 
 def agree(_):
@@ -88,7 +89,7 @@ def test_another_fingerprint_registers_nothing(home, control, enrolment_of, audi
         confirm(home, control, enrolment_of("charite"), agreed=lambda _: False, how="test")
     assert control.asked == []
     assert home.sites()["charite"].state == "invited"
-    assert audited("site.refused")["reason"] == "fingerprint"
+    assert "is not the one the site read out" in audited("site.refused")["reason"]
 
 
 def test_while_a_person_compares_fingerprints_another_site_can_be_revoked(home, control, enrolment_of, enrolled):
