@@ -22,6 +22,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from popmi_core.errors import SetupError
+from server.control.connections import BoundedServer, ConnectionLimits, PromptH11
 from server.control.refusals import Refusals
 
 log = logging.getLogger("popmi.gateway")
@@ -47,7 +48,7 @@ BODY_SECONDS = 600.0
 ANSWER_SECONDS = 120.0
 RETRY_SECONDS = 5
 BUSY_SECONDS = 60
-REFUSED = (400, 401, 412, 413, 415, 422)
+REFUSED = (400, 401, 403, 412, 413, 415, 422)
 
 
 class _TooLarge(Exception):
@@ -64,6 +65,7 @@ class Gateway:
     Args:
         upstream: Client whose base address is the SuperLink's.
         refusals: Counter of refused requests.
+        counted: Told the status of every refused request.
         body_limit: Bytes a request may hold.
         piece_seconds: Seconds within which the next piece of a request must come.
     """
@@ -73,10 +75,11 @@ class Gateway:
         upstream: httpx.AsyncClient,
         *,
         refusals: Refusals | None = None,
+        counted: Callable[[int], None] | None = None,
         body_limit: int = BODY_LIMIT,
         piece_seconds: float = PIECE_SECONDS,
     ) -> None:
-        self.upstream, self.refusals = upstream, refusals or Refusals()
+        self.upstream, self.refusals, self.counted = upstream, refusals or Refusals(), counted
         self.body_limit, self.piece_seconds = body_limit, piece_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,6 +99,8 @@ class Gateway:
         answer = _empty(404) if path is None else await self._pass(request, path)
         if path is None or answer.status_code in REFUSED:
             self.refusals.refused(address)
+            if self.counted is not None:
+                self.counted(answer.status_code)
             log.warning("refused from %s: %d %s %r", address, answer.status_code, request.method, target[:200])
         elif answer.status_code == 200:
             self.refusals.let_in(address, key)
@@ -182,6 +187,7 @@ def serve(
     port: int,
     certificate: Path,
     key: Path,
+    limits: ConnectionLimits | None = None,
     started: Callable[[], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
@@ -197,7 +203,7 @@ def serve(
             ssl_certfile=str(certificate),
             ssl_keyfile=str(key),
             # One parser, whatever else is installed: what it calls the request's target is what is compared.
-            http="h11",
+            http=PromptH11,
             ws="none",
             lifespan="off",
             log_level="warning",
@@ -220,4 +226,4 @@ def serve(
         ) from error
     if started is not None:
         started()
-    uvicorn.Server(config).run(sockets=[listener])
+    BoundedServer(config, limits or ConnectionLimits()).run(sockets=[listener])

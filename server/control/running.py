@@ -60,15 +60,18 @@ def run_gateway(home: ServerHome, settings: ServerSettings, places: Places) -> N
     Raises:
         SetupError: If its port cannot be taken.
     """
+    from server.control.connections import ConnectionLimits
     from server.control.gateway import Gateway, serve, upstream_client
+    from server.control.tally import Tally
 
     port = places.port or split_address(settings.endpoint)[1]
     serve(
-        Gateway(upstream_client(settings.superlink, home.ca)),
+        Gateway(upstream_client(settings.superlink, home.ca), counted=Tally(places.refused or home.refused).add),
         host=places.host,
         port=port,
         certificate=home.certificate,
         key=home.key,
+        limits=ConnectionLimits(each=settings.connections_per_address),
         started=lambda: log.info("the gateway listens on %s port %d", places.host, port),
     )
 
@@ -86,7 +89,7 @@ def run_keeper(home: ServerHome, settings: ServerSettings, places: Places) -> No
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     with home.alone("keeper"), FlowerControl(settings.superlink, home.ca) as control:
-        Keeper(home, control, pack=pack_bundle, confirm_from=places.confirm_from).run(ended)
+        Keeper(home, control, pack=pack_bundle, confirm_from=places.confirm_from, refused=places.refused).run(ended)
 
 
 def _log_to_terminal() -> None:

@@ -9,9 +9,10 @@ import threading
 
 import httpx
 import pytest
-import uvicorn
 
 from popmi_core.errors import SetupError
+from server.control import gateway
+from server.control.connections import BoundedServer
 from server.control.gateway import Gateway, serve, upstream_client
 
 
@@ -20,15 +21,12 @@ def served(home, monkeypatch):
     """Serve the gateway on a free port with the home's certificate; what is upstream is away."""
     servers, ready = [], threading.Event()
 
-    class Server(uvicorn.Server):
-        def __init__(self, config):
-            super().__init__(config)
+    class Server(BoundedServer):
+        def __init__(self, config, limits):
+            super().__init__(config, limits)
             servers.append(self)
 
-        def install_signal_handlers(self):
-            pass
-
-    monkeypatch.setattr(uvicorn, "Server", Server)
+    monkeypatch.setattr(gateway, "BoundedServer", Server)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
