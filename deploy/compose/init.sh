@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make the centre's home: settings, certificates, secret; said again, it renews what runs out.
+# Make the centre's home: settings, certificates, secret; said again, it renews what runs out and leaves the settings alone.
 set -eu
 if [ -n "${CLASSES:-}" ]; then
   study="--classes=$CLASSES"
@@ -9,17 +9,22 @@ elif [ -n "${IMAGES:-}" ]; then
 else
   study=--data=phantom
 fi
-# The run that was planned first; a later one is started by hand (docs/compose.md).
-if [ ! -f "$POPMI_SERVER_HOME/planned.toml" ]; then
-  if [ ! -r /run.toml ]; then
-    echo "user $(id -u) cannot read RUN_FILE (./deploy/compose/run.toml): chmod a+r" >&2
-    exit 2
+if [ -f "$POPMI_SERVER_HOME/server.toml" ]; then
+  # Whatever this POPMI's own defaults are: a study keeps what it was begun with.
+  popmi server renew ${CLASSES:+"--classes=$CLASSES"}
+else
+  # The run that is planned first; a later one is started by hand (docs/compose.md).
+  if [ ! -f "$POPMI_SERVER_HOME/planned.toml" ]; then
+    if [ ! -r /run.toml ]; then
+      echo "user $(id -u) cannot read RUN_FILE (./deploy/compose/run.toml): chmod a+r" >&2
+      exit 2
+    fi
+    cp /run.toml "$POPMI_SERVER_HOME/planned.part"
+    mv "$POPMI_SERVER_HOME/planned.part" "$POPMI_SERVER_HOME/planned.toml"
   fi
-  cp /run.toml "$POPMI_SERVER_HOME/planned.part"
-  mv "$POPMI_SERVER_HOME/planned.part" "$POPMI_SERVER_HOME/planned.toml"
+  popmi server init "$POPMI_SERVER_HOME/planned.toml" --project=compose --endpoint=gateway:8443 \
+    --superlink=superlink:8000 --name=superlink --name=localhost "$study"
 fi
-popmi server init "$POPMI_SERVER_HOME/planned.toml" --project=compose --endpoint=gateway:8443 \
-  --superlink=superlink:8000 --name=superlink --name=localhost "$study"
 
 # A file is there whole or not at all, and never open to others, not for a moment.
 umask 077

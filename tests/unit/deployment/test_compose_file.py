@@ -92,9 +92,18 @@ def test_the_centres_keys_are_mounted_by_the_centre_only_and_not_by_the_pages() 
 
 
 def test_the_gateway_and_the_pages_mount_what_was_copied_for_them_and_cannot_write_it() -> None:
-    assert SERVICES["gateway"]["volumes"] == ["gateway:/home/popmi/server:ro"]
+    assert SERVICES["gateway"]["volumes"] == ["gateway:/home/popmi/server:ro", "refused:/refused"]
     assert mounted("gateway") == {"certificates": "/gateway", "gateway": "/home/popmi/server:ro"}
     assert SERVICES["dashboard"]["volumes"] == ["password:/password:ro"]
+
+
+def test_the_gateway_writes_only_what_the_keeper_reads_and_nobody_else() -> None:
+    assert mounted("refused") == {"gateway": "/refused", "keeper": "/refused:ro"}
+    for name in ("gateway", "keeper"):
+        assert SERVICES[name]["environment"]["POPMI_REFUSED_FILE"] == "/refused/refused.json"
+    # A volume takes over the owner of the folder it covers.
+    made = re.findall(r"chown -R 10001:10001 (.*)", (ROOT / "deploy" / "Dockerfile").read_text())
+    assert "/refused" in made[0].split()
 
 
 def test_the_databases_password_is_in_a_volume_of_its_readers_and_not_in_the_file() -> None:
@@ -223,7 +232,8 @@ def test_the_image_holds_no_more_than_it_needs() -> None:
         for line in re.findall(r"^COPY (.*)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
         for word in line.split()[:-1]
     }
-    assert copied == kept
+    assert {word for word in copied if word != "deploy/compose/image_lock.sh"} == kept
+    assert "deploy/compose" in kept
     assert kept & {".git", "tests", "benchmarks", "runs", "data"} == set()
 
 

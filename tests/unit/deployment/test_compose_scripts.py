@@ -27,12 +27,14 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def centre(said: Path, tmp_path: Path) -> Path:
-    """A centre's home as `popmi server init` leaves it, and the volumes beside it, empty."""
+    """A centre's home as `popmi server init` makes it when it is asked to, and the volumes beside it, empty."""
     (tmp_path / "run.toml").write_text("rounds = 3\n")
     stand_in(tmp_path, "python", f'exec {sys.executable} "$@"')
+    made = '[ "$2" != init ] || echo "server.toml" > "$POPMI_SERVER_HOME/server.toml"'
+    stand_in(tmp_path, "popmi", f'echo "$*" >> {said}\n{made}')
     for folder in ("pki", "secrets", "runs", "password", "gateway"):
         (tmp_path / folder).mkdir()
-    for name in ("server.toml", "pki/ca.pem", "pki/ca.key", "pki/server.pem", "pki/server.key", "secrets/superexec"):
+    for name in ("pki/ca.pem", "pki/ca.key", "pki/server.pem", "pki/server.key", "secrets/superexec"):
         (tmp_path / name).write_text(f"{name}\n")
     return tmp_path
 
@@ -90,6 +92,44 @@ def test_the_plan_of_the_first_start_stays_when_the_file_changes(centre: Path) -
         (centre / "run.toml").write_text(text)
         assert script(centre, "init.sh", POPMI_SERVER_HOME=str(centre)).returncode == 0
     assert (centre / "planned.toml").read_text() == "rounds = 3\n"
+
+
+@pytest.mark.parametrize(("classes", "words"), [("", "server renew"), ("mel,nv", "server renew --classes=mel,nv")])
+def test_a_home_that_is_there_is_renewed_and_no_setting_is_told_anew(
+    said: Path, centre: Path, classes: str, words: str
+) -> None:
+    for _ in range(2):
+        done = script(centre, "init.sh", POPMI_SERVER_HOME=str(centre), CLASSES=classes)
+        assert done.returncode == 0, done.stderr
+        (centre / "run.toml").unlink(missing_ok=True)
+    first, second = said.read_text().splitlines()
+    assert first.startswith(f"server init {centre}/planned.toml --project=compose")
+    assert second == words
+
+
+def in_image(**environment: str) -> list[str]:
+    """Return the names of the packages of the lock that go into the image."""
+    with (SCRIPTS.parents[1] / "requirements.lock").open() as lock:
+        done = subprocess.run(
+            ["/bin/sh", str(SCRIPTS / "image_lock.sh")],
+            env={"PATH": os.environ["PATH"]} | environment,
+            stdin=lock,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    return [line.partition("==")[0] for line in done.stdout.splitlines()]
+
+
+def test_an_image_for_processors_only_lacks_what_only_gpus_need_and_nothing_else() -> None:
+    whole, lean = in_image(), in_image(CPU_ONLY="1")
+    left_out = [name for name in whole if name not in lean]
+    assert set(lean) < set(whole)
+    assert {"triton", "cuda-bindings", "nvidia-cublas", "nvidia-cudnn-cu13"} <= set(left_out)
+    assert all(name == "triton" or name.startswith(("cuda-", "nvidia-")) for name in left_out)
+    assert {"torch", "torchvision", "flwr", "opacus", "psycopg-binary"} <= set(lean)
+    assert in_image(CPU_ONLY="") == whole
+    assert {"ray", "playwright", "pytest", "mypy"} & set(whole) == set()
 
 
 def test_a_run_file_that_cannot_be_read_is_told(said: Path, tmp_path: Path) -> None:
