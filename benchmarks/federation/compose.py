@@ -2,10 +2,11 @@
 
     python benchmarks/federation/compose.py --out docs/results/compose
     python benchmarks/federation/compose.py --out docs/results/compose --data FOLDER
+    python benchmarks/federation/compose.py --out docs/results/compose --from-json      # print the page again
 
 FOLDER is a prepared data set: one folder a site with labels.csv. Builds the image, starts five sites under a project
 name of its own, samples `docker stats` until the run has ended, takes everything down. Adds the run to compose.json
-(one entry for each data set) and writes the table compose.md.
+(one entry for each data set, known by its folder's name and the size of its images) and writes the table compose.md.
 """
 
 from __future__ import annotations
@@ -24,24 +25,54 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 ROOT = Path(__file__).parents[2]
 PROJECT = "popmi-measure"
 PORT = "8089"
 PATIENCE = 3600.0
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="prepared data set; default: phantoms")
+    parser.add_argument("--from-json", action="store_true", help="run nothing; print the page from OUT.json again")
     parser.add_argument("--out", type=Path, required=True, help="path without ending; .json and .md are written")
     arguments = parser.parse_args()
-    measured = measure(environment(arguments.data))
     file = arguments.out.with_suffix(".json")
+    if not arguments.from_json:
+        add(file, measure(environment(arguments.data), label(arguments.data)))
+    arguments.out.with_suffix(".md").write_text(page(json.loads(file.read_text())))
+
+
+def add(file: Path, measured: dict[str, Any]) -> None:
+    """Put a run into the file, in the place of an earlier one with the same images."""
     kept = list(json.loads(file.read_text())) if file.exists() else []
     kept = [row for row in kept if row["data"] != measured["data"]] + [measured]
     file.write_text(json.dumps(kept, indent=1) + "\n")
-    arguments.out.with_suffix(".md").write_text(page(kept))
+
+
+def label(data: Path | None) -> str:
+    """Return what a data set is called on the page: its folder's name and the pixels of its images, if it has any."""
+    if data is None:
+        return "phantom"
+    sizes = set()
+    for path in sorted(path for folder in sites_of(data) for path in folder.rglob("*") if path.suffix in PICTURES):
+        with Image.open(path) as picture:
+            sizes.add(picture.size)
+    if not sizes:
+        raise SystemExit(f"{data}: its sites hold no {', '.join(PICTURES)}, expected prepared images (docs/data.md).")
+    least, most = min(sizes), max(sizes)
+    told = "{} x {}".format(*least)
+    return f"{data.resolve().name}, {told if least == most else told + ' to {} x {}'.format(*most)} px"
+
+
+def sites_of(data: Path) -> list[Path]:
+    """Return the folders of the first five sites of a prepared data set."""
+    folders = [path for path in sorted(data.iterdir()) if (path / "labels.csv").is_file()]
+    return [path for path in folders if path.name != "isic2018_test"][:5]
 
 
 def environment(data: Path | None) -> dict[str, str]:
@@ -50,9 +81,7 @@ def environment(data: Path | None) -> dict[str, str]:
     if data is None:
         return told
     labels: set[str] = set()
-    folders = [path for path in sorted(data.iterdir()) if (path / "labels.csv").is_file()]
-    sites = [path for path in folders if path.name != "isic2018_test"][:5]
-    for number, folder in enumerate(sites, 1):
+    for number, folder in enumerate(sites_of(data), 1):
         told |= {f"SITE_{number}": folder.name, f"SITE_{number}_DATA": str(folder.resolve())}
         with (folder / "labels.csv").open(encoding="utf-8") as file:
             rows = csv.DictReader(file)
@@ -60,7 +89,7 @@ def environment(data: Path | None) -> dict[str, str]:
     return told | {"CLASSES": ",".join(sorted(labels))}
 
 
-def measure(told: dict[str, str]) -> dict[str, Any]:
+def measure(told: dict[str, str], name: str) -> dict[str, Any]:
     """Build, run and take down; return times in seconds and memory in bytes."""
     compose(told, "--profile", "*", "down", "--volumes", "--timeout", "5")
     begun = time.time()
@@ -86,7 +115,7 @@ def measure(told: dict[str, str]) -> dict[str, Any]:
     finally:
         compose(told, "--profile", "*", "down", "--volumes", "--timeout", "5")
     return {
-        "data": "phantom" if run["phantom"] else "dermoscopy, 64 px",
+        "data": name,
         "status": run["status"],
         "reason": run["reason"],
         "measured": time.strftime("%Y-%m-%d", time.gmtime(begun)),
@@ -95,7 +124,7 @@ def measure(told: dict[str, str]) -> dict[str, Any]:
         "seconds": {
             "build": round(built - begun, 1),
             "up": round(up - built, 1),
-            "up_to_first_round": round(rounds[0]["started"] - built, 1),
+            "up_to_first_round": round(rounds[0]["started"] - built, 1) if rounds else None,
             "up_to_end": round(run["finished"] - built, 1),
             "rounds": [round(row["seconds_total"], 1) for row in rounds],
             "train": [round(row["seconds_train"], 1) for row in rounds],
@@ -155,10 +184,13 @@ def page(rows: list[dict[str, Any]]) -> str:
         "| --- |" + " ---: |" * len(rows),
     ]
     facts: dict[str, Callable[[dict[str, Any]], str]] = {
+        "how it ended": lambda row: (
+            row["status"] if row["status"] == "finished" else f"**{row['status']}**: {row['reason']}"
+        ),
         "images trained on": lambda row: f"{sum(row['images'].values()):,}",
         "cores; load": lambda row: f"{row['cores']}; {row['load_at_end']:.1f}",
         "image built or brought up to date, s": lambda row: f"{row['seconds']['build']:.0f}",
-        "from `up` to the first round, s": lambda row: f"{row['seconds']['up_to_first_round']:.0f}",
+        "from `up` to the first round, s": lambda row: _seconds(row["seconds"]["up_to_first_round"]),
         "from `up` to the run's end, s": lambda row: f"{row['seconds']['up_to_end']:.0f}",
         "rounds, s": lambda row: _list(row["seconds"]["rounds"]),
         "training, all sites' seconds added up": lambda row: _list(row["seconds"]["train"]),
@@ -173,6 +205,10 @@ def page(rows: list[dict[str, Any]]) -> str:
             f"| {service} | " + " | ".join(f"{_mib(cell, 'median')} | {_mib(cell, 'peak')}" for cell in cells) + " |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
 
 
 def _list(values: list[float]) -> str:

@@ -40,8 +40,10 @@ Printed by `python benchmarks/federation/load.py --out docs/results/load`; every
 one process that speaks Flower's fleet protocol for all of them, a key each, through gateway and TLS; `train` answers
 the broadcast model with a small change at once, `evaluate` has no image. Strategy fedavg, {cores} cores for server and
 sites together (load average when begun: {load}), so the seconds hold the sites' share of encryption, too. *s*:
-processor seconds a round of each process; *MB*: its highest resident size (VmHWM). *@flower*: the SuperLink uses its
-database as Flower alone does (server/control/patient.py says what is changed), everything else as in the other rows.
+processor seconds a round of each process; *MB*: its highest resident size (VmHWM). *slowest*: of so few rounds the
+worst is told, no percentile. *status*: how the run ended; one that failed or was cut off at --limit did not do all its
+rounds. *@flower*: the SuperLink uses its database as Flower alone does (server/control/patient.py says what is
+changed), everything else as in the other rows.
 """
 
 
@@ -200,17 +202,19 @@ def report(found: Mapping[str, Any]) -> str:
     """Return the whole page."""
     lines = [
         INTRODUCTION.format(**found),
-        "| model | MB | sites | rounds | s a round, p50 | p95 | "
+        "| model | MB | sites | rounds | s a round, median | slowest | "
         + " | ".join(
             f"{name}, {unit}" for unit in ("s", "MB") for name in ("SuperLink", "server app", "gateway", "light sites")
         )
-        + " | outcomes |",
-        "| --- |" + " ---: |" * 13 + " --- |",
+        + " | outcomes | status |",
+        "| --- |" + " ---: |" * 13 + " --- | --- |",
     ]
     for row in found["rows"]:
         if "trouble" in row or not row["seconds"]:
             lines.append(
-                f"| {row['model']} | | {row['sites']} | {row.get('trouble', 'no round was finished')} |" + " |" * 11
+                f"| {row['model']} | | {row['sites']} | {row.get('trouble', 'no round was finished')} |"
+                + " |" * 11
+                + f" {ended(row)} |"
             )
             continue
         peaks = row["peaks"]
@@ -219,9 +223,19 @@ def report(found: Mapping[str, Any]) -> str:
         outcomes = ", ".join(f"{count} {word}" for word, count in sorted(row["outcomes"].items()))
         lines.append(
             f"| {row['model']} | {row['model_megabytes']:.2f} | {row['sites']} | {len(row['seconds'])} | "
-            f"{row['p50']:.1f} | {row['p95']:.1f} | {busy} | {memory} | {outcomes} |"
+            f"{row['p50']:.1f} | {max(row['seconds']):.1f} | {busy} | {memory} | {outcomes} | {ended(row)} |"
         )
     return "\n".join([*lines, "", *slow_part(found["slow"])]) + "\n"
+
+
+def ended(row: Mapping[str, Any]) -> str:
+    """Return how a case ended, so that one that was cut off or failed does not read like a good one."""
+    status, reason = row.get("status"), row.get("reason")
+    if status == "finished":
+        return "finished"
+    if status == "failed":
+        return f"**failed**: {reason}"
+    return "**not begun**" if status is None else f"**cut off** at the limit, still {status}"
 
 
 def slow_part(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -232,13 +246,13 @@ def slow_part(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "## One of four sites behind 1 Mbit/s, 200 ms, 2 % loss\n",
         "This machine's kernel has no netem: slowline.py stands in front of the gateway, 1 Mbit/s each way for all "
         "of the site's connections, 100 ms each way; a lost segment holds its connection up for one round trip more.\n",
-        "| model | quorum | s a round, p50 | slow site: fetch, send | another site: fetch, send | outcomes |",
-        "| --- | --- | ---: | ---: | ---: | --- |",
+        "| model | quorum | s a round, median | slow site: fetch, send | another: fetch, send | outcomes | status |",
+        "| --- | --- | ---: | ---: | ---: | --- | --- |",
     ]
     for row in rows:
         quorum = row["quorum"] or "none: all are waited for"
         if "trouble" in row:
-            lines.append(f"| {row['model']} | {quorum} | {row['trouble']} |" + " |" * 3)
+            lines.append(f"| {row['model']} | {quorum} | {row['trouble']} |" + " |" * 3 + f" {ended(row)} |")
             continue
         diary = row["diary"]
         cells = [
@@ -248,7 +262,8 @@ def slow_part(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             for site in ("slow", "quick0")
         ]
         outcomes = ", ".join(f"{count} {word}" for word, count in sorted(row["outcomes"].items()))
-        lines.append(f"| {row['model']} | {quorum} | {row['p50']:.1f} | {cells[0]} | {cells[1]} | {outcomes} |")
+        median = f"{row['p50']:.1f}" if row.get("seconds", True) else "no round"
+        lines.append(f"| {row['model']} | {quorum} | {median} | {cells[0]} | {cells[1]} | {outcomes} | {ended(row)} |")
     return lines
 
 

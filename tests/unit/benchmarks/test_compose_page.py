@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs" / "results" / "compose.json"
@@ -46,3 +47,36 @@ def test_sites_and_classes_come_from_the_folder(measuring: ModuleType, tmp_path:
     assert told["SITE_2_DATA"] == str(tmp_path / "south")
     assert told["CLASSES"] == "mel,nv"
     assert "SITE_3" not in told
+
+
+def test_real_images_are_called_by_their_folder_s_name_and_their_own_size(
+    measuring: ModuleType, tmp_path: Path
+) -> None:
+    folder = tmp_path / "moles" / "north"
+    folder.mkdir(parents=True)
+    (folder / "labels.csv").write_text("image,diagnosis\na.png,mel\n")
+    Image.new("RGB", (96, 64)).save(folder / "a.png")
+    assert measuring.label(tmp_path / "moles") == "moles, 96 x 64 px"
+    Image.new("RGB", (128, 128)).save(folder / "b.jpg")
+    assert measuring.label(tmp_path / "moles") == "moles, 96 x 64 to 128 x 128 px"
+    assert measuring.label(None) == "phantom"
+
+
+def test_a_data_set_without_pictures_is_refused(measuring: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"its sites hold no .*, expected prepared images"):
+        measuring.label(tmp_path)
+
+
+def test_the_page_says_how_a_run_ended_also_one_without_a_round(measuring: ModuleType) -> None:
+    row = json.loads(RESULTS.read_text())[0]
+    seconds = {**row["seconds"], "up_to_first_round": None, "rounds": [], "train": []}
+    page = measuring.page([row, {**row, "status": "failed", "reason": "no site came", "seconds": seconds}])
+    assert "| how it ended | finished | **failed**: no site came |" in page
+    assert f"| from `up` to the first round, s | {row['seconds']['up_to_first_round']:.0f} | - |" in page
+
+
+def test_a_run_takes_the_place_of_an_earlier_one_with_the_same_images(measuring: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "compose.json"
+    for measured in ({"data": "phantom", "n": 1}, {"data": "moles", "n": 2}, {"data": "phantom", "n": 3}):
+        measuring.add(file, measured)
+    assert json.loads(file.read_text()) == [{"data": "moles", "n": 2}, {"data": "phantom", "n": 3}]

@@ -33,3 +33,11 @@ def test_the_page_leaves_the_first_round_out_and_keeps_models_together(transport
     table = [line for line in lines if line.startswith("| ") and "---" not in line][1:]
     assert [line.split(" | ")[0].strip("| ") for line in table] == ["popmi_vit_micro"] * 3 + ["resnet18"] * 3
     assert table[0].endswith("| 5.0 | 4.0 | 9.0 | 80 |")
+
+
+def test_the_page_says_what_really_differs_between_its_rows(transport):
+    plain, block, own = (set(changes) for changes in transport.WAYS.values())
+    assert plain - block == {transport.PLAIN}
+    assert block - own == {transport.SELDOM, transport.FLOWERS_DATABASE}
+    page = transport.report({"sites": 3, "rounds": 4, "cores": 2, "load": 0.1, "rows": []})
+    assert "the third from the second by two changes together" in " ".join(page.split())
