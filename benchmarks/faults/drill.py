@@ -12,16 +12,18 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import certificates
+import keys
 import payloads
 import postgres
 import servers
 import sites
-from stage import BAD, GOOD, LIGHT, THIRD, Machine, Stage, broken_tree
+from stage import BAD, GOOD, LIGHT, NO_EVENT, NO_FAULT, THIRD, Machine, Stage, broken_tree
 
 SCENES: dict[str, Callable[[Stage], None]] = {
     "payloads": payloads.play,
@@ -36,23 +38,26 @@ SCENES: dict[str, Callable[[Stage], None]] = {
     "gateway": servers.gateway_killed,
     "sites": servers.sites_killed,
     "clock": sites.clock_skew,
-    "key-twice": sites.key_used_twice,
-    "certificates": sites.certificates,
+    "key-twice": keys.used_twice,
+    "certificates": certificates.play,
     "data": sites.data_that_cannot_be_used,
-    "keys": payloads.revoked_and_unknown,
+    "keys": keys.revoked_and_unknown,
     "postgres": postgres.killed,
     "budget": sites.budget_spent,
 }
 """Played in this order; a scene leaves the federation as it found it, but for the key that is revoked near the end, and
 the images that were trained on under a budget and can be used under one only."""
+NOT_LOOKED_FOR = "not looked for"
 INTRODUCTION = """# The fault drill
 
 Printed by `python benchmarks/faults/drill.py --out docs/results/faults`; the whole texts are in `faults.json`. A real
 server (`popmi server up`) and three real sites (`popmi site run`) on phantoms, each a process tree of its own, low-rank
 adapters on a ViT of 29 k parameters. Payload faults come from sites whose approved code was changed to send them. What
-was seen is what the record, `popmi server status` or the command line showed, cut after some letters.
+was seen is what the record, `popmi server status` or the command line showed, cut after some letters. *Audit event*:
+looked for in the hash-chained logs of the server (`popmi server audit show`) and of the site (`popmi site audit show`)
+once the fault had shown; *none*: neither log tells of it, *-*: the line is no fault.
 
-{good} of {all} lines ended as they should.
+{good} of {all} lines ended as they should. {audited}
 """
 
 
@@ -114,14 +119,25 @@ def report(found: Mapping[str, list[dict[str, Any]]]) -> str:
     """Return the whole page."""
     rows = sorted((row for scene in found.values() for row in scene), key=order)
     lines = [
-        INTRODUCTION.format(good=sum(row["good"] for row in rows), all=len(rows)),
-        "| case | fault | what was done | what was seen | did the run go on | as it should |",
-        "| --- | --- | --- | --- | --- | --- |",
+        INTRODUCTION.format(good=sum(row["good"] for row in rows), all=len(rows), audited=audited(rows)),
+        "| case | fault | what was done | what was seen | did the run go on | audit event | as it should |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        cells = [str(row[key]).replace("|", "/") for key in ("case", "what", "done", "seen", "went_on")]
+        told = {"audit": NOT_LOOKED_FOR, **row}
+        cells = [str(told[key]).replace("|", "/") for key in ("case", "what", "done", "seen", "went_on", "audit")]
         lines.append(f"| {' | '.join(cells)} | {'yes' if row['good'] else '**NO**'} |")
     return "\n".join(lines) + "\n"
+
+
+def audited(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many faults an audit log tells of, and which cases hold a line that none does."""
+    faults = [row for row in rows if row.get("audit", NO_FAULT) != NO_FAULT]
+    if not faults:
+        return "Audit events were not looked for."
+    silent = [str(row["case"]) for row in faults if row["audit"] == NO_EVENT]
+    among = f" (none: case {', '.join(dict.fromkeys(silent))})" if silent else ""
+    return f"An audit event tells of {len(faults) - len(silent)} of {len(faults)} faults{among}."
 
 
 def order(row: Mapping[str, Any]) -> tuple[int, str]:

@@ -10,6 +10,7 @@ models are compared, round by round, with those of the same description through 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -17,13 +18,17 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
 from stage import BAD, GOOD, LIGHT, Machine
 
 from popmi_core.checkpoints import load_state
+from popmi_core.errors import PopmiError
+from server.store import RoundRow, SiteRow
 
 SITES = (GOOD, BAD)
 PARTS = (
@@ -41,9 +46,15 @@ INTRODUCTION = """# Killed at {count} moments
 Printed by `python benchmarks/faults/kills.py --out docs/results/kills` (seed {seed}); every figure is in `kills.json`.
 One run of {sites} sites as processes, SIGKILL without warning, moments drawn over a round and a half. *Rounds lost*:
 rounds that were finished and are no more, plus the round in flight if it was begun anew. *Next round done*: seconds
-from the kill to the end of the next round; undisturbed, a round takes {usual:.1f} s here ({cores} cores, load average
-{load} when begun, {load_end} at the end).
+from the kill to the end of the next round, of whatever sites; undisturbed, a round takes {usual:.1f} s here ({cores}
+cores, load average {load} when begun, {load_end} at the end). {then}
 """
+TRAINED = """*Made without*: rounds after the kill
+in which a site's training was not used. *All train again*: seconds from the kill to the end of the first round that was
+begun after it and in which every site trained (undisturbed: the rest of a round and a whole one); the next kill comes
+only then."""
+NOT_LOOKED_AT = """When sites trained again was not
+measured: the next kill came after the next round, whoever made it."""
 
 
 def main() -> None:
@@ -100,7 +111,7 @@ def usual_seconds(machine: Machine) -> float:
 
 
 def one(machine: Machine, part: str) -> dict[str, Any]:
-    """Kill one process and wait for the end of the next round."""
+    """Kill one process, wait for the end of the next round, and until every site trains again."""
     machine.until(lambda: machine.process(part), f"a process {part}", 300)
     before = machine.done(RUN)
     moment = time.time()
@@ -118,14 +129,58 @@ def one(machine: Machine, part: str) -> dict[str, Any]:
         if time.monotonic() > end:
             return row | {"seconds": None, "lost": None, "again": None, "outcomes": machine.ended(RUN) or "no round"}
         time.sleep(0.1)
-    with machine.record(RUN) as reader:
-        run = reader.run().id
-        next_round = next(item for item in reader.rounds(run) if item.server_round == before + 1)
-        outcomes = {item.site: item.outcome for item in reader.sites(run, since=before + 1)
-                    if item.server_round == before + 1 and item.phase == "train"}  # fmt: skip
+    rounds, trained = machine.until(
+        lambda: (found := seen(machine, before + 1))[0] and found, "a record that can be read", 300
+    )
+    next_round = next(item for item in rounds if item.server_round == before + 1)
+    outcomes = {item.site: item.outcome for item in trained if item.server_round == before + 1}
     again = next_round.started > moment
     seconds = (next_round.finished or time.time()) - moment
-    return row | {"seconds": seconds, "lost": before - lowest + again, "again": again, "outcomes": outcomes}
+    row |= {"seconds": seconds, "lost": before - lowest + again, "again": again, "outcomes": outcomes}
+    return row | until_all_train(machine, before, moment)
+
+
+def until_all_train(machine: Machine, before: int, moment: float) -> dict[str, Any]:
+    """Return how many rounds were made without a site, and the seconds until all trained again, None if never."""
+    end = time.monotonic() + 600.0
+    while True:
+        found = without(*seen(machine, before + 1), moment)
+        if found["trained_seconds"] is not None or time.monotonic() > end:
+            return found
+        time.sleep(0.5)
+
+
+def without(rounds: Iterable[RoundRow], trained: Iterable[SiteRow], moment: float) -> dict[str, Any]:
+    """Return which rounds after a kill were made without a site, and when the first was made with all of them.
+
+    Args:
+        rounds: The record's rounds after the last one that was done before the kill.
+        trained: What sites did in them when asked to train.
+        moment: The kill, in seconds since 1970. A round that was begun before it may hold training from before it.
+    """
+    outcomes = defaultdict[int, dict[str, str]](dict)
+    for row in trained:
+        outcomes[row.server_round][row.site] = row.outcome
+    missing = []
+    for row in sorted(rounds, key=lambda item: item.server_round):
+        if row.finished is None:
+            continue
+        told = outcomes[row.server_round]
+        if any(told.get(site) != "ok" for site in SITES):
+            missing.append(row.server_round)
+        elif row.started > moment:
+            return {"without": missing, "trained_seconds": row.finished - moment}
+    return {"without": missing, "trained_seconds": None}
+
+
+def seen(machine: Machine, since: int) -> tuple[tuple[RoundRow, ...], list[SiteRow]]:
+    """Return the record's rounds, and the sites' training in them, from a round on; nothing where it cannot be read."""
+    with contextlib.suppress(PopmiError, SQLAlchemyError), machine.record(RUN) as reader:
+        run = reader.run().id
+        # Rounds first: of one that is seen to be finished, all sites have their rows then.
+        rounds = reader.rounds(run, since=since)
+        return rounds, [row for row in reader.sites(run, since=since) if row.phase == "train"]
+    return (), []
 
 
 def compared(machine: Machine) -> dict[str, Any]:
@@ -153,13 +208,17 @@ def same(one_run: Path, other: Path, server_round: int) -> bool:
 def report(found: Mapping[str, Any]) -> str:
     """Return the whole page."""
     rows = found["rows"]
-    lines = [INTRODUCTION.format(**{"load_end": "?", **found})]
-    lines += ["| killed | times | rounds lost, most | next round done, median | worst | round in flight begun anew |"]
-    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+    then = TRAINED if any("without" in row for row in rows) else NOT_LOOKED_AT
+    lines = [INTRODUCTION.format(**{"load_end": "?", **found, "then": then})]
+    lines += [
+        "| killed | times | rounds lost, most | next round done, median | worst | round in flight begun anew | "
+        "made without a site, most | all train again, median | worst |"
+    ]
+    lines += ["| --- |" + " ---: |" * 8]
     for part in [*dict.fromkeys(row["part"] for row in rows), "all"]:
         lines.append(line(part, [row for row in rows if part in ("all", row["part"])]))
     if "rounds" in found:
-        lines += ["", verdict(found)]
+        lines += ["", verdict(found), "", missed_rounds(found)]
     return "\n".join(lines) + "\n"
 
 
@@ -168,11 +227,36 @@ def line(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
     seconds = [row["seconds"] for row in rows if row["seconds"] is not None]
     never = len(rows) - len(seconds)
     if not seconds:
-        return f"| {NAMES.get(part, part)} | {len(rows)} | | never | | |"
+        return f"| {NAMES.get(part, part)} | {len(rows)} | | never | | | | | |"
     return (
         f"| {NAMES.get(part, part)} | {len(rows)} | {max(row['lost'] or 0 for row in rows)} | "
         f"{statistics.median(seconds):.1f} s | {max(seconds):.1f} s{f', {never} never' if never else ''} | "
-        f"{sum(bool(row['again']) for row in rows)} |"
+        f"{sum(bool(row['again']) for row in rows)} | {training_again(rows)} |"
+    )
+
+
+def training_again(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the cells on rounds made without a site and on the time until all trained again."""
+    measured = [row for row in rows if "without" in row]
+    if not measured:
+        return "not measured | not measured | not measured"
+    times = [row["trained_seconds"] for row in measured if row["trained_seconds"] is not None]
+    never = len(measured) - len(times)
+    most = max(len(row["without"]) for row in measured)
+    if not times:
+        return f"{most} | never | {never} never"
+    return f"{most} | {statistics.median(times):.1f} s | {max(times):.1f} s{f', {never} never' if never else ''}"
+
+
+def missed_rounds(found: Mapping[str, Any]) -> str:
+    """Return how many of a run's rounds were made without a site, and how many of them on end."""
+    missed = found["missed"]
+    if not missed:
+        return f"All {found['rounds']} rounds were made with every site."
+    on_end = [len(list(group)) for _, group in itertools.groupby(enumerate(missed), lambda item: item[1] - item[0])]
+    return (
+        f"{len(missed)} of {found['rounds']} rounds were made without a site, at most {max(on_end)} on end "
+        f"({', '.join(map(str, missed))}): what it had trained, or would have, is not in them."
     )
 
 

@@ -1,14 +1,12 @@
-"""Cases 1 to 11, 14, 16 and 17: what a broken site sends, code that waits, keys cut off, sites that all fail."""
+"""Cases 1 to 11, 16 and 17: what a broken site sends, code that waits, sites that all fail."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from broken_site import ALL_FAIL, FAULTS, place_of
-from stage import BAD, GOOD, ROOT, THIRD, Stage
+from stage import BAD, GOOD, THIRD, Stage
 
 SAID = {
     "1": "NaN or infinite",
@@ -48,12 +46,13 @@ def play(stage: Stage) -> None:
                 case, what, f"approved code sent it in round {row.server_round}", f"{row.outcome}: {row.reason}",
                 "yes, the round was made of the others" if well else "NO",
                 good=right and well and not PICKLE_OPENED.exists(),
+                audit=[stage.event("site.quarantined", site=row.site, round=row.server_round)],
             )  # fmt: skip
     after = [row.outcome for row in rows if row.server_round == last + 1]
     ended = machine.ended("payloads")
     stage.note(
         "1-11", "afterwards", "the sites send well-formed answers again", ", ".join(after), f"yes, run {ended}",
-        good=after == ["ok"] * 3 and ended == "finished",
+        good=after == ["ok"] * 3 and ended == "finished", audit=None,
     )  # fmt: skip
 
 
@@ -76,6 +75,10 @@ def waiting_for_approval(stage: Stage) -> None:
     stage.note(
         "16", "code that a site has not approved", "a site ran without `popmi site approve`; approved while waiting",
         f"operator: {seen} / site: {told}", "yes; it took part after the approval, nothing restarted", good=True,
+        audit=[
+            stage.event("site.not_let_in", site=THIRD), stage.event("code.waiting", at=machine.site(THIRD)),
+            stage.event("code.approved", at=machine.site(THIRD)),
+        ],
         seconds=time.monotonic() - begun,
     )  # fmt: skip
 
@@ -89,42 +92,5 @@ def all_fail(stage: Stage) -> None:
     stage.note(
         "17", "all sites fail", "every site's code raised in every round, quoting a file name", reason,
         "no: run FAILED after 3 empty rounds" if status == "failed" else f"NO: {status}", good=good,
+        audit=[stage.event("round.void", run=ALL_FAIL), stage.event("run.failed", run=ALL_FAIL)],
     )  # fmt: skip
-
-
-def revoked_and_unknown(stage: Stage) -> None:
-    """Case 14: a key is revoked in the middle of a run; another was never let in."""
-    machine = stage.machine
-    machine.begin("slow-revoked", {"rounds": 3})
-    machine.until(lambda: machine.done("slow-revoked") >= 1, "the first round", 400)
-    begun = time.monotonic()
-    machine.popmi("server", "revoke", THIRD, "--reason", "laptop stolen")
-    machine.until(lambda: THIRD not in machine.online(), "the revoked site off line", 120, every=2.0)
-    gone = time.monotonic() - begun
-    ended = stage.finish("slow-revoked", 900)
-    rows = [row for row in stage.site_rows("slow-revoked") if row.site == THIRD]
-    seen = rows[-1].reason or ""
-    stage.note(
-        "14", "a revoked key", f"`popmi server revoke` in the middle of a run; off line after {gone:.0f} s", seen,
-        f"yes, run {ended}", good="revoked" in seen and ended == "finished", seconds=gone,
-    )  # fmt: skip
-    machine.stop(THIRD)
-    home = machine.enrol("stranger", f"phantom:{THIRD}", confirm=False)
-    machine.run_site("stranger")
-    node_log = home.processes / "node.log"
-    machine.until(lambda: node_log.exists() and "connection to the SuperLink" in node_log.read_text(), "a refusal", 200)
-    lines = [line for line in node_log.read_text().splitlines() if line.strip()]
-    stage.note(
-        "14", "an unknown key", "a site ran whose key nobody had confirmed", " ".join(lines[-4:]),
-        "yes; it is never asked", good="stranger" not in machine.online(),
-    )  # fmt: skip
-    machine.stop("stranger")
-
-
-def pointed_at(stage: Stage, case: str, what: str, test: str, said: str) -> None:
-    """Run a test of the product that shows a case better than the drill can."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", test]
-    done = subprocess.run(command, cwd=ROOT, env=stage.machine.env | {"PYTHONPATH": str(ROOT)}, capture_output=True,
-                          text=True, check=False)  # fmt: skip
-    last = (done.stdout.strip().splitlines() or [done.stderr[-200:]])[-1]
-    stage.note(case, what, f"test run here: {test}", f"{said} ({last})", "yes", good=done.returncode == 0)

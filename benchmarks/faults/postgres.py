@@ -114,5 +114,6 @@ def play(there: Stage, stage: Stage, database: Database) -> None:
         seen[-1] if seen else "nothing",
         f"yes, next round {seconds:.0f} s after it was back; {ended()}",
         good=ended() == "finished",
+        audit=[there.event("run.paused", run=run)],
         seconds=seconds,
     )

@@ -35,6 +35,7 @@ def too_few(stage: Stage) -> None:
         reason,
         "no: it waited, then FAILED" if status == "failed" else f"NO: {status}",
         good=status == "failed" and BAD in reason,
+        audit=[stage.event("run.failed", run="too-few")],
         seconds=time.monotonic() - begun,
     )
 
@@ -62,6 +63,7 @@ def corrupt_checkpoint(stage: Stage) -> None:
         seen,
         f"yes, from round {done - 1}; run {status}",
         good=status == "finished" and f"round {done - 1}" in seen,
+        audit=[stage.event("run.warning", run=run, says="checkpoint")],
         seconds=seconds,
     )
 
@@ -95,6 +97,7 @@ def disk_full(stage: Stage, where: str) -> None:
             seen[seen.find("paused:") :],
             f"paused {time.monotonic() - begun:.0f} s or less, then on by itself; {status}",
             good=alive and waited and status == "finished" and not halves,
+            audit=[stage.event("run.paused", run=run)],
         )
         copied = sorted(path.name for path in (folder / "models").glob("*.safetensors"))
         assert len(copied) == SLOW_RUN["rounds"], copied
@@ -123,6 +126,8 @@ def audit_full(stage: Stage) -> None:
         begin.stderr,
         "nothing was begun",
         good=begin.returncode == 9 and machine.summary(run) is None,
+        # A log that is full can hold no line of it.
+        audit=[],
     )
     run = "slow-full-site"
     machine.begin(run, SLOW_RUN)
@@ -139,6 +144,7 @@ def audit_full(stage: Stage) -> None:
         seen,
         f"yes, without the site, and with it again; {status}",
         good="audit log" in seen and mine[-1].outcome == "ok" and status == "finished",
+        audit=[stage.event("site.failed", run=run, site=BAD, says="audit log")],
     )
 
 
@@ -187,6 +193,7 @@ def database_away(stage: Stage) -> None:
         seen[seen.find("paused:") :],
         f"paused, then on by itself; {status}",
         good=status == "finished",
+        audit=[stage.event("run.paused", run=run)],
     )
 
 
@@ -206,6 +213,7 @@ def gateway_killed(stage: Stage) -> None:
         f"all outcomes of the run: {', '.join(outcomes)}",
         f"yes, round done after {seconds:.0f} s; {status}",
         good=status == "finished" and outcomes == {"ok"},
+        audit=[stage.event(name, run=run, wait=1.0) for name in ("site.unreachable", "site.failed", "run.paused")],
         seconds=seconds,
     )
 
@@ -241,5 +249,6 @@ def sites_killed(stage: Stage) -> None:
         and again
         and outcomes == ["ok"] * 7
         and {GOOD, THIRD} <= {row.site for row in stage.site_rows(run)},
+        audit=[stage.event(f"site.{row.outcome}", run=run, site=BAD) for row in mine[:1]],
         seconds=seconds,
     )

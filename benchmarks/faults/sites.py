@@ -1,21 +1,14 @@
-"""Cases 12, 13, 15 and 21 to 24: clocks, keys and certificates, spent budgets, data that cannot be used."""
+"""Cases 12 and 21 to 24: clocks, spent budgets, data that cannot be used."""
 
 from __future__ import annotations
 
-import json
-import ssl
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 from stage import BAD, GOOD, ROOT, Stage
 
 sys.path.append(str(ROOT / "tests" / "support"))
-from site_parts import Authority, make_home, make_kit
 from small_hospital import swap_for_dicom, write_hospital
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
@@ -31,6 +24,7 @@ def clock_skew(stage: Stage) -> None:
     machine.stop(BAD)
     node_log = home.processes / "node.log"
     for skew in SKEWS:
+        stage.mark()
         wrong = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": f"{skew:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         done = machine.popmi("site", "doctor", "--home", str(home.folder), expect=None, env=wrong)
         lines = done.stdout.splitlines()
@@ -48,79 +42,22 @@ def clock_skew(stage: Stage) -> None:
             " ".join(lines[place : place + 2]),
             "yes; the site is not on line until its clock is right",
             good="FAILED" in lines[place] and not online,
+            audit=[stage.event("doctor", at=home, says="clock")],
         )
     begun = time.monotonic()
     machine.run_site(BAD)
     machine.until(lambda: BAD in machine.online(), "the site with the right clock on line", 200, every=4.0)
     seconds = time.monotonic() - begun
-    stage.note("12", "the clock is right again", "the site started anew", "on line", "yes", good=True, seconds=seconds)
-
-
-def key_used_twice(stage: Stage) -> None:
-    """Case 13: a second site sends the first one's key."""
-    machine = stage.machine
-    machine.popmi("server", "add-site", "twin")
-    told = json.loads((machine.site(GOOD).folder / f"{GOOD}.enrolment.json").read_text())
-    path = machine.folder / "twin.json"
-    path.write_text(json.dumps({**told, "site": "twin"}))
-    from popmi_core.deployment.enrolment import read_enrolment
-
-    asked = ("server", "confirm", str(path), "--fingerprint", read_enrolment(path).fingerprint)
-    done = machine.popmi(*asked, expect=None)
     stage.note(
-        "13",
-        "a key used twice",
-        "`popmi server confirm` of another site's key under a new name",
-        done.stderr,
-        "yes; the key stays the first site's",
-        good=done.returncode == 8 and GOOD in done.stderr,
+        "12",
+        "the clock is right again",
+        "the site started anew",
+        "on line",
+        "yes",
+        good=True,
+        audit=None,
+        seconds=seconds,
     )
-
-
-def certificates(stage: Stage) -> None:
-    """Case 15: another authority, another name, expired; seen by the doctor of a site."""
-    authority, stranger = Authority("the kit's authority"), Authority("a device in between")
-    cases = {
-        "another authority": (stranger, {}, "certificate chain"),
-        "another name": (authority, {"host": "other.example.org"}, "certificate name"),
-        "an expired certificate": (authority, {"begin": -60, "end": -3}, "certificate dates"),
-    }
-    for what, (signer, options, name) in cases.items():
-        folder = stage.machine.folder / "tls" / name.replace(" ", "-")
-        certificate, key = signer.sign(folder, **options)
-        with answering(certificate, key) as port:
-            home = make_home(folder / "site", make_kit(endpoint=f"localhost:{port}", ca_pem=authority.pem))
-            done = stage.machine.popmi("site", "doctor", "--json", "--home", str(home.folder), expect=1)
-        found = next(item for item in json.loads(done.stdout)["findings"] if item["name"] == name)
-        stage.note(
-            "15",
-            what,
-            "`popmi site doctor` against a server with such a certificate",
-            f"{found['found']} -> {found['remedy']}",
-            "nothing was sent",
-            good=found["state"] == "failed",
-        )
-
-
-@contextmanager
-def answering(certificate: Path, key: Path) -> Iterator[int]:
-    """Answer "ok" over TLS; hand out the port."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-
-    class Answer(StreamRequestHandler):
-        def handle(self) -> None:
-            try:
-                with context.wrap_socket(self.request, server_side=True) as secured:
-                    secured.recv(4096)
-                    secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
-            except (OSError, ssl.SSLError):
-                return
-
-    with ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_address[1]
-        server.shutdown()
 
 
 def budget_spent(stage: Stage) -> None:
@@ -140,6 +77,7 @@ def budget_spent(stage: Stage) -> None:
         f"{mine.outcome}: {mine.reason}",
         f"yes, without the site; {second}",
         good=mine.outcome == "stopped" and others == {"ok"} and second == "finished",
+        audit=[stage.event("site.stopped", run="budget-2", site=BAD)],
     )
 
 
@@ -151,6 +89,7 @@ def data_that_cannot_be_used(stage: Stage) -> None:
     told = {"22": "a table with three faults", "23": "a corrupt and a multi-frame DICOM file", "24": "DICOM with names"}
     for case, folder in places.items():
         config = home.config()
+        stage.mark()
         home.write_config(config.model_copy(update={"data": str(folder)}))
         done = machine.popmi("site", "check-data", "--home", str(home.folder), expect=None)
         wanted = {"22": 3, "23": 0, "24": 3}[case]
@@ -162,6 +101,7 @@ def data_that_cannot_be_used(stage: Stage) -> None:
             seen or done.stdout[-400:],
             {0: "yes, without these files", 3: "the site stays out"}.get(done.returncode, f"code {done.returncode}"),
             good=done.returncode == wanted and "meier" not in seen,
+            audit=[stage.event("data.checked", at=home)],
         )
     machine.run_site("hospital")
     machine.until(lambda: "hospital" in machine.online(), "the hospital on line", every=4.0)
@@ -175,6 +115,7 @@ def data_that_cannot_be_used(stage: Stage) -> None:
         f"{mine.outcome}: {mine.reason}",
         f"yes, without it; {status}",
         good=mine.outcome == "failed" and status == "finished",
+        audit=[stage.event(name, site="hospital", wait=2.0) for name in ("site.not_let_in", "site.failed")],
     )
     machine.stop("hospital")
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,17 +19,22 @@ sys.path.append(str(HERE.parent / "federation"))
 
 from machine import ROOT, Machine, NotInTime  # noqa: E402
 
+from client.site.home import SiteHome  # noqa: E402
+from popmi_core.audit import AuditLog  # noqa: E402
+
 GOOD, BAD, THIRD = "phantom_slide", "phantom_ruler", "phantom_polarised"
 LIGHT = {"strategy": "lowrank", "model": {
     "backbone": "popmi_vit_micro", "image_size": 32, "lora": {"rank": 2, "train": "adapter"}}}  # fmt: skip
 """Ten small tensors travel: rounds are short."""
 SHOWN = 420
 """Letters of what a person saw that the table shows."""
+NO_EVENT, NO_FAULT = "none", "-"
+"""What the table shows where no audit log tells of a fault, and where there was no fault to tell of."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; ``good`` is whether the case ended as it should."""
+    """One line of the table; ``good``: it ended as it should, ``audit``: which events of the audit logs tell of it."""
 
     case: str
     what: str
@@ -37,6 +42,7 @@ class Row:
     seen: str
     went_on: str
     good: bool
+    audit: str
     seconds: float = 0.0
 
 
@@ -45,14 +51,26 @@ class Stage:
 
     def __init__(self, machine: Machine, tell: Callable[[list[dict[str, Any]]], None] = lambda rows: None) -> None:
         self.machine, self.rows, self._tell = machine, list[Row](), tell
+        self._marks: dict[Path, int] = {}
+        self.mark()
 
     def note(
-        self, case: str, what: str, done: str, seen: str, went_on: str, *, good: bool, seconds: float = 0.0
+        self,
+        case: str,
+        what: str,
+        done: str,
+        seen: str,
+        went_on: str,
+        *,
+        good: bool,
+        audit: Sequence[str] | None,
+        seconds: float = 0.0,
     ) -> None:
-        """Add a line of the table."""
+        """Add a line of the table; ``audit``: what :meth:`event` found, None where there is no fault to tell of."""
         text = " ".join(seen.split()).replace(str(self.machine.folder), "")
-        self.rows.append(Row(case, what, done, text[:SHOWN], went_on, good, round(seconds, 1)))
-        print(f"{'ok   ' if good else 'WRONG'} case {case}: {what}: {text[:160]} | {went_on}", flush=True)
+        told = NO_FAULT if audit is None else ", ".join(dict.fromkeys(filter(None, audit))) or NO_EVENT
+        self.rows.append(Row(case, what, done, text[:SHOWN], went_on, good, told, round(seconds, 1)))
+        print(f"{'ok   ' if good else 'WRONG'} case {case}: {what}: {text[:160]} | {went_on} | {told}", flush=True)
         self._tell([asdict(row) for row in self.rows])
 
     def attempt(self, case: str, what: str, play: Callable[[], None]) -> None:
@@ -60,7 +78,38 @@ class Stage:
         try:
             play()
         except (NotInTime, OSError, AssertionError, subprocess.SubprocessError, RuntimeError) as error:
-            self.note(case, what, "the scene broke off", f"{type(error).__name__}: {error}", "unknown", good=False)
+            seen = f"{type(error).__name__}: {error}"
+            self.note(case, what, "the scene broke off", seen, "unknown", good=False, audit=None)
+
+    # What the audit logs tell.
+
+    def mark(self) -> None:
+        """Have :meth:`event` look only at what is written from now on."""
+        homes = [self.machine.site(path.name) for path in (self.machine.folder / "sites").glob("*")]
+        logs = (self.machine.home.audit_file, *(home.audit.path for home in homes))
+        self._marks = {log: sum(1 for _ in AuditLog(log).entries()) for log in logs}
+
+    def event(
+        self, name: str, *, at: SiteHome | None = None, says: str = "", wait: float = 5.0, **details: object
+    ) -> str:
+        """Return ``server: NAME`` or ``site: NAME`` if that event was written since the mark, else nothing.
+
+        Args:
+            name: The event's.
+            at: The site in whose log it is looked for; None: the server's.
+            says: Words that the event must hold.
+            wait: Seconds it may still take to be written.
+            details: Details that it must have, with these values.
+        """
+        log, end = self.machine.home.audit_file if at is None else at.audit.path, time.monotonic() + wait
+        while True:
+            for entry in AuditLog(log).entries():
+                fits = entry.event == name and all(entry.details.get(key) == item for key, item in details.items())
+                if fits and says in str(entry) and entry.number > self._marks.get(log, 0):
+                    return f"{'server' if at is None else 'site'}: {name}"
+            if time.monotonic() >= end:
+                return ""
+            time.sleep(0.5)
 
     # What people see.
 
