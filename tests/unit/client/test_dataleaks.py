@@ -123,7 +123,7 @@ def test_class_folders_without_a_class_are_told_with_their_rows_and_the_rest_is_
     assert None in (report.leakage.same_within, report.leakage.same_across)
     words = [entry.what for entry in details.entries if entry.what.startswith("word")]
     assert words[0].startswith("word without a class: 'annas' in 20 row(s): rows 1, 2, 3")
-    assert words[1].startswith("word without a class: 'meierfleck' in 20 row(s): rows 41, 42, 43")
+    assert words[1].startswith("word without a class: 'meierfleck' in 20 row(s): rows 21, 22, 23")
     mended = check_data(str(folder), CLASSES, {"annas": "exclude", "MEIERFLECK": "bcc"}, 6)
     assert (mended.labels.unmapped_words, mended.labels.excluded) == (0, 20)
 
