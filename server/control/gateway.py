@@ -3,7 +3,8 @@
 The SuperLink answers its fleet, its control plane and its task plane on one port; whoever reaches the second can start
 runs and let keys in. So it listens where only the server's own processes reach it, and this stands before it. What
 passes is a list of exact request targets, compared byte by byte as they came: nothing is decoded, joined or
-normalised, so that no spelling of another path can pass. Everything else is 404 without a word.
+normalised, so that no spelling of another path can pass. Everything else is 404 without a word. What passes carries a
+signature of its node that was not used before (`signatures.py`); one that is unsigned the SuperLink refuses.
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ from starlette.types import Receive, Scope, Send
 from popmi_core.errors import SetupError
 from server.control.connections import BoundedServer, ConnectionLimits, PromptH11
 from server.control.refusals import Refusals
+from server.control.signatures import (
+    KEY_HEADER,
+    SIGNATURE_HEADER,
+    TIME_HEADER,
+    Signatures,
+    UnusableKey,
+    key_of,
+    pair_of,
+)
 
 log = logging.getLogger("popmi.gateway")
 # What a node with a key of its own asks (flwr 1.41). Registering by itself is left out: the operator does that.
@@ -33,9 +43,11 @@ FLEET = (
 )  # fmt: skip
 PASSED = {f"/v1/fleet/{name}".encode(): f"/v1/fleet/{name}" for name in FLEET}
 HEALTH = b"/health"
-KEY_HEADER = "flwr-public-key"
-TAKEN_ALONG = ("content-type", "content-length", "accept")
-OWN_HEADERS = "flwr-"
+TAKEN_ALONG = (
+    "content-type", "content-length", "accept", KEY_HEADER, TIME_HEADER, SIGNATURE_HEADER,
+    "flwr-package-name", "flwr-package-version", "flwr-component-name",
+)  # fmt: skip
+"""Headers that pass: what a node sends (flwr 1.41). Not all of Flower's: others belong to runners and server apps."""
 BROUGHT_BACK = ("content-type", "content-length", "content-encoding")
 BODY_LIMIT = 16_000_000
 """Bytes in a request: Flower sends arrays in pieces of 5 MB (5,242,880 bytes), and little else."""
@@ -49,6 +61,10 @@ ANSWER_SECONDS = 120.0
 RETRY_SECONDS = 5
 BUSY_SECONDS = 60
 REFUSED = (400, 401, 403, 412, 413, 415, 422)
+SIGN_ANEW = 503
+"""Answer to a signature that was used before: a node asks again after it, with a new one; after most others it ends."""
+SIGN_ANEW_SECONDS = 1
+NEVER_ARRIVED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class _TooLarge(Exception):
@@ -66,6 +82,7 @@ class Gateway:
         upstream: Client whose base address is the SuperLink's.
         refusals: Counter of refused requests.
         counted: Told the status of every refused request.
+        signatures: Memory of those that were used.
         body_limit: Bytes a request may hold.
         piece_seconds: Seconds within which the next piece of a request must come.
     """
@@ -75,11 +92,13 @@ class Gateway:
         upstream: httpx.AsyncClient,
         *,
         refusals: Refusals | None = None,
+        signatures: Signatures | None = None,
         counted: Callable[[int], None] | None = None,
         body_limit: int = BODY_LIMIT,
         piece_seconds: float = PIECE_SECONDS,
     ) -> None:
         self.upstream, self.refusals, self.counted = upstream, refusals or Refusals(), counted
+        self.signatures = signatures or Signatures()
         self.body_limit, self.piece_seconds = body_limit, piece_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,11 +111,12 @@ class Gateway:
         target: bytes = request.scope.get("raw_path") or b""
         if request.method in ("GET", "HEAD") and target == HEALTH and not request.scope["query_string"]:
             return PlainTextResponse("ok")
-        address, key = request.client.host if request.client else "", request.headers.get(KEY_HEADER, "")
+        told = _told(request)
+        address, key = request.client.host if request.client else "", told.get(KEY_HEADER, "")
         if self.refusals.blocked(address, key):
             return _empty(429, retry=BUSY_SECONDS)
         path = PASSED.get(target) if request.method == "POST" and not request.scope["query_string"] else None
-        answer = _empty(404) if path is None else await self._pass(request, path)
+        answer = _empty(404) if path is None else await self._once(request, path, told, address)
         if path is None or answer.status_code in REFUSED:
             self.refusals.refused(address)
             if self.counted is not None:
@@ -106,18 +126,30 @@ class Gateway:
             self.refusals.let_in(address, key)
         return answer
 
-    async def _pass(self, request: Request, path: str) -> Response:
+    async def _once(self, request: Request, path: str, told: dict[str, str], address: str) -> Response:
+        try:
+            pair = pair_of(told)
+        except UnusableKey:
+            return _empty(401)
+        if pair is None:
+            return (await self._pass(request, path, told))[0]
+        if not self.signatures.begin(pair):
+            self.refusals.refused(address)
+            why = f"a signature of key {key_of(pair)} was used before, or it signs too often"
+            log.warning("refused from %s: %s: POST %s", address, why, path)
+            return _empty(SIGN_ANEW, retry=SIGN_ANEW_SECONDS)
+        taken = True
+        try:
+            answer, taken = await self._pass(request, path, told)
+        finally:
+            self.signatures.end(pair, taken=taken)
+        return answer
+
+    async def _pass(self, request: Request, path: str, told: dict[str, str]) -> tuple[Response, bool]:
+        """Return the answer, and whether the SuperLink took the request or may have."""
         stated = request.headers.get("content-length", "0")
         if not stated.isdigit() or int(stated) > self.body_limit:
-            return _empty(413)
-        told = {
-            name: value
-            for name, value in request.headers.items()
-            if name in TAKEN_ALONG or (name.startswith(OWN_HEADERS) and name.isascii())
-        }
-        if "transfer-encoding" in request.headers:
-            # A length beside it means nothing, and two readers could read it differently.
-            told.pop("content-length", None)
+            return _empty(413), False
         # The SuperLink's answer is passed on as it is, so it must not be packed for us.
         asked = self.upstream.build_request(
             "POST", path, headers={**told, "accept-encoding": "identity"}, content=self._body(request)
@@ -125,13 +157,14 @@ class Gateway:
         try:
             answer = await self.upstream.send(asked, stream=True)
         except _TooLarge:
-            return _empty(413)
+            return _empty(413), False
         except (_TooSlow, ClientDisconnect):
-            return _empty(408)
+            return _empty(408), False
         except httpx.HTTPError as error:
             log.warning("the SuperLink does not answer (%s)", type(error).__name__)
-            return _empty(503, retry=RETRY_SECONDS)
-        return StreamingResponse(_pieces(answer), answer.status_code, _named(answer.headers))
+            return _empty(503, retry=RETRY_SECONDS), not isinstance(error, NEVER_ARRIVED)
+        passed = StreamingResponse(_pieces(answer), answer.status_code, _named(answer.headers))
+        return passed, answer.status_code not in REFUSED
 
     async def _body(self, request: Request) -> AsyncIterator[bytes]:
         pieces, got = request.stream(), 0
@@ -148,6 +181,14 @@ class Gateway:
             if got > self.body_limit:
                 raise _TooLarge
             yield piece
+
+
+def _told(request: Request) -> dict[str, str]:
+    told = {name: value for name, value in request.headers.items() if name in TAKEN_ALONG}
+    if "transfer-encoding" in request.headers:
+        # A length beside it means nothing, and two readers could read it differently.
+        told.pop("content-length", None)
+    return told
 
 
 async def _pieces(answer: httpx.Response) -> AsyncIterator[bytes]:

@@ -7,6 +7,7 @@ import asyncio
 import httpx
 import pytest
 from fake_superlink import PULL, Away, FakeSuperLink, ask, ask_raw, behind
+from signed_requests import new_key, signed
 
 from server.control.gateway import BODY_LIMIT, FLEET
 
@@ -37,7 +38,7 @@ def test_the_list_holds_all_that_flowers_node_with_a_key_asks():
 def test_a_nodes_signature_passes_and_other_headers_do_not():
     superlink = FakeSuperLink()
     headers = {
-        **PROTOBUF, "flwr-public-key": "k", "flwr-signature": "s", "flwr-timestamp": "t", "authorization": "Bearer x",
+        **PROTOBUF, **signed(new_key()), "authorization": "Bearer x",
         "x-http-method-override": "GET", "x-original-url": "/v1/control/list-runs", "x-forwarded-for": "127.0.0.1",
         "cookie": "a=b", "connection": "keep-alive, flwr-signature",
     }  # fmt: skip
