@@ -7,28 +7,37 @@ import os
 import secrets
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest
 from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import AcquireTaskRequest
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, GetNodesRequest
+from flwr.supercore.constant import TASK_TOKEN_HEADER
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from signed_requests import signed
 
 from popmi_core.deployment import Enrolment
 from popmi_core.deployment.enrolment import read_enrolment
+from server.control.gateway import PASSED
 from server.control.home import ServerHome
 from server.control.superlink import programs
 
@@ -99,10 +108,10 @@ class RealServer:
     def trusting(self):
         return ssl.create_default_context(cafile=str(self.home.ca))
 
-    def outside(self, method, path, content=b""):
-        """Return the status that one gets who has the authority's certificate and nothing else; 0: no answer."""
+    def outside(self, method, path, content=b"", also=None):
+        """Return the status that one gets who has the authority's certificate and the headers `also`; 0: no answer."""
         address = f"https://localhost:{self.public}{path}"
-        headers = {"content-type": PROTOBUF_MEDIA_TYPE} if method == "POST" else {}
+        headers = {**({"content-type": PROTOBUF_MEDIA_TYPE} if method == "POST" else {}), **(also or {})}
         try:
             return httpx.request(
                 method, address, content=content, headers=headers, verify=self.trusting(), trust_env=False, timeout=20
@@ -110,13 +119,15 @@ class RealServer:
         except httpx.TransportError:
             return 0
 
-    def raw(self, target: bytes):
+    def raw(self, target: bytes, more: bytes = b""):
         """Return the first line of the answer to a request whose target is sent byte by byte."""
         with (
             socket.create_connection(("localhost", self.public), timeout=20) as plain,
             self.trusting().wrap_socket(plain, server_hostname="localhost") as secured,
         ):
-            secured.sendall(b"POST " + target + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+            secured.sendall(
+                b"POST " + target + b" HTTP/1.1\r\nHost: localhost\r\n" + more + b"Content-Length: 0\r\n\r\n"
+            )
             return secured.recv(4096).split(b"\r\n")[0]
 
     def fleet(self, key):
@@ -136,6 +147,21 @@ class RealServer:
         done = self.popmi("confirm", str(file), "--fingerprint", enrolment.fingerprint)
         assert done.returncode == 0, done.stderr
         return self.home.sites()[site].node_id
+
+    def task_token(self):
+        """Return the token with which a server app that is at work shows its task, from the SuperLink's own file."""
+        with closing(sqlite3.connect(f"file:{self.home.state}?mode=ro", uri=True)) as state:
+            found = state.execute(
+                "SELECT token FROM task WHERE token IS NOT NULL AND running_at IS NOT NULL"
+            ).fetchone()
+        return found and found[0]
+
+    def inside(self, token):
+        """Return a task's client at the SuperLink itself, which only the server's own processes reach."""
+        interceptors = [RuntimeVersionHttpInterceptor("flwr-serverapp"), RuntimeTokenHttpInterceptor(token)]
+        return RuntimeHttpClient.from_server_address(
+            f"127.0.0.1:{self.internal}", False, self.home.ca.read_bytes(), interceptors=interceptors
+        )
 
     def site_is_online(self, site):
         told = json.loads(self.popmi("sites", "--json").stdout)["sites"]
@@ -249,3 +275,70 @@ def test_one_who_stands_outside_gets_nothing_but_fleet_and_health(tmp_path):
         assert told["runs"][0]["code_hash"] == told["code_hash"]
         server.popmi("stop")
         assert server.popmi("audit", "verify").returncode == 0
+
+
+# What a server app asks with its token (flwr 1.41), and what would be worth most to a thief.
+TASK_PATHS = (
+    "pull-task-input",
+    "push-task-output",
+    "get-nodes",
+    "push-messages",
+    "pull-messages",
+    "send-task-heartbeat",
+)
+
+
+def assert_worth_nothing_outside(server, token):
+    shown = {TASK_TOKEN_HEADER: token}
+    for path in TASK_PATHS:
+        for method in ("POST", "GET"):
+            assert server.outside(method, f"/v1/runtime/{path}", also=shown) == 404
+    for path in PASSED.values():
+        assert server.outside("POST", path, also=shown) == 401
+    for target in (b"/v1/fleet/../runtime/get-nodes", b"/v1/fleet/%2e%2e/runtime/get-nodes", b"//v1/runtime/get-nodes"):
+        assert server.raw(target, f"{TASK_TOKEN_HEADER}: {token}\r\n".encode()) == b"HTTP/1.1 404 Not Found"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_stolen_token_of_a_task_is_worth_nothing_outside_and_nothing_anywhere_after_its_run(tmp_path):
+    key = ec.generate_private_key(ec.SECP384R1())
+    with RealServer(tmp_path).up() as server:
+        server.enrol("charite", key, tmp_path)
+        assert server.popmi("start", "--name", "first").returncode == 0
+        token = wait_for(server.task_token, "the server app is at work and waits for its sites")
+
+        # It is the real one: inside, it speaks for the run.
+        with server.inside(token) as runtime:
+            runtime.GetNodes(GetNodesRequest())
+            assert_worth_nothing_outside(server, token)
+            assert server.task_token() == token
+
+            assert server.popmi("stop").returncode == 0
+            wait_for(lambda: server.task_token() is None, "the run has ended")
+            assert refused(lambda: runtime.GetNodes(GetNodesRequest())) == 401
+        assert_worth_nothing_outside(server, token)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_stolen_signature_is_of_no_use_and_its_owner_goes_on(tmp_path):
+    key = ec.generate_private_key(ec.SECP384R1())
+    with RealServer(tmp_path).up() as server:
+        node_id = server.enrol("charite", key, tmp_path)
+        with server.fleet(key) as fleet:
+            activate(fleet, key)
+            ask = PullMessagesRequest(node=Node(node_id=node_id))
+            leave = DeactivateNodeRequest(node_id=node_id)
+            headers = signed(key)
+            assert server.outside("POST", "/v1/fleet/pull-messages", ask.SerializeToString(), headers) == 200
+            for path, stolen in (("pull-messages", ask), ("deactivate-node", leave), ("get-run", GetRunRequest())):
+                assert server.outside("POST", f"/v1/fleet/{path}", stolen.SerializeToString(), headers) == 503
+            assert server.site_is_online("charite")
+            assert not fleet.PullMessages(ask).messages_list
+            # Without the gateway Flower takes it a second time: the memory of what was used is still needed.
+            again = httpx.post(
+                f"https://127.0.0.1:{server.internal}/v1/fleet/deactivate-node", content=leave.SerializeToString(),
+                headers={"content-type": PROTOBUF_MEDIA_TYPE, **headers}, verify=server.trusting(), trust_env=False,
+            )  # fmt: skip
+            assert again.status_code == 200
