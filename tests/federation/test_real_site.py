@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -13,12 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hospital_proxy import HospitalProxy
 from site_parts import Authority, make_home, make_kit, small_bundle
 from typer.testing import CliRunner
 
 from client.site.approval import Approvals
 from client.site.commands import app as site_command
 from client.site.home import SiteHome
+from client.site.network import check_network
 from client.site.run import free_port
 from popmi_core.deployment import code_hash
 
@@ -85,13 +88,13 @@ class Stage:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def serve(self) -> SiteHome:
-        """Start the server, enrol and register a site; return its folder."""
+    def serve(self, host: str = "localhost") -> SiteHome:
+        """Start the server, enrol and register a site that knows it as ``host``; return the site's folder."""
         port, authority = free_port(), Authority()
-        certificate, key = authority.sign(self.folder / "pki")
+        certificate, key = authority.sign(self.folder / "pki", host=host, also=("localhost",))
         ca = self.folder / "pki" / "ca.pem"
         ca.write_text(authority.pem)
-        home = make_home(self.folder / "site", make_kit(endpoint=f"localhost:{port}", ca_pem=authority.pem))
+        home = make_home(self.folder / "site", make_kit(endpoint=f"{host}:{port}", ca_pem=authority.pem))
         self.start(
             "superlink",
             *(str(BIN / "flower-superlink"), "--port", str(port), "--enable-supernode-auth"),
@@ -120,7 +123,7 @@ class Stage:
             process.terminate()
         for process in self.running:
             try:
-                process.wait(20)
+                process.wait(60)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -210,3 +213,53 @@ def test_code_waits_runs_once_approved_and_goes_on_after_kills(stage):
 def busy(home: SiteHome, gate: int) -> bool:
     last = list(home.audit.entries())[-1]
     return last.event == "task.started" and bool(children(gate))
+
+
+FAR = "centre.popmi.test"
+"""A host that no name server knows (RFC 6761)."""
+
+
+def way_out(home: SiteHome) -> dict[str, str]:
+    """Return what the doctor finds on the way to the server: state by name."""
+    endpoint, ca = home.config().endpoint, home.ca.read_text()
+    return {finding.name: finding.state for finding in check_network(endpoint, ca, None, time.time)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_site_works_through_a_proxy_and_a_device_that_opens_tls_once_it_trusts_that_too(stage, monkeypatch):
+    home, hospital = stage.serve(FAR), Authority("hospital")
+    port = int(home.config().endpoint.rpartition(":")[2])
+    shown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    shown.load_cert_chain(*hospital.sign(stage.folder / "device", host=FAR))
+    trusting = ssl.create_default_context(cafile=str(stage.folder / "pki" / "ca.pem"))
+    with HospitalProxy(FAR, ("127.0.0.1", port), shown, trusting) as proxy:
+        for name, value in {
+            "HTTPS_PROXY": proxy.address,
+            "https_proxy": proxy.address,
+            "NO_PROXY": "",
+            "no_proxy": "",
+        }.items():
+            monkeypatch.setenv(name, value)
+            stage.env[name] = value
+
+        # The device opens TLS and nobody told the site whose it is: said, and nothing is sent.
+        proxy.open_tls(True)
+        assert way_out(home)["certificate chain"] == "failed"
+        assert proxy.read == []
+
+        # Two authorities; the server's own is the second.
+        home.ca.write_text(hospital.pem + home.ca.read_text())
+        proxy.open_tls(False)
+        assert {way_out(home)[step] for step in ("proxy", "DNS", "port", "certificate chain")} == {"ok"}
+        stage.start("site", sys.executable, "-c", SITE_RUN, "--home", str(home.folder))
+        until(stage.told, "an answer through the proxy")
+        assert set(proxy.connected) == {f"{FAR}:{port}"}
+        assert proxy.read == []
+
+        # From now on the device opens TLS: the node goes on by itself.
+        proxy.open_tls(True)
+        assert way_out(home)["certificate chain"] == "ok"
+        before = len(stage.told())
+        until(lambda: len(stage.told()) > before + 1, "answers through the device")
+        assert "POST /v1/fleet/push-messages HTTP/1.1" in proxy.read

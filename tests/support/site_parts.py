@@ -47,11 +47,13 @@ class Authority:
         """The authority's certificate, as a kit has it."""
         return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
 
-    def sign(self, folder: Path, *, host: str = "localhost", begin: float = -1, end: float = 90) -> tuple[Path, Path]:
+    def sign(
+        self, folder: Path, *, host: str = "localhost", also: tuple[str, ...] = (), begin: float = -1, end: float = 90
+    ) -> tuple[Path, Path]:
         """Write a server's certificate, valid from ``begin`` to ``end`` days from now, and its key."""
-        key = _key()
-        names: list[x509.GeneralName] = [x509.DNSName(host)]
-        if host == "localhost":
+        key, hosts = _key(), (host, *also)
+        names: list[x509.GeneralName] = [x509.DNSName(one) for one in hosts]
+        if "localhost" in hosts:
             names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
         made = (
             _begun(_named("gateway"), self.name, key)
