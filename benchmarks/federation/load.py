@@ -22,7 +22,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from machine import Machine, NotInTime, cpu_seconds, free_ports, peak_megabytes
-from transport import FLOWERS_DATABASE, changed_tree
+from transport import FLOWERS_SUPERLINK, changed_tree
 
 from popmi_core.deployment import Enrolment
 from server.control.sites import add_site
@@ -42,8 +42,8 @@ the broadcast model with a small change at once, `evaluate` has no image. Strate
 sites together (load average when begun: {load}), so the seconds hold the sites' share of encryption, too. *s*:
 processor seconds a round of each process; *MB*: its highest resident size (VmHWM). *slowest*: of so few rounds the
 worst is told, no percentile. *status*: how the run ended; one that failed or was cut off at --limit did not do all its
-rounds. *@flower*: the SuperLink uses its database as Flower alone does (server/control/patient.py says what is
-changed), everything else as in the other rows.
+rounds. *@flower*: the SuperLink uses its database and its web stack as Flower alone does (server/control/patient.py and
+straight.py say what is changed), everything else as in the other rows.
 """
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument(
         "--cases",
         default="popmi_vit_micro:2,10,50,100;popmi_vit_micro@flower:50;vit_tiny_patch16_224:2,10",
-        help="MODEL:N,N;... MODEL@flower: the SuperLink uses its database as Flower alone does",
+        help="MODEL:N,N;... MODEL@flower: the SuperLink as Flower alone",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slow", default="popmi_vit_micro", help="model of the slow line's case; empty: none")
@@ -81,7 +81,7 @@ class LightFederation:
     def __init__(self, folder: Path, model: str, sites: Sequence[str], config: Mapping[str, Any]) -> None:
         name, _, way = model.partition("@")
         given = {"strategy": "fedavg", "model": MODELS[name], "timeout": 900.0, "limits": {"join": 300.0}, **config}
-        tree = changed_tree(folder.parent / f"{folder.name}-tree", (FLOWERS_DATABASE,) if way else ())
+        tree = changed_tree(folder.parent / f"{folder.name}-tree", (FLOWERS_SUPERLINK,) if way else ())
         self.machine, self.names = Machine(folder, {}, given, tree=tree), list(sites)
         self.diary = folder / "diary.jsonl"
 

@@ -25,15 +25,15 @@ from machine import ROOT, Machine
 
 SITES = ("phantom_polarised", "phantom_ruler", "phantom_slide")
 PLAIN = ("server/exchange.py", "in for_the_way(questions)", "in questions")
-FLOWERS_DATABASE = (
+FLOWERS_SUPERLINK = (
     "server/control/patient.py",
-    "    spare_the_database()\n    flower_superlink",
+    "    spare_the_database()\n    go_straight()\n    flower_superlink",
     "    flower_superlink",
 )
 SELDOM = ("client/site/node.py", "_pull_and_store_message = next_question", "_pull_and_store_message = fetch_whole")
 WAYS: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "each tensor by itself, every 3 s": (PLAIN, SELDOM, FLOWERS_DATABASE),
-    "one block, every 3 s": (SELDOM, FLOWERS_DATABASE),
+    "each tensor by itself, every 3 s": (PLAIN, SELDOM, FLOWERS_SUPERLINK),
+    "one block, every 3 s": (SELDOM, FLOWERS_SUPERLINK),
     "one block, a fifth of the wait, database spared": (),
 }
 """What is changed back in a copy of the code: file, text, text before."""

@@ -38,6 +38,6 @@ def test_the_page_leaves_the_first_round_out_and_keeps_models_together(transport
 def test_the_page_says_what_really_differs_between_its_rows(transport):
     plain, block, own = (set(changes) for changes in transport.WAYS.values())
     assert plain - block == {transport.PLAIN}
-    assert block - own == {transport.SELDOM, transport.FLOWERS_DATABASE}
+    assert block - own == {transport.SELDOM, transport.FLOWERS_SUPERLINK}
     page = transport.report({"sites": 3, "rounds": 4, "cores": 2, "load": 0.1, "rows": []})
     assert "the third from the second by two changes together" in " ".join(page.split())
