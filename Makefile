@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 RUNS ?= runs
 DEMO_FLAGS ?=
 
-.PHONY: demo test check lint browser compose lock clean setup
+.PHONY: demo test check lint slow browser compose lock clean setup
 
 setup: $(STAMP)
 
@@ -32,6 +32,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
+# What takes minutes: real servers, sites that are killed, Ray, every group. One after the other: they have processes of
+# their own, and some wait for heartbeats that a busy machine makes late.
+slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations 0
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -44,7 +49,7 @@ browser: $(STAMP)
 	$(BIN)/python -m pytest -m browser
 
 # Builds the image, runs three sites for two rounds in containers, then a second run with a sixth site, down and up
-# again; takes them down; logs lie in runs/compose-test.
+# again, then a hospital by deploy/site/compose.yaml; takes them down; logs lie in runs/compose-test.
 compose: $(STAMP)
 	@docker compose version >/dev/null 2>&1 && docker version >/dev/null 2>&1 || { echo "make compose needs a running Docker engine with Compose 2.24 or newer: docker compose version, docker version"; exit 1; }
 	$(BIN)/python -m pytest -m compose tests/compose

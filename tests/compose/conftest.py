@@ -28,6 +28,8 @@ class Stage:
     """One federation in containers."""
 
     project, services = PROJECT, SERVICES
+    hospital = f"{PROJECT}-hospital"
+    """Project of the site that stands alone; it hangs on one of this one's networks."""
 
     def __init__(self) -> None:
         with socket.socket() as probe:
@@ -108,6 +110,9 @@ class Stage:
 
     def down(self) -> None:
         """Take everything down, the volumes too."""
+        alone = ["--project-name", self.hospital, "--file", "deploy/site/compose.yaml"]
+        words = ["docker", "compose", *alone, "down", "--volumes", "--timeout", "5"]
+        subprocess.run(words, cwd=ROOT, env=self.environment, capture_output=True)
         self.compose("down", "--volumes", "--timeout", "5", "--remove-orphans", check=False)
 
 

@@ -78,3 +78,32 @@ def test_the_container_comes_back_and_says_whether_it_is_well(site, tmp_path):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 1
     (tmp_path / "alive").touch()
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_image_is_built_from_this_copy_and_never_pulled(site):
+    assert site["pull_policy"] == "never"
+    context = (FOLDER / site["build"]["context"]).resolve()
+    assert (context / site["build"]["dockerfile"]).is_file()
+    # A copy of the one image of all parts: the same name, built the same way.
+    whole = yaml.safe_load((context / "docker-compose.yml").read_text())["services"]["certificates"]
+    assert (site["image"], site["build"]["dockerfile"]) == (whole["image"], whole["build"]["dockerfile"])
+    assert site["build"]["args"] == whole["build"]["args"]
+
+
+def test_the_file_says_how_to_get_the_image_and_the_enrolment_and_the_guide_says_the_same():
+    text, guide = (FOLDER / "compose.yaml").read_text(), (FOLDER.parents[1] / "docs" / "site.md").read_text()
+    said = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#   docker compose")]
+    commands = [line.split("  (")[0].strip() for line in said]
+    assert [command.split()[2] for command in commands] == ["build", "run", "run", "run", "up"]
+    assert [command for command in commands if command not in guide] == []
+
+
+def test_the_stanza_for_a_gpu_is_a_part_of_the_service_once_it_is_uncommented():
+    text = (FOLDER / "compose.yaml").read_text()
+    lines = text.splitlines()
+    begin = lines.index("    # deploy:")
+    stanza = [line.replace("# ", "", 1) for line in lines[begin : begin + 4]]
+    site = yaml.safe_load("\n".join([*lines[:begin], *stanza, *lines[begin + 4 :]]))["services"]["site"]
+    (device,) = site["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert site["healthcheck"]
