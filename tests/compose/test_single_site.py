@@ -89,7 +89,7 @@ def test_a_hospital_takes_part_by_the_file_for_a_single_site(stage: Any, hospita
     stage.python("keeper", f"open('/tmp/hospital.toml', 'w').write({RUN!r})")
     stage.compose(*operator, "start", "/tmp/hospital.toml", "--name", "hospital")
     assert stage.finished("hospital")["status"] == "finished", hospital.compose("logs", check=False)[-4000:]
-    rows = stage.api(f"/runs/{stage.run('third')['key']}/sites")
+    rows = stage.api(f"/runs/{stage.run('hospital')['key']}/sites")
     trained = {row["site"]: row["outcome"] for row in rows if row["phase"] == "train" and row["server_round"] == 1}
     assert trained == {"phantom_contact": "ok", NAME: "ok"}
 
