@@ -35,7 +35,7 @@ test: $(STAMP)
 # What takes minutes: real servers, sites that are killed, Ray, every group. One after the other: they have processes of
 # their own, and some wait for heartbeats that a busy machine makes late.
 slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations 20
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -83,7 +83,8 @@ def test_a_hospital_takes_part_by_the_file_for_a_single_site(stage: Any, hospita
     assert fingerprint
     stage.compose(*operator, "confirm", "/home/popmi/server/hospital.json", "--fingerprint", fingerprint[0])
     hospital.site("approve", "--installed", "--yes")
-    assert "FAILED" not in hospital.site("doctor")
+    # Ends with 1, and so this test, where something keeps the site from taking part.
+    hospital.site("doctor")
     hospital.compose("up", "--detach")
 
     stage.python("keeper", f"open('/tmp/hospital.toml', 'w').write({RUN!r})")
