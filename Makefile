@@ -8,6 +8,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RUNS ?= runs
 DEMO_FLAGS ?=
+# Where the tests that take minutes are looked for.
+SLOW ?= tests
 
 .PHONY: demo test check lint slow browser compose lock clean setup
 
@@ -35,7 +37,7 @@ test: $(STAMP)
 # What takes minutes: real servers, sites that are killed, Ray, every group. One after the other: they have processes of
 # their own, and some wait for heartbeats that a busy machine makes late.
 slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations 20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations 20 $(SLOW)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -60,7 +60,9 @@ BODY_SECONDS = 600.0
 ANSWER_SECONDS = 120.0
 RETRY_SECONDS = 5
 BUSY_SECONDS = 60
-REFUSED = (400, 401, 403, 412, 413, 415, 422)
+NOT_TAKEN = (400, 401, 412, 413, 415, 422)
+"""Answers of a SuperLink that did not come as far as to believe the signature, or made nothing of the request."""
+REFUSED = (*NOT_TAKEN, 403)
 SIGN_ANEW = 503
 """Answer to a signature that was used before: a node asks again after it, with a new one; after most others it ends."""
 SIGN_ANEW_SECONDS = 1
@@ -164,7 +166,7 @@ class Gateway:
             log.warning("the SuperLink does not answer (%s)", type(error).__name__)
             return _empty(503, retry=RETRY_SECONDS), not isinstance(error, NEVER_ARRIVED)
         passed = StreamingResponse(_pieces(answer), answer.status_code, _named(answer.headers))
-        return passed, answer.status_code not in REFUSED
+        return passed, answer.status_code not in NOT_TAKEN
 
     async def _body(self, request: Request) -> AsyncIterator[bytes]:
         pieces, got = request.stream(), 0

@@ -104,7 +104,7 @@ def refused(database: str) -> list[Callable[[RunWriter], None]]:
 def test_what_no_table_takes_is_refused_at_once_and_not_waited_for(
     writer: RunWriter, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.rounds.record.time.sleep", lambda _: pytest.fail("it was waited for"))
+    monkeypatch.setattr("server.patience.time.sleep", lambda _: pytest.fail("it was waited for"))
     for write in refused(database):
         with pytest.raises(RecordError, match=r"does not take what is to be written: .*no waiting helps"):
             recorder(writer, tmp_path).patiently(lambda write=write: write(writer))

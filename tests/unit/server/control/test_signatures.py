@@ -20,7 +20,7 @@ from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key
 from signed_requests import new_key, raw, signed
 
 from popmi_core.deployment.enrolment import fingerprint
-from server.control.gateway import REFUSED
+from server.control.gateway import NOT_TAKEN
 from server.control.refusals import Refusals
 from server.control.signatures import (
     KEPT,
@@ -133,7 +133,7 @@ def test_other_times_and_other_keys_pass():
     assert [sent(gateway, signed(key, time)) for time in times for key in (KEY, new_key())] == [200] * 6
 
 
-@pytest.mark.parametrize("status", REFUSED)
+@pytest.mark.parametrize("status", NOT_TAKEN)
 def test_what_the_superlink_refuses_uses_nothing_up(status):
     superlink, headers = FakeSuperLink(status), signed(KEY)
     gateway = behind(superlink)
