@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -73,13 +74,13 @@ def test_a_hospital_takes_part_by_the_file_for_a_single_site(stage: Any, hospita
     stage.compose("cp", f"keeper:/home/popmi/server/kits/{NAME}.zip", str(hospital.folder / "kit"))
     hospital.draw_images()
 
-    told = hospital.site("enrol", f"/kit/{NAME}.zip", "--data", "/data")
+    enrolled = hospital.site("enrol", f"/kit/{NAME}.zip", "--data", "/data")
     read = ("run", "--rm", "-T", "--entrypoint", "cat", "site", f"/home/popmi/site/{NAME}.enrolment.json")
     assert f"{' '.join(read)} > ".replace(NAME, "NAME") in (hospital.folder / "compose.yaml").read_text()
     (hospital.folder / "enrolment.json").write_text(hospital.compose(*read))
 
     stage.compose("cp", str(hospital.folder / "enrolment.json"), "keeper:/home/popmi/server/hospital.json")
-    fingerprint = re.search(r"SHA256:\S+", told)
+    fingerprint = re.search(r"SHA256:\S+", enrolled)
     assert fingerprint
     stage.compose(*operator, "confirm", "/home/popmi/server/hospital.json", "--fingerprint", fingerprint[0])
     hospital.site("approve", "--installed", "--yes")
@@ -99,3 +100,7 @@ def test_a_hospital_takes_part_by_the_file_for_a_single_site(stage: Any, hospita
     )
     assert "lines, whole" in hospital.site("audit", "verify")
     assert hospital.compose("exec", "-T", "site", "id", "-u").strip() == "10001"
+    # No run of the others is to wait for it from now on.
+    stage.compose(*operator, "revoke", NAME, "--reason", "the test is over")
+    told = {site["name"]: site["state"] for site in json.loads(stage.compose(*operator, "sites", "--json"))["sites"]}
+    assert told[NAME] == "revoked"
