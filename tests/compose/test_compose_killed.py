@@ -50,7 +50,7 @@ def survived(stage: Any) -> dict[str, int]:
         done[service] = stage.until("the pages tell of the run", lambda: stage.run("killed"))["rounds_done"]
         kill(stage, service)
         if service in ENDING:
-            further = done[service] + 1
+            further = min(done[service] + 1, KILL_ROUNDS)
             stage.until(
                 f"round {further} is done", lambda further=further: stage.run("killed").get("rounds_done", 0) >= further
             )
