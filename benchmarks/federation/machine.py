@@ -77,8 +77,9 @@ class Machine:
         self.home = ServerHome(self.folder / "server")
         self.mark = secrets.token_hex(8)
         self.env = {
-            **os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "POPMI_SERVER_HOME": str(self.home.folder),
-            "FLWR_TELEMETRY_ENABLED": "0", MARK: self.mark, **(env or {}),
+            # Without the second, `python -m` takes the code of the folder it is started in before a changed copy.
+            **os.environ, "PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1",
+            "POPMI_SERVER_HOME": str(self.home.folder), "FLWR_TELEMETRY_ENABLED": "0", MARK: self.mark, **(env or {}),
         }  # fmt: skip
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 

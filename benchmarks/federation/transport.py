@@ -4,8 +4,9 @@
 
 Real server, real sites as processes on this machine. Ways differ in three places: whether every tensor travels by
 itself or all of a record as one block (popmi_core/packing.py), how often a site's node looks for a question, and
-whether the SuperLink spares its database (server/control/patient.py). The last two change together, from the second way
-to the third: looking more often costs the database more, and what each is worth alone is not measured here.
+whether the SuperLink spares its database and web stack (server/control/patient.py, straight.py). The last two change
+together, from the second way to the third: looking more often costs the database more, and what each is worth alone is
+not measured here.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SELDOM = ("client/site/node.py", "_pull_and_store_message = next_question", "_pu
 WAYS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "each tensor by itself, every 3 s": (PLAIN, SELDOM, FLOWERS_SUPERLINK),
     "one block, every 3 s": (SELDOM, FLOWERS_SUPERLINK),
-    "one block, a fifth of the wait, database spared": (),
+    "one block, a fifth of the wait, SuperLink spared": (),
 }
 """What is changed back in a copy of the code: file, text, text before."""
 MODELS: dict[str, dict[str, Any]] = {
@@ -46,11 +47,11 @@ INTRODUCTION = """# What the way costs a round
 Printed by `python benchmarks/federation/transport.py --out docs/results/transport`; every figure is in
 `transport.json`. {sites} sites as processes (TLS, keys, gates), {rounds} rounds a run, strategy fedavg, 42 training
 images a site, {cores} cores for everything (load average when begun: {load}). Seconds are a round's, from its first
-question to its record; the first round of a run, in which workers start, is left out. The first row of a model is
-Flower's own way; the second differs from it by one block alone, the third from the second by two changes together: how
-often a node looks for a question (a fifth of the time it has waited, 0.3 to 3 s), and a SuperLink that spares its
-database.
+question to its record; the first round of a run, in which workers start, is left out.
 """
+DIFFERENCES = """The first row of a model is Flower's own way; the second differs from it by one block alone, the third
+from the second by two changes together: how often a node looks for a question (a fifth of the time it has waited, 0.3
+to 3 s), and a SuperLink that spares its database and its web stack."""
 
 
 def main() -> None:
@@ -123,6 +124,7 @@ def report(found: Mapping[str, Any]) -> str:
             f"| {row['model']} | {row['megabytes']:.2f} | {row['way']} | {statistics.median(later):.1f} | "
             f"{min(later):.1f} | {max(later):.1f} | {row['whole_run']:.0f} |"
         )
+    lines.append(f"\n{found.get('note', DIFFERENCES)}")
     return "\n".join(lines) + "\n"
 
 
