@@ -318,7 +318,7 @@ class OpmStrategy(Strategy):
         found = self.desk.expected(server_round, control=self.asks.control, grams="gram" in asked, seen=seen)
         # Where sites keep models of their own there is no common one to measure a change against.
         common = self.global_model if common_rules(self.config) else {}
-        return replace(found, reference=common, max_change=self.config.limits.max_change)
+        return replace(found, reference=common)
 
     def carried_state(self) -> dict[str, Tensor]:
         """Return what the next round needs beside the global model, by name."""

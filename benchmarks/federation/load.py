@@ -225,6 +225,7 @@ def report(found: Mapping[str, Any]) -> str:
             f"| {row['model']} | {row['model_megabytes']:.2f} | {row['sites']} | {len(row['seconds'])} | "
             f"{row['p50']:.1f} | {max(row['seconds']):.1f} | {busy} | {memory} | {outcomes} | {ended(row)} |"
         )
+    lines += [f"\n{found['note']}"] if "note" in found else []
     return "\n".join([*lines, "", *slow_part(found["slow"])]) + "\n"
 
 
