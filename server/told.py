@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,39 +12,40 @@ from popmi_core.errors import RecordError
 from server.results import Figure, RoundResult, SiteOutcome
 from server.store import RunWriter
 
-log = logging.getLogger("popmi.round")
 
-
-def write_told(writer: RunWriter, done: RoundResult, pooled: Mapping[str, Mapping[str, Figure]]) -> None:
+def write_told(writer: RunWriter, done: RoundResult, pooled: Mapping[str, Mapping[str, Figure]]) -> list[str]:
     """Write outcomes, figures, matches and judgements of a round, site by site; ``pooled`` figures come by split.
+
+    Returns what the record refuses, a line for the diary each.
 
     Raises:
         RunError: If nothing can be written now; a ``RecordError`` if nothing could be written later either.
     """
-    number = done.server_round
+    number, refused = done.server_round, list[str]()
     for phase, outcomes in (("train", done.train), ("evaluate", done.evaluate)):
         for item in outcomes:
-            _write_site(writer, number, phase, item)
+            _write_site(writer, number, phase, item, refused)
     for site, splits in done.evaluation.sites.items():
         for split, figures in splits.items():
-            with _fault_of(site, writer, number):
+            with _fault_of(site, refused):
                 writer.record_metrics(number, site, split, _nan(figures))
     for split, figures_of_all in pooled.items():
         writer.record_metrics(number, "global", split, figures_of_all)
     if done.evaluation.external:
         writer.record_metrics(number, "external", "external", done.evaluation.external)
     for update in done.matched:
-        with _fault_of(update.site, writer, number):
+        with _fault_of(update.site, refused):
             writer.record_match(
                 number, update.site, gains=update.gains, identity=update.identity, note=update.note or None
             )
     for candidate, found in done.judged.items():
         for site, judgement in found.items():
-            with _fault_of(site, writer, number):
+            with _fault_of(site, refused):
                 writer.record_candidate(number, candidate, {site: asdict(judgement)})
+    return refused
 
 
-def _write_site(writer: RunWriter, number: int, phase: str, item: SiteOutcome) -> None:
+def _write_site(writer: RunWriter, number: int, phase: str, item: SiteOutcome, refused: list[str]) -> None:
     known: dict[str, Any] = {
         "phase": phase,
         "outcome": item.outcome,
@@ -58,7 +58,7 @@ def _write_site(writer: RunWriter, number: int, phase: str, item: SiteOutcome) -
         writer.record_site(number, item.site, **known)
         return
     loss = report.metrics.get("train.loss")
-    with _fault_of(item.site, writer, number):
+    with _fault_of(item.site, refused):
         writer.record_site(
             number, item.site, num_examples=report.num_examples, seconds=report.seconds, epsilon=report.epsilon,
             train_loss=loss, **known,
@@ -71,14 +71,12 @@ def _write_site(writer: RunWriter, number: int, phase: str, item: SiteOutcome) -
 
 
 @contextmanager
-def _fault_of(site: str, writer: RunWriter, number: int) -> Iterator[None]:
-    """Tell in the diary what the record refuses of a site's figures, and go on."""
+def _fault_of(site: str, refused: list[str]) -> Iterator[None]:
+    """Remember what the record refuses of a site's figures, and go on."""
     try:
         yield
     except RecordError as error:
-        told = f"{site}: figures it told are left out: {error}"
-        log.warning("%s", told)
-        writer.event(told, level="warning", server_round=number)
+        refused.append(f"{site}: figures it told are left out: {error}")
 
 
 def _nan(figures: Mapping[str, float | None]) -> dict[str, float]:

@@ -220,7 +220,7 @@ class RunRecorder:
         self.faults.owe("run.resumed-by-itself", why, seconds=round(seconds, 1))
 
     def _write_round(self, done: RoundResult, global_model: State, carried: State) -> None:
-        write_told(self.writer, done, pooled_figures(done.evaluation))
+        refused = write_told(self.writer, done, pooled_figures(done.evaluation))
         card = model_card(self.plan, done)
         digest = save_state(self._model_path(done.server_round), global_model, {"card": json.dumps(card)})
         write_card(self._model_path(done.server_round).with_suffix(".md"), self.plan.run, card, digest)
@@ -237,7 +237,10 @@ class RunRecorder:
             seconds_evaluate=_busy(done.evaluate) + done.seconds_judge,
             notes=notes,
             model_sha256=digest,
+            remarks=refused,
         )
+        for text in refused:
+            log.warning("%s", text)
 
     def _tell(self, done: RoundResult) -> None:
         pooled = pooled_figures(done.evaluation).get("val", {})

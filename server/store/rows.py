@@ -72,16 +72,12 @@ def candidate_rows(
     ]
 
 
-def trouble_events(rows: Iterable[SiteRound]) -> list[Event]:
-    """Return the diary's lines on a round that is over: one for every site and phase that was not *ok*."""
-    troubles = [row for row in rows if row.outcome != "ok"]
+def round_events(run_id: int, server_round: int, rows: Iterable[SiteRound], remarks: Iterable[str]) -> list[Event]:
+    """Return the diary's lines on a round that is over: every site and phase that was not *ok*, then the remarks."""
+    troubles = sorted((row for row in rows if row.outcome != "ok"), key=lambda row: (row.phase != "train", row.site))
+    said = [f"{row.site}: {row.phase} {row.outcome}" + (f": {row.reason}" if row.reason else "") for row in troubles]
+    now = time.time()
     return [
-        Event(
-            run_id=row.run_id,
-            server_round=row.server_round,
-            time=time.time(),
-            level="warning",
-            text=clean(f"{row.site}: {row.phase} {row.outcome}" + (f": {row.reason}" if row.reason else "")),
-        )
-        for row in sorted(troubles, key=lambda row: (row.phase != "train", row.site))
+        Event(run_id=run_id, server_round=server_round, time=now, level="warning", text=clean(text))
+        for text in (*said, *remarks)
     ]

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from popmi_core.errors import RecordError, RunError
 from server.store.cleaning import clean, ending, finite, jsonable, one_of, whole
 from server.store.heartbeat import Heartbeat
-from server.store.rows import Figure, candidate_rows, match_rows, metric_rows, trouble_events
+from server.store.rows import Figure, candidate_rows, match_rows, metric_rows, round_events
 from server.store.schema import (
     RUN_STATUSES,
     SITE_OUTCOMES,
@@ -225,11 +225,12 @@ class RunWriter:
         seconds_evaluate: float | None = None,
         notes: Mapping[str, Any] | None = None,
         model_sha256: str | None = None,
+        remarks: Sequence[str] = (),
     ) -> None:
         """Close a round (``ok``, or ``void`` when too few sites answered); only now does it count.
 
-        With it, once, the diary gets a line for every site that was not *ok*: a round that waits for room writes its
-        rows again and again.
+        The diary gets its lines with it, once (sites that were not *ok*, and ``remarks``): a round that waits for room
+        writes its rows again and again.
 
         Raises:
             RunError: If the round was never started.
@@ -245,14 +246,13 @@ class RunWriter:
             "seconds_evaluate": finite(seconds_evaluate),
         }
         with self._lock, self._guard(), Session(self._engine) as session, session.begin():
-            key = {"run_id": self.run_id, "server_round": server_round}
-            row = session.get(Round, key)
+            row = session.get(Round, {"run_id": self.run_id, "server_round": server_round})
             if row is None:
                 raise RunError(f"record {self._where}: round {server_round} was never started. Call start_round first.")
             for name, value in values.items():
                 setattr(row, name, value)
             told = select(SiteRound).where(SiteRound.run_id == self.run_id, SiteRound.server_round == server_round)
-            session.add_all(trouble_events(session.scalars(told)))
+            session.add_all(round_events(self.run_id, server_round, session.scalars(told), remarks))
             self._touch(session)
 
     def finish_run(self, status: str, reason: str | None = None) -> None:
