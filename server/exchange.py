@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from popmi_core.limits import LimitsConfig
 from server.weighing import Room, at_most
-from server.wire import packed
+from server.wire import array_records, packed
 
 BATCH = 4
 """Answers fetched in one go: more would be held at once."""
@@ -323,7 +323,7 @@ def for_the_way(questions: Sequence[Question]) -> Iterator[Question]:
     blocks: dict[int, ArrayRecord] = {}
     for question in questions:
         content = RecordDict(dict(question.message.content))
-        for name, record in content.array_records.items():
+        for name, record in array_records(content).items():
             if id(record) not in blocks:
                 blocks[id(record)] = packed(record)
             content[name] = blocks[id(record)]

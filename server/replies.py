@@ -19,7 +19,7 @@ from popmi_core.matching.statistics import numbers_told
 from popmi_core.protocol import JSON_KEY, MAX_EXAMPLES, REPORT, Report, Split, parse_report
 from server.results import SiteOutcome
 from server.weighing import Room, refusal
-from server.wire import unpacked
+from server.wire import config_record, unpacked
 
 GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 """Flower's words for a node that is not there (any more)."""
@@ -144,7 +144,7 @@ def read_report(message: Message, site: str, expected: Expected) -> Report:
     Raises:
         UpdateError: If there is none, or it answers another run or round.
     """
-    record = message.content.config_records.get(REPORT)
+    record = config_record(message.content, REPORT)
     report = parse_report(record.get(JSON_KEY) if record is not None else None, site=site)
     if (report.run, report.server_round) != (expected.run, expected.server_round):
         raise UpdateError(

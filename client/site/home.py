@@ -111,11 +111,21 @@ class SiteHome:
         return {"site": config.site, "data": data, "state": str(self.state)}
 
     def pause_reason(self) -> str | None:
-        """Return why the site has paused; None where it takes part."""
+        """Return why the site has paused; None where it takes part.
+
+        Raises:
+            SetupError: If the file that says so cannot be read: whether the site has paused is then not known.
+        """
         try:
             return self.paused.read_text(encoding="utf-8").strip() or "no reason given"
         except FileNotFoundError:
             return None
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or "no UTF-8 text"
+            raise SetupError(
+                f"{self.paused} cannot be read ({why}), so whether the site has paused is not known. Run as its owner, "
+                "or `popmi site pause` and `popmi site resume` to write it anew."
+            ) from error
 
     def note(self, event: str, **details: Any) -> bool:
         """Write down what has happened already and nothing depends on; return whether it stands in the audit log.

@@ -184,6 +184,10 @@ class NodeLink:
 def half_sent(processes: Path) -> Iterator[None]:
     """Leave a mark while a reply is on its way into the node: a half of one would keep the node waiting for ever."""
     mark = processes / "half-sent"
-    replace_atomically(mark, b"")
+    try:
+        replace_atomically(mark, b"")
+    except OSError as error:
+        # On a full disk: the answer counts for more than a mark for the rare gate that is killed while it sends.
+        log.warning("sent without a mark for a gate killed meanwhile (%s)", error.strerror)
     yield
     mark.unlink(missing_ok=True)

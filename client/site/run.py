@@ -83,7 +83,12 @@ def notices(home: SiteHome) -> Iterator[str]:
         nothing = False
     if nothing:
         yield "no code is approved yet: the site waits, and tells the server so. `popmi site approve` shows what came."
-    if (reason := home.pause_reason()) is not None:
+    try:
+        reason = home.pause_reason()
+    except SetupError as error:
+        yield str(error)
+        return
+    if reason is not None:
         yield f"the site has paused ({reason}) and answers so; `popmi site resume` ends the pause."
 
 

@@ -15,6 +15,7 @@ from popmi_core.models import load_exchanged, predict
 from popmi_core.protocol import SCORES_PREFIX, Report, Split
 from server.replies import Expected, open_replies, payload_bytes, read_report
 from server.results import Evaluation, SiteOutcome
+from server.wire import array_record
 
 
 def collect(
@@ -68,7 +69,7 @@ def evaluate_external(
 
 
 def _summary(message: Message, site: str, split: str, num_classes: int) -> ScoreSummary:
-    record = message.content.array_records.get(SCORES_PREFIX + split)
+    record = array_record(message.content, SCORES_PREFIX + split)
     if record is None:
         raise UpdateError(f"site {site}: no scores of split {split}. Check that the site runs the same POPMI version.")
     try:

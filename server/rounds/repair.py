@@ -14,6 +14,7 @@ from popmi_core.fusion.repair import pool_norm_statistics, with_norm_statistics
 from popmi_core.protocol import NORMS, Report
 from server.replies import Expected, decode_array, open_replies, read_report
 from server.results import SiteOutcome
+from server.wire import array_record
 
 State = Mapping[str, Tensor]
 
@@ -66,7 +67,7 @@ def norm_layers(names: Iterable[str]) -> list[str]:
 
 def _statistics(message: Message, site: str, expected: Expected, state: State) -> dict[str, Tensor]:
     where = f"site {site}, round {expected.server_round}"
-    record = message.content.array_records.get(NORMS)
+    record = array_record(message.content, NORMS)
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in norm_layers(state):
         width = tuple(state[f"{layer}.running_mean"].shape)

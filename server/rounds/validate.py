@@ -14,6 +14,7 @@ from popmi_core.matching.statistics import CrossStatistics, from_arrays
 from popmi_core.protocol import ACTIVATIONS, CONTROL_CHANGE, GRAMS, MODEL, Report
 from server.replies import Expected, Layout, decode_array, open_replies, payload_bytes, read_report
 from server.results import SiteOutcome, TrainedUpdate, Validated
+from server.wire import array_record, array_records
 
 MOST_MOMENT = 1e12
 """A product of two activations, summed over an image: of a million each, it is this large."""
@@ -68,8 +69,8 @@ def check_update(message: Message, site: str, report: Report, expected: Expected
     """
     where = f"site {site}, round {expected.server_round}"
     expected.check_count(site, "train", report.num_examples, where, least=1)
-    records = message.content.array_records
-    state = {**_tensors(records.get(MODEL), expected.layout, where), **expected.kept}
+    content = message.content
+    state = {**_tensors(array_record(content, MODEL), expected.layout, where), **expected.kept}
     if expected.promise is not None:
         # Before it is averaged: one site's broken symmetry would be everyone's.
         expected.promise.check(state, where)
@@ -77,10 +78,12 @@ def check_update(message: Message, site: str, report: Report, expected: Expected
     change = None
     if expected.control:
         # Buffers travel with the model but have no gradient, so no control variate.
-        change = _tensors(records.get(CONTROL_CHANGE), expected.layout, where, partial=True)
+        change = _tensors(array_record(content, CONTROL_CHANGE), expected.layout, where, partial=True)
         _check_size(change, expected, where)
-    grams = _grams(records.get(GRAMS), expected.layout, where) if expected.grams else {}
-    statistics = _statistics(records.get(ACTIVATIONS), expected.seen, site) if expected.seen is not None else None
+    grams = _grams(array_record(content, GRAMS), expected.layout, where) if expected.grams else {}
+    statistics = (
+        _statistics(array_record(content, ACTIVATIONS), expected.seen, site) if expected.seen is not None else None
+    )
     return TrainedUpdate(site, state, report.num_examples, change, grams, report, statistics)
 
 
@@ -196,7 +199,7 @@ def _dtype(tensor: Tensor) -> str:
 
 def _drop_payload(message: Message) -> None:
     # The tensors live on in the update: a second copy of every site's model would stay until the round ends.
-    for name in list(message.content.array_records):
+    for name in array_records(message.content):
         del message.content[name]
 
 

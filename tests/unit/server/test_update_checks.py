@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import weakref
 import zipfile
 
 import numpy as np
@@ -226,6 +228,18 @@ def test_a_checked_message_gives_up_its_tensors_so_that_no_model_is_held_twice()
     result = validate([message], expected())
     assert not message.content.array_records
     assert result.outcomes[0].bytes_up > 0
+
+
+def test_what_a_checked_answer_held_goes_at_once_and_not_when_garbage_is_looked_for():
+    message = answer({MODEL: tensor_record(GLOBAL), CONTROL_CHANGE: tensor_record(GLOBAL)})
+    held = [weakref.ref(message.content[name]) for name in (MODEL, CONTROL_CHANGE)]
+    gc.disable()
+    try:
+        result = validate([message], expected(control=True))
+        assert [ref() for ref in held] == [None, None]
+    finally:
+        gc.enable()
+    assert result.outcomes[0].outcome == "ok"
 
 
 def test_a_packed_update_counts_as_an_unpacked_one():

@@ -145,6 +145,22 @@ def test_a_pause_outlives_a_restart_and_ends_on_request_only(home):
     assert events(home)[-3:] == ["site.paused", "site.resumed", "site.paused"]
 
 
+def test_a_pause_that_cannot_be_read_is_told_and_written_anew(home):
+    home.paused.write_bytes(b"caf\xe9")
+    assert any("paused cannot be read (no UTF-8 text)" in line for line in notices(home))
+    refused = ran(home, "resume")
+    assert refused.exit_code == 1
+    assert isinstance(refused.exception, SetupError)
+    home.paused.unlink()
+    home.paused.mkdir()
+    with pytest.raises(SetupError, match="cannot be read \\(Is a directory\\)"):
+        home.pause_reason()
+    home.paused.rmdir()
+    home.paused.write_bytes(b"caf\xe9")
+    assert ran(home, "pause", "--reason", "service").exit_code == 0
+    assert ran(home, "resume").exit_code == 0
+
+
 def test_without_approved_code_the_site_says_that_it_waits(home):
     assert any("no code is approved yet" in line for line in notices(home))
 
