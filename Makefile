@@ -18,9 +18,10 @@ setup: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "POPMI needs Python 3.11 or newer; $(PYTHON) is older. Use: make PYTHON=python3.11 ..."; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv || { echo "no venv module: on Debian, apt-get install python3-venv"; rm -rf .venv; exit 1; }
-	@echo "setting up .venv (about a minute; torch is large)"
+	@echo "setting up .venv (a minute or two; torch is large)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(INSTALL_FLAGS) -r requirements.lock
+	@# Compiled here: where PYTHONDONTWRITEBYTECODE is set, every program would compile torch anew, ten seconds each.
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode $(INSTALL_FLAGS) -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
