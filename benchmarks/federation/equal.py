@@ -65,6 +65,7 @@ Printed by `python benchmarks/federation/equal.py --out docs/results/equal`; eve
 description and seed, {sites} phantom sites, {rounds} rounds, popmi_vit_micro at 32 pixels, one thread a process:
 `popmi simulate` in one process; `popmi server up` with `popmi site run` (TLS, keys, gates, forked workers);
 `docker compose up` (`equal.py --describe` prints its commands). Compared are the tensors of the last global model.
+*Moved*: layers, over all sites and rounds, that matching put into another basis; at nought, OPM's average is FedAvg's.
 *Why*: what differs between the two runs' records, where the models do.
 """
 UNKNOWN = "not known: same versions, threads and machine in both records, and every site in every round"
@@ -78,11 +79,13 @@ class Trained:
         state: The last global model.
         environment: What the record says of the machine that averaged.
         missing: Rounds in which a site's training was not used, in words.
+        moved: Layers of a site in a round that matching put into another basis, and all that it looked at.
     """
 
     state: Mapping[str, Tensor]
     environment: Mapping[str, Any]
     missing: tuple[str, ...] = ()
+    moved: tuple[int, int] = (0, 0)
 
 
 def main() -> None:
@@ -152,6 +155,7 @@ def compared(folder: Path, cases: list[str], rounds: int, compose: Path | None) 
                     "way": "simulate",
                     "seconds": time.monotonic() - begun,
                     "tensors": digest(simulated.state),
+                    "moved": simulated.moved,
                 }
             )
             begun = time.monotonic()
@@ -185,8 +189,9 @@ def of_folder(folder: Path) -> Trained:
         run = reader.run()
         rows = [{"server_round": item.server_round, "site": item.site, "phase": item.phase, "outcome": item.outcome}
                 for item in reader.sites(run.id)]  # fmt: skip
+        kept = [item.identity for item in reader.matches(run.id)]
     state = load_state(max((folder / "models").glob("round-*.safetensors")))[0]
-    return Trained(state, run.environment, left_out(rows))
+    return Trained(state, run.environment, left_out(rows), (kept.count(False), len(kept)))
 
 
 def exported(archive: Path, folder: Path, described: Mapping[str, Any]) -> Trained:
@@ -198,6 +203,7 @@ def exported(archive: Path, folder: Path, described: Mapping[str, Any]) -> Train
     with zipfile.ZipFile(archive) as file:
         config, run = tomllib.loads(file.read("config.toml").decode()), json.loads(file.read("record/run.json"))
         rows = json.loads(file.read("record/sites.json"))
+        kept = [item["identity"] for item in json.loads(file.read("record/matches.json"))]
         name = max(item for item in file.namelist() if item.endswith(".safetensors"))
         file.extract(name, folder / "exported")
     wanted = RunConfig.model_validate(dict(described)).model_dump(mode="json", exclude_none=True)
@@ -208,7 +214,8 @@ def exported(archive: Path, folder: Path, described: Mapping[str, Any]) -> Train
         )
     if run["status"] != "finished":
         raise ValueError(f"{archive}: its run is {run['status']}, expected finished. Export it once it has ended.")
-    return Trained(load_state(folder / "exported" / name)[0], run["environment"], left_out(rows))
+    state = load_state(folder / "exported" / name)[0]
+    return Trained(state, run["environment"], left_out(rows), (kept.count(False), len(kept)))
 
 
 def left_out(rows: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -230,8 +237,8 @@ def row(case: str, way: str, seconds: float | None, there: Trained, reference: T
     """Return what is told of one way, beside another's model."""
     equal = digest(there.state) == digest(reference.state)
     return {
-        "case": case, "way": way, "seconds": seconds, "tensors": digest(there.state), "equal": equal,
-        "largest_difference": largest_difference(there.state, reference.state),
+        "case": case, "way": way, "seconds": seconds, "tensors": digest(there.state), "moved": there.moved,
+        "equal": equal, "largest_difference": largest_difference(there.state, reference.state),
         "why": "" if equal else why(there, reference),
     }  # fmt: skip
 
@@ -264,14 +271,15 @@ def report(found: Mapping[str, Any]) -> str:
     """Return the whole page."""
     lines = [
         INTRODUCTION.format(**found),
-        "| case | way | seconds | sha256 of the tensors | equal to simulate | largest difference | why |",
-        "| --- | --- | ---: | --- | --- | ---: | --- |",
+        "| case | way | seconds | moved | sha256 of the tensors | equal to simulate | largest difference | why |",
+        "| --- | --- | ---: | ---: | --- | --- | ---: | --- |",
     ]
     for item in found["rows"]:
         same = item.get("equal")
+        moved = "{} of {}".format(*item["moved"])
         seconds = "" if item["seconds"] is None else f"{item['seconds']:.0f}"
         lines.append(
-            f"| {item['case']} | {item['way']} | {seconds} | `{item['tensors'][:16]}` | "
+            f"| {item['case']} | {item['way']} | {seconds} | {moved} | `{item['tensors'][:16]}` | "
             f"{'' if same is None else 'yes, bit for bit' if same else 'NO'} | "
             f"{'' if same is None else format(item['largest_difference'], '.3g')} | {item.get('why', '')} |"
         )

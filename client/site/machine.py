@@ -175,5 +175,5 @@ def _gpu() -> Finding:
     except ImportError as error:
         return failed("GPU", f"torch does not load ({type(error).__name__})", 'Install "popmi[site]" anew.')
     if not torch.cuda.is_available():
-        return ok("GPU", f"none; {os.cpu_count()} processor cores will do the work, slowly")
-    return ok("GPU", f"{torch.cuda.get_device_name(0)}")
+        return ok("GPU", f"none; {os.cpu_count()} processor cores do the work")
+    return ok("GPU", f"{torch.cuda.get_device_name(0)}; not used, this version trains on the processor")

@@ -137,12 +137,13 @@ def of(equal, state, *missing, **environment):
 def test_the_page_of_equal_models_says_so_and_what_was_not_compared(equal):
     state, other = {"a": torch.ones(2)}, {"a": torch.zeros(2)}
     rows = [
-        {"case": "opm", "way": "simulate", "seconds": 1.0, "tensors": equal.digest(state)},
+        {"case": "opm", "way": "simulate", "seconds": 1.0, "tensors": equal.digest(state), "moved": [3, 54]},
         equal.row("opm", "processes", 2.0, of(equal, state), of(equal, state, torch_threads=2)),
         equal.row("fedavg", "processes", 2.0, of(equal, state), of(equal, other)),
     ]
     page = equal.report({"sites": 3, "rounds": 3, "rows": rows})
     assert "yes, bit for bit | 0 |  |" in page
+    assert "| opm | simulate | 1 | 3 of 54 |" in page
     assert f"NO | 1 | {equal.UNKNOWN} |" in page
     assert "Containers were not compared here" in page
     compared = equal.row("a", "containers", None, of(equal, state), of(equal, state))
@@ -180,6 +181,7 @@ def export(equal, tmp_path):
             file.writestr("config.toml", tomli_w.dumps(described.model_dump(mode="json", exclude_none=True)))
             file.writestr("record/run.json", json.dumps({"status": status, "environment": {"torch_threads": 1}}))
             file.writestr("record/sites.json", "[]")
+            file.writestr("record/matches.json", json.dumps([{"identity": True}, {"identity": False}]))
             file.write(model, f"model/{model.name}")
         return path
 
@@ -189,7 +191,7 @@ def export(equal, tmp_path):
 def test_an_export_of_the_same_description_is_read(equal, export, tmp_path):
     found = equal.exported(export(), tmp_path / "out", equal.description("opm", 3))
     assert found.state["a"].tolist() == [1.0, 1.0]
-    assert (found.environment, found.missing) == ({"torch_threads": 1}, ())
+    assert (found.environment, found.missing, found.moved) == ({"torch_threads": 1}, (), (1, 2))
 
 
 @pytest.mark.parametrize(

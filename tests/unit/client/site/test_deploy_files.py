@@ -96,14 +96,3 @@ def test_the_file_says_how_to_get_the_image_and_the_enrolment_and_the_guide_says
     commands = [line.split("  (")[0].strip() for line in said]
     assert [command.split()[2] for command in commands] == ["build", "run", "run", "run", "up"]
     assert [command for command in commands if command not in guide] == []
-
-
-def test_the_stanza_for_a_gpu_is_a_part_of_the_service_once_it_is_uncommented():
-    text = (FOLDER / "compose.yaml").read_text()
-    lines = text.splitlines()
-    begin = lines.index("    # deploy:")
-    stanza = [line.replace("# ", "", 1) for line in lines[begin : begin + 4]]
-    site = yaml.safe_load("\n".join([*lines[:begin], *stanza, *lines[begin + 4 :]]))["services"]["site"]
-    (device,) = site["deploy"]["resources"]["reservations"]["devices"]
-    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
-    assert site["healthcheck"]
