@@ -92,7 +92,6 @@ def drill(folder: Path, scenes: list[str], told: Path, found: dict[str, list[dic
         machine.all_up()
         for scene in scenes:
             begun = time.monotonic()
-            rows: list[dict[str, Any]] = []
 
             def tell(now: list[dict[str, Any]], scene: str = scene) -> None:
                 found[scene] = now
@@ -101,7 +100,6 @@ def drill(folder: Path, scenes: list[str], told: Path, found: dict[str, list[dic
             stage = Stage(machine, tell)
             stage.attempt(scene, f"scene {scene}", partial(SCENES[scene], stage))
             rest(machine)
-            del rows
             print(f"scene {scene}: {time.monotonic() - begun:.0f} s", flush=True)
 
 
