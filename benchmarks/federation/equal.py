@@ -36,9 +36,17 @@ PLACES = {"phantom_polarised": 2, "phantom_ruler": 3, "phantom_slide": 4}
 """The containers' numbers in docker-compose.yml."""
 PATIENT = {"timeout": 900.0, "limits": {"join": 900.0}}
 """On a busy machine five containers take minutes to come up: no site may be left out for that."""
+FAST = {"batch_size": 8, "learning_rate": 0.02, "epochs": 3}
+"""So far apart come the sites' models that matching finds something to move."""
 DESCRIPTIONS: dict[str, dict[str, Any]] = {
-    "opm": {"strategy": "opm"},
-    "fedavg": {"strategy": "fedavg"},
+    "opm": {"strategy": "opm", "local": FAST},
+    "fedavg": {"strategy": "fedavg", "local": FAST},
+    "opm_regmean, gate with opm_soup": {
+        "strategy": "opm",
+        "match": {"method": "none"},
+        "fuse": {"rule": "opm_regmean", "gate": ["opm_soup"]},
+        "local": FAST,
+    },
     "control variates, momentum": {
         "strategy": "opm",
         "local": {"batch_size": 32, "objective": "control_variates"},
@@ -65,7 +73,8 @@ Printed by `python benchmarks/federation/equal.py --out docs/results/equal`; eve
 description and seed, {sites} phantom sites, {rounds} rounds, popmi_vit_micro at 32 pixels, one thread a process:
 `popmi simulate` in one process; `popmi server up` with `popmi site run` (TLS, keys, gates, forked workers);
 `docker compose up` (`equal.py --describe` prints its commands). Compared are the tensors of the last global model.
-*Moved*: layers, over all sites and rounds, that matching put into another basis; at nought, OPM's average is FedAvg's.
+*Moved*: layers, over all sites and rounds, that matching put into another basis, of those it looked at (rules that
+match by themselves keep no such count); at nought, OPM's average is FedAvg's.
 *Why*: what differs between the two runs' records, where the models do.
 """
 UNKNOWN = "not known: same versions, threads and machine in both records, and every site in every round"
