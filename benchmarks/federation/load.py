@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--cases",
-        default="popmi_vit_micro:2,10,50,100;popmi_vit_micro@flower:50;vit_tiny_patch16_224:2,10",
+        default="popmi_vit_micro:2,10,50,100;popmi_vit_micro@flower:10,50;vit_tiny_patch16_224:2,10",
         help="MODEL:N,N;... MODEL@flower: the SuperLink as Flower alone",
     )
     parser.add_argument("--rounds", type=int, default=3)
