@@ -71,8 +71,9 @@ INTRODUCTION = """# Is it the same model, however it was trained?
 
 Printed by `python benchmarks/federation/equal.py --out docs/results/equal [--compose EXPORT.zip]`; every figure is in
 `equal.json`. One description and seed, {sites} phantom sites, {rounds} rounds, popmi_vit_micro at 32 pixels,
-one thread a process: `popmi simulate` in one process; `popmi server up` with `popmi site run` (TLS, keys, gates, forked workers);
-`docker compose up` (`equal.py --describe` prints its commands). Compared are the tensors of the last global model.
+one thread a process: `popmi simulate` in one process; `popmi server up` with `popmi site run` (TLS, keys, gates,
+forked workers); `docker compose up` (`equal.py --describe` prints its commands). Compared are the tensors of the last
+global model.
 *Moved*: layers, over all sites and rounds, that matching put into another basis, of those it looked at (rules that
 match by themselves keep no such count); at nought, OPM's average is FedAvg's.
 *Why*: what differs between the two runs' records, where the models do.
