@@ -190,7 +190,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "images trained on": lambda row: f"{sum(row['images'].values()):,}",
         "cores; load": lambda row: f"{row['cores']}; {row['load_at_end']:.1f}",
         "image built or brought up to date, s": lambda row: f"{row['seconds']['build']:.0f}",
-        "from `up` to the first round, s": lambda row: _seconds(row["seconds"]["up_to_first_round"]),
+        "from `up` to the start of the first round, s": lambda row: _seconds(row["seconds"]["up_to_first_round"]),
         "from `up` to the run's end, s": lambda row: f"{row['seconds']['up_to_end']:.0f}",
         "rounds, s": lambda row: _list(row["seconds"]["rounds"]),
         "training, all sites' seconds added up": lambda row: _list(row["seconds"]["train"]),

@@ -18,7 +18,7 @@ import tempfile
 import time
 import tomllib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,9 @@ Printed by `python benchmarks/federation/equal.py --out docs/results/equal [--co
 one thread a process: `popmi simulate` in one process; `popmi server up` with `popmi site run` (TLS, keys, gates,
 forked workers); `docker compose up` (`equal.py --describe` prints its commands). Compared are the tensors of the last
 global model.
-*Moved*: layers, over all sites and rounds, that matching put into another basis, of those it looked at (rules that
-match by themselves keep no such count); at nought, OPM's average is FedAvg's.
+*Moved*: layers, counted for every site in every round, that matching put into another basis, of those it looked at;
+*-*: nothing was matched before the fusion (a rule that matches by itself keeps no such count).
+Seconds are this machine's, beside whatever else it did: no comparison.
 *Why*: what differs between the two runs' records, where the models do.
 """
 UNKNOWN = "not known: same versions, threads and machine in both records, and every site in every round"
@@ -171,9 +172,10 @@ def compared(folder: Path, cases: list[str], rounds: int, compose: Path | None) 
             begun = time.monotonic()
             networked = through_processes(machine, f"case-{number}", described)
             rows.append(row(case, "processes", time.monotonic() - begun, networked, simulated))
+            print(json.dumps(rows[-1]), flush=True)
             if there is not None and number == 0:
                 rows.append(row(case, "containers", None, there, simulated))
-            print(json.dumps(rows[-1]), flush=True)
+                print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
@@ -199,9 +201,9 @@ def of_folder(folder: Path) -> Trained:
         run = reader.run()
         rows = [{"server_round": item.server_round, "site": item.site, "phase": item.phase, "outcome": item.outcome}
                 for item in reader.sites(run.id)]  # fmt: skip
-        kept = [item.identity for item in reader.matches(run.id)]
+        moved = counted([item.identity for item in reader.matches(run.id)])
     state = load_state(max((folder / "models").glob("round-*.safetensors")))[0]
-    return Trained(state, run.environment, left_out(rows), (kept.count(False), len(kept)))
+    return Trained(state, run.environment, left_out(rows), moved)
 
 
 def exported(archive: Path, folder: Path, described: Mapping[str, Any]) -> Trained:
@@ -213,7 +215,7 @@ def exported(archive: Path, folder: Path, described: Mapping[str, Any]) -> Train
     with zipfile.ZipFile(archive) as file:
         config, run = tomllib.loads(file.read("config.toml").decode()), json.loads(file.read("record/run.json"))
         rows = json.loads(file.read("record/sites.json"))
-        kept = [item["identity"] for item in json.loads(file.read("record/matches.json"))]
+        moved = counted([item["identity"] for item in json.loads(file.read("record/matches.json"))])
         name = max(item for item in file.namelist() if item.endswith(".safetensors"))
         file.extract(name, folder / "exported")
     wanted = RunConfig.model_validate(dict(described)).model_dump(mode="json", exclude_none=True)
@@ -225,13 +227,18 @@ def exported(archive: Path, folder: Path, described: Mapping[str, Any]) -> Train
     if run["status"] != "finished":
         raise ValueError(f"{archive}: its run is {run['status']}, expected finished. Export it once it has ended.")
     state = load_state(folder / "exported" / name)[0]
-    return Trained(state, run["environment"], left_out(rows), (kept.count(False), len(kept)))
+    return Trained(state, run["environment"], left_out(rows), moved)
 
 
 def left_out(rows: list[dict[str, Any]]) -> tuple[str, ...]:
     """Return whose training was not used in which round."""
     found = [item for item in rows if item["phase"] == "train" and item["outcome"] != "ok"]
     return tuple(f"round {item['server_round']} without {item['site']} ({item['outcome']})" for item in found)
+
+
+def counted(identities: Sequence[bool]) -> tuple[int, int]:
+    """Return how many layers moved, of how many that matching looked at."""
+    return identities.count(False), len(identities)
 
 
 def differences(got: Any, expected: Any, name: str = "") -> Iterator[str]:
@@ -286,7 +293,7 @@ def report(found: Mapping[str, Any]) -> str:
     ]
     for item in found["rows"]:
         same = item.get("equal")
-        moved = "{} of {}".format(*item["moved"])
+        moved = "{} of {}".format(*item["moved"]) if item.get("moved", (0, 0))[1] else "-"
         seconds = "" if item["seconds"] is None else f"{item['seconds']:.0f}"
         lines.append(
             f"| {item['case']} | {item['way']} | {seconds} | {moved} | `{item['tensors'][:16]}` | "

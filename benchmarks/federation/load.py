@@ -55,7 +55,8 @@ def main() -> None:
         help="MODEL:N,N;... MODEL@flower: the SuperLink as Flower alone",
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--slow", default="popmi_vit_micro", help="model of the slow line's case; empty: none")
+    parser.add_argument("--slow", default="popmi_vit_micro,popmi_vit_nano", help="models on the slow line; empty: none")
+    parser.add_argument("--add", action="store_true", help="keep what OUT.json holds of other cases")
     parser.add_argument("--limit", type=float, default=900.0, help="seconds a case may take")
     parser.add_argument("--from-json", action="store_true", help="run nothing; print the page from OUT.json again")
     parser.add_argument("--out", type=Path, required=True, help="path without ending; .json and .md are written")
@@ -64,14 +65,19 @@ def main() -> None:
     if not given.from_json:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         found: dict[str, Any] = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "rows": [], "slow": []}
+        if given.add:
+            found = json.loads(told.read_text())
         for part in given.cases.split(";") if given.cases else []:
             model, _, counts = part.partition(":")
             for count in map(int, counts.split(",")):
+                found["rows"] = [row for row in found["rows"] if (row["model"], row["sites"]) != (model, count)]
                 found["rows"].append(loaded(model, count, given.rounds, given.limit))
                 told.write_text(json.dumps(found, indent=1) + "\n")
-        for quorum in (None, 3) if given.slow else ():
-            found["slow"].append(behind_a_slow_line(given.slow, quorum, given.rounds, given.limit))
-            told.write_text(json.dumps(found, indent=1) + "\n")
+        for model in given.slow.split(",") if given.slow else ():
+            found["slow"] = [row for row in found["slow"] if row["model"] != model]
+            for slow, quorum in ((False, None), (True, None), (True, 3)):
+                found["slow"].append(behind_a_line(model, slow, quorum, given.rounds, given.limit))
+                told.write_text(json.dumps(found, indent=1) + "\n")
     given.out.with_suffix(".md").write_text(report(json.loads(told.read_text())))
 
 
@@ -167,18 +173,18 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, -(-len(ordered) * int(share) // 100) - 1)] if ordered else 0.0
 
 
-def behind_a_slow_line(model: str, quorum: int | None, rounds: int, limit: float) -> dict[str, Any]:
-    """Return what happens with one of four sites at 1 Mbit/s, 200 ms and 2 % loss."""
+def behind_a_line(model: str, slow: bool, quorum: int | None, rounds: int, limit: float) -> dict[str, Any]:
+    """Return what happens with one of four sites at 1 Mbit/s, 200 ms and 2 % loss; beside it, with none."""
     sites = ["slow", *(f"quick{number}" for number in range(3))]
-    limits: dict[str, Any] = {"join": 300.0, **({} if quorum is None else {"quorum": quorum, "grace": 1.0})}
-    row: dict[str, Any] = {"model": model, "quorum": quorum}
+    limits: dict[str, Any] = {"join": 300.0, **({} if quorum is None else {"quorum": quorum, "grace": 0.0})}
+    row: dict[str, Any] = {"model": model, "slow": slow, "quorum": quorum}
     with tempfile.TemporaryDirectory() as folder:
         federation = LightFederation(Path(folder) / "load", model, sites, {"rounds": rounds, "limits": limits})
         with federation.machine as machine:
             (port,) = free_ports(1)
             federation.start("line", HERE / "slowline.py", port, machine.public)
             try:
-                federation.begin({"slow": f"localhost:{port}"})
+                federation.begin({"slow": f"localhost:{port}"} if slow else {})
                 federation.run("slow", limit)
                 row |= seen(machine, "slow") | {"diary": by_site(federation.diary)}
             except NotInTime as error:
@@ -246,14 +252,17 @@ def slow_part(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "## One of four sites behind 1 Mbit/s, 200 ms, 2 % loss\n",
         "This machine's kernel has no netem: slowline.py stands in front of the gateway, 1 Mbit/s each way for all "
-        "of the site's connections, 100 ms each way; a lost segment holds its connection up for one round trip more.\n",
-        "| model | quorum | s a round, median | slow site: fetch, send | another: fetch, send | outcomes | status |",
-        "| --- | --- | ---: | ---: | ---: | --- | --- |",
+        "of the site's connections, 100 ms each way; a lost segment holds its connection up for one round trip more. "
+        "*Waits for*: with a quorum of 3 and no grace, the round goes on with the first three answers. *Fetch, send*: "
+        "median seconds until the question of `train` is there, and its answer sent.\n",
+        "| model | line | waits for | s a round, median | this site: fetch, send | another: fetch, send | outcomes | "
+        "status |",
+        "| --- | --- | --- | ---: | ---: | ---: | --- | --- |",
     ]
     for row in rows:
-        quorum = row["quorum"] or "none: all are waited for"
+        begin = f"| {row['model']} | {'slow' if row['slow'] else 'as quick as the others'} | {row['quorum'] or 'all'} |"
         if "trouble" in row:
-            lines.append(f"| {row['model']} | {quorum} | {row['trouble']} |" + " |" * 3 + f" {ended(row)} |")
+            lines.append(f"{begin} {row['trouble']} |" + " |" * 3 + f" {ended(row)} |")
             continue
         diary = row["diary"]
         cells = [
@@ -264,7 +273,7 @@ def slow_part(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         outcomes = ", ".join(f"{count} {word}" for word, count in sorted(row["outcomes"].items()))
         median = f"{row['p50']:.1f}" if row.get("seconds", True) else "no round"
-        lines.append(f"| {row['model']} | {quorum} | {median} | {cells[0]} | {cells[1]} | {outcomes} | {ended(row)} |")
+        lines.append(f"{begin} {median} | {cells[0]} | {cells[1]} | {outcomes} | {ended(row)} |")
     return lines
 
 

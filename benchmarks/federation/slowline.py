@@ -1,7 +1,7 @@
 """A slow line in front of the gateway: a proxy that delays, throttles and stalls what passes, where the kernel has no
 netem. TLS goes through unopened.
 
-    python benchmarks/federation/slowline.py LISTEN_PORT TARGET_PORT --kbit 1000 --delay 0.2 --loss 0.02
+    python benchmarks/federation/slowline.py LISTEN_PORT TARGET_PORT --kbit 1000 --delay 0.1 --loss 0.02
 """
 
 from __future__ import annotations

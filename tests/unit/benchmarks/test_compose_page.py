@@ -72,7 +72,7 @@ def test_the_page_says_how_a_run_ended_also_one_without_a_round(measuring: Modul
     seconds = {**row["seconds"], "up_to_first_round": None, "rounds": [], "train": []}
     page = measuring.page([row, {**row, "status": "failed", "reason": "no site came", "seconds": seconds}])
     assert "| how it ended | finished | **failed**: no site came |" in page
-    assert f"| from `up` to the first round, s | {row['seconds']['up_to_first_round']:.0f} | - |" in page
+    assert f"| from `up` to the start of the first round, s | {row['seconds']['up_to_first_round']:.0f} | - |" in page
 
 
 def test_a_run_takes_the_place_of_an_earlier_one_with_the_same_images(measuring: ModuleType, tmp_path: Path) -> None:

@@ -114,9 +114,13 @@ def test_the_page_of_the_load_study_tells_memory_and_what_did_not_work(load):
 
 def test_the_page_tells_how_long_the_slow_site_took_beside_another(load):
     diary = {"slow": {"pulled": 9.0, "pushed": 8.0}, "quick0": {"pulled": 0.2, "pushed": 0.1}}
-    row = {"model": "m", "quorum": None, "p50": 20.0, "diary": diary, "outcomes": {"ok": 8}, "status": "finished"}
+    row = {
+        "model": "m", "slow": True, "quorum": None, "p50": 20.0, "diary": diary, "outcomes": {"ok": 8},
+        "status": "finished",
+    }  # fmt: skip
     page = "\n".join(load.slow_part([row, {**row, "quorum": 3, "diary": {}}]))
-    assert "| none: all are waited for | 20.0 | 9.0 s, 8.0 s | 0.2 s, 0.1 s | 8 ok | finished |" in page
+    assert "| m | slow | all | 20.0 | 9.0 s, 8.0 s | 0.2 s, 0.1 s | 8 ok | finished |" in page
+    assert "| m | slow | 3 | 20.0 | none came through |" in page
     assert "none came through" in page
 
 

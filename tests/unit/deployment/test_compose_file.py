@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[3]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 SITES = [name for name in SERVICES if re.fullmatch(r"site-\d", name)]
-CENTRE = ("superlink", "runner", "keeper", "certificates", "invitation", "database", "prometheus")
 SCRIPTS = sorted((ROOT / "deploy" / "compose").glob("*.sh"))
 
 
@@ -44,7 +43,7 @@ def test_every_service_runs_confined(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert str(service["user"]).split(":")[0] not in ("", "0", "root")
-    assert re.fullmatch(r"\d+[mg]|\$\{SITE_MEMORY:-3g\}", service["mem_limit"])
+    assert re.fullmatch(r"\d+[mg]|\$\{(SITE_MEMORY:-3|SUPERLINK_MEMORY:-2)g\}", service["mem_limit"])
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
     assert service["pids_limit"] > 0
     assert not service.keys() & {"privileged", "network_mode", "pid", "ipc", "devices", "cap_add"}
@@ -71,8 +70,13 @@ def test_a_site_is_alone_with_the_gateway(name: str) -> None:
 
 def test_the_gateway_reaches_every_site_and_the_centre_only() -> None:
     assert set(SERVICES["gateway"]["networks"]) == {"core", *SITES}
-    for name in CENTRE:
-        assert SERVICES[name]["networks"] == ["core"]
+
+
+def test_the_database_is_reached_by_its_readers_only_and_the_pages_reach_nothing_of_the_centre() -> None:
+    members = {net: {name for name in SERVICES if net in SERVICES[name]["networks"]} for net in COMPOSE["networks"]}
+    assert members["core"] == {"certificates", "superlink", "runner", "gateway", "keeper", "invitation"}
+    assert members["records"] == {"database", "runner", "keeper", "dashboard"}
+    assert members["measures"] == {"dashboard", "prometheus", "grafana"}
 
 
 @pytest.mark.parametrize("name", SITES)
