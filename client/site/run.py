@@ -125,7 +125,11 @@ def pause(home: SiteHome, reason: str) -> None:
 
 
 def resume(home: SiteHome) -> bool:
-    """End a pause; return whether there was one."""
+    """End a pause; return whether there was one.
+
+    Raises:
+        SetupError: If the site was never enrolled, or whether it has paused cannot be read.
+    """
     home.config()
     if home.pause_reason() is None:
         return False
@@ -184,15 +188,19 @@ def end_running(home: SiteHome) -> bool:
 def status(home: SiteHome) -> dict[str, Any]:
     """Return what the site is doing, for people and for health checks; ``well`` says whether it takes part.
 
+    ``paused`` is the reason of a pause. Where it cannot be read, ``paused`` says why, and the site is not well: the
+    gate then fails every task.
+
     Raises:
-        SetupError: If the site was never enrolled.
+        SetupError: If the site was never enrolled, or ``site.toml`` or the list of approved code is damaged.
     """
     config = home.config()
     running = running_process(home)
     told = _read_json(home.processes / "processes.json") if running else {}
     quiet, heard = _quiet_seconds(home), heard_seconds_ago(home)
     alive = running is not None and quiet is not None and quiet < STALE and all(p["process"] for p in told.values())
-    well = alive and heard is not None and heard < UNHEARD
+    paused, known = _paused(home)
+    well = known and alive and heard is not None and heard < UNHEARD
     return {
         "site": config.site,
         "project": config.project,
@@ -202,7 +210,7 @@ def status(home: SiteHome) -> dict[str, Any]:
         "processes": told,
         "gate_seen_seconds_ago": None if quiet is None else round(quiet, 1),
         "server_heard_seconds_ago": None if heard is None else round(heard, 1),
-        "paused": home.pause_reason(),
+        "paused": paused,
         "left": home.left.exists(),
         **describe(Approvals(home)),
     }
@@ -247,6 +255,14 @@ def _ask_to_end(process: int) -> bool:
         # It ended this moment, is another user's, or lives where its number is another one.
         return False
     return True
+
+
+def _paused(home: SiteHome) -> tuple[str | None, bool]:
+    """Return the reason of a pause, or why it cannot be read, and whether it could be."""
+    try:
+        return home.pause_reason(), True
+    except SetupError as error:
+        return str(error), False
 
 
 def _quiet_seconds(home: SiteHome) -> float | None:

@@ -161,6 +161,23 @@ def test_a_pause_that_cannot_be_read_is_told_and_written_anew(home):
     assert ran(home, "resume").exit_code == 0
 
 
+def test_status_tells_a_pause_that_cannot_be_read_and_all_the_rest(home, held):
+    (home.processes / "alive").touch()
+    (home.processes / "heard").touch()
+    assert status(home)["well"]
+    home.paused.write_bytes(b"caf\xe9")
+    done = ran(home, "status", "--json")
+    told = json.loads(done.output)
+    assert done.exit_code == 1
+    assert f"{home.paused} cannot be read (no UTF-8 text)" in told["paused"]
+    assert (told["well"], told["process"], told["approved"]) == (False, held.pid, [])
+    shown = ran(home, "status")
+    assert shown.exit_code == 1
+    assert "does NOT take part" in shown.output
+    assert f"paused: {told['paused']}" in shown.output
+    assert "gate: process" in shown.output
+
+
 def test_without_approved_code_the_site_says_that_it_waits(home):
     assert any("no code is approved yet" in line for line in notices(home))
 
