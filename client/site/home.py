@@ -122,9 +122,14 @@ class SiteHome:
             return None
         except (OSError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or "no UTF-8 text"
+            if isinstance(error, PermissionError):
+                step = "Run as its owner."
+            elif isinstance(error, IsADirectoryError):
+                step = "Remove it: a folder of that name is no pause."
+            else:
+                step = "Run `popmi site pause`, then `popmi site resume`: they write it anew."
             raise SetupError(
-                f"{self.paused} cannot be read ({why}), so whether the site has paused is not known. Run as its owner, "
-                "or `popmi site pause` and `popmi site resume` to write it anew."
+                f"{self.paused} cannot be read ({why}), so whether the site has paused is not known. {step}"
             ) from error
 
     def note(self, event: str, **details: Any) -> bool:

@@ -115,12 +115,23 @@ def pause(home: SiteHome, reason: str) -> None:
     """Answer every question with the reason from now on, also after a restart; a task in hand is finished.
 
     Raises:
-        SetupError: If the site was never enrolled.
+        SetupError: If the site was never enrolled, or the pause cannot be written.
+        AuditError: If the audit log cannot be written; the site has paused then.
     """
     home.config()
     # A terminal of another encoding brings half characters.
     told = reason.encode("utf-8", "replace").decode().strip() or "no reason given"
-    replace_atomically(home.paused, told.encode())
+    try:
+        replace_atomically(home.paused, told.encode())
+    except OSError as error:
+        if isinstance(error, IsADirectoryError):
+            step = "Remove it: a folder of that name is in the way."
+        else:
+            step = "Check its folder's owner and room."
+        raise SetupError(
+            f"the site has not paused: {home.paused} cannot be written ({error.strerror}). {step} Then run "
+            "`popmi site pause` again."
+        ) from error
     home.audit.append("site.paused", reason=told)
 
 
@@ -128,12 +139,19 @@ def resume(home: SiteHome) -> bool:
     """End a pause; return whether there was one.
 
     Raises:
-        SetupError: If the site was never enrolled, or whether it has paused cannot be read.
+        SetupError: If the site was never enrolled, or its pause cannot be read or removed.
+        AuditError: If the audit log cannot be written; the pause has ended then.
     """
     home.config()
     if home.pause_reason() is None:
         return False
-    home.paused.unlink(missing_ok=True)
+    try:
+        home.paused.unlink(missing_ok=True)
+    except OSError as error:
+        raise SetupError(
+            f"the pause goes on: {home.paused} cannot be removed ({error.strerror}). Run `popmi site resume` as the "
+            "owner of its folder, on a disk that can be written to."
+        ) from error
     home.audit.append("site.resumed")
     return True
 

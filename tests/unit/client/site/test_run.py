@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -145,20 +146,74 @@ def test_a_pause_outlives_a_restart_and_ends_on_request_only(home):
     assert events(home)[-3:] == ["site.paused", "site.resumed", "site.paused"]
 
 
-def test_a_pause_that_cannot_be_read_is_told_and_written_anew(home):
+def refused(home, *words) -> str:
+    """Return why a command was refused; anything but an error that says so is a traceback to its user."""
+    done = ran(home, *words)
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SetupError)
+    return str(done.exception)
+
+
+def test_a_pause_that_cannot_be_read_is_told_and_what_is_told_helps(home):
     home.paused.write_bytes(b"caf\xe9")
     assert any("paused cannot be read (no UTF-8 text)" in line for line in notices(home))
-    refused = ran(home, "resume")
-    assert refused.exit_code == 1
-    assert isinstance(refused.exception, SetupError)
-    home.paused.unlink()
+    told = refused(home, "resume")
+    assert told.endswith("Run `popmi site pause`, then `popmi site resume`: they write it anew.")
+    assert ran(home, "pause").exit_code == 0
+    assert "takes part again" in ran(home, "resume").output
+
+
+def test_a_folder_in_place_of_a_pause_is_told_and_pausing_goes_once_it_is_removed(home):
     home.paused.mkdir()
-    with pytest.raises(SetupError, match="cannot be read \\(Is a directory\\)"):
-        home.pause_reason()
+    assert refused(home, "resume").endswith("Remove it: a folder of that name is no pause.")
+    told = refused(home, "pause", "--reason", "service")
+    assert told.startswith(f"the site has not paused: {home.paused} cannot be written (Is a directory). Remove it: ")
+    assert list(home.folder.glob(".paused*")) == []
+    assert "site.paused" not in events(home)
     home.paused.rmdir()
-    home.paused.write_bytes(b"caf\xe9")
+    assert "had not paused" in ran(home, "resume").output
     assert ran(home, "pause", "--reason", "service").exit_code == 0
-    assert ran(home, "resume").exit_code == 0
+    assert home.pause_reason() == "service"
+
+
+def test_a_pause_of_another_user_is_read_by_its_owner(home, monkeypatch):
+    pause(home, "service")
+    read = type(home.paused).read_text
+
+    def denied(path, **more):
+        if path == home.paused:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path, **more)
+
+    with monkeypatch.context() as stranger:
+        stranger.setattr(type(home.paused), "read_text", denied)
+        told = refused(home, "resume")
+    assert told.startswith(f"{home.paused} cannot be read (Permission denied), ")
+    assert told.endswith("Run as its owner.")
+    assert "takes part again" in ran(home, "resume").output
+
+
+def test_a_pause_that_cannot_be_written_or_removed_says_why(home, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fixed(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "replace_atomically", full)
+        told = refused(home, "pause")
+    assert f"{home.paused} cannot be written (No space left on device). Check its folder's owner and room." in told
+    assert home.pause_reason() is None
+    pause(home, "service")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(home.paused), "unlink", fixed)
+        told = refused(home, "resume")
+    assert (
+        f"the pause goes on: {home.paused} cannot be removed (Read-only file system). Run `popmi site resume`" in told
+    )
+    assert events(home)[-1] == "site.paused"
+    assert "takes part again" in ran(home, "resume").output
 
 
 def test_status_tells_a_pause_that_cannot_be_read_and_all_the_rest(home, held):
