@@ -230,10 +230,13 @@ def overdue(message: Message) -> bool:
 
 def end_stuck_node(home: SiteHome) -> bool:
     """End the node if a reply may lie half in it; the supervisor starts it anew. Return whether it was told to end."""
-    mark = home.processes / "half-sent"
-    if not mark.exists():
+    file = home.processes / "half-sent"
+    if not file.exists():
         return False
-    mark.unlink(missing_ok=True)
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s cannot be removed (%s): the next gate ends the node without need", file, error.strerror)
     try:
         told = json.loads((home.processes / "processes.json").read_text(encoding="utf-8"))
         node = told["node"]["process"]

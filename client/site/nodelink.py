@@ -182,12 +182,25 @@ class NodeLink:
 
 @contextmanager
 def half_sent(processes: Path) -> Iterator[None]:
-    """Leave a mark while a reply is on its way into the node: a half of one would keep the node waiting for ever."""
-    mark = processes / "half-sent"
+    """Keep the file ``half-sent`` while an answer is on its way into the node; it stays where the sending breaks off.
+
+    Half an answer would keep the node waiting for ever, so a gate that finds the file ends the node
+    (``end_stuck_node``). An answer is sent also where the file cannot be written or removed.
+    """
+    file = processes / "half-sent"
     try:
-        replace_atomically(mark, b"")
+        replace_atomically(file, b"")
     except OSError as error:
-        # On a full disk: the answer counts for more than a mark for the rare gate that is killed while it sends.
-        log.warning("sent without a mark for a gate killed meanwhile (%s)", error.strerror)
+        # The disk is full. The file helps only if the gate is killed while it sends; the answer is wanted in any case.
+        log.warning(
+            "an answer is sent though %s cannot be written (%s): should the gate be killed before it is sent whole, "
+            "start `popmi site run` again",
+            file,
+            error.strerror,
+        )
     yield
-    mark.unlink(missing_ok=True)
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        # The answer is sent whole; that must still be told to the node, which waits for it.
+        log.warning("%s cannot be removed (%s): the next gate ends the node without need", file, error.strerror)

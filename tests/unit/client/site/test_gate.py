@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -305,18 +304,6 @@ def test_an_idle_worker_gives_its_memory_back(gate, home, task, monkeypatch):
     assert gate.worker is None
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
-
-
-def test_an_answer_goes_out_where_no_mark_can_be_written(home, caplog, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    done = []
-    monkeypatch.setattr("client.site.nodelink.replace_atomically", full)
-    with half_sent(home.folder):
-        done.append("sent")
-    assert done == ["sent"]
-    assert "without a mark" in caplog.text
 
 
 def test_half_a_reply_ends_the_node_and_a_whole_one_does_not(home):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from flwr.app import Context, Message
@@ -18,7 +20,7 @@ from client.site.approval import Approvals
 from client.site.contact import UNHEARD, Contact
 from client.site.findings import failed
 from client.site.gate import Gate, end_stuck_node
-from client.site.nodelink import Input
+from client.site.nodelink import Input, half_sent
 from popmi_core.protocol import INSTRUCTION, JSON_KEY, REPORT, Report
 
 SLOW = (b"    return", b"    time.sleep(600)\n    return")
@@ -88,6 +90,11 @@ def unwritable(home):
     yield
     home.audit.path.rmdir()
     aside.rename(home.audit.path)
+
+
+def fixed(*_, **__):
+    """Stand for a call that would change a disk which can only be read."""
+    raise OSError(errno.EROFS, "Read-only file system")
 
 
 def events(home) -> list[str]:
@@ -198,6 +205,28 @@ def test_a_stuck_node_is_ended_though_it_cannot_be_written_down(home, caplog):
         assert end_stuck_node(home)
     assert node.wait(20) == -signal.SIGTERM
     assert "not in the audit log: node.ended" in caplog.text
+
+
+def test_an_answer_goes_out_where_the_file_that_tells_of_half_a_one_cannot_be_written(home, caplog, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    done = []
+    monkeypatch.setattr("client.site.nodelink.replace_atomically", full)
+    with half_sent(home.processes):
+        done.append("sent")
+    assert done == ["sent"]
+    assert "half-sent cannot be written (No space left on device): should the gate be killed" in caplog.text
+
+
+def test_a_stuck_node_is_ended_though_the_file_that_tells_so_stays(home, caplog, monkeypatch):
+    node = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    (home.processes / "processes.json").write_text(json.dumps({"node": {"process": node.pid}}))
+    (home.processes / "half-sent").touch()
+    monkeypatch.setattr(Path, "unlink", fixed)
+    assert end_stuck_node(home)
+    assert node.wait(20) == -signal.SIGTERM
+    assert "half-sent cannot be removed (Read-only file system)" in caplog.text
 
 
 def test_a_site_that_has_left_begins_no_task_though_its_process_was_not_ended(gate, home, task):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -188,3 +190,20 @@ def test_half_an_answer_leaves_its_mark(node, link, tmp_path):
     with pytest.raises(httpx.HTTPError):
         claimed.answer(Message(given.message.content, reply_to=given.message), given.context)
     assert (tmp_path / "half-sent").exists()
+
+
+def test_an_answer_is_finished_on_a_disk_that_can_only_be_read(node, link, tmp_path, monkeypatch, caplog):
+    def fixed(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    task = node.task()
+    node.message()
+    claimed = link.claim()
+    given = claimed.take()
+    monkeypatch.setattr(nodelink, "replace_atomically", fixed)
+    monkeypatch.setattr(Path, "unlink", fixed)
+    claimed.answer(Message(given.message.content, reply_to=given.message), given.context)
+    assert len(node.replies()) == 1
+    assert node.status(task) == Status.FINISHED
+    assert "half-sent cannot be written (Read-only file system)" in caplog.text
+    assert "half-sent cannot be removed (Read-only file system)" in caplog.text
