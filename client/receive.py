@@ -13,6 +13,7 @@ from popmi_core.errors import UpdateError
 from popmi_core.matching import Symmetry, describe_model
 from popmi_core.models import build_model, load_exchanged
 from popmi_core.protocol import MODEL, Instruction, model_record, stays_at_site
+from popmi_core.records import array_record
 
 State = Mapping[str, Tensor]
 
@@ -57,7 +58,7 @@ def receive_ensemble(message: Message, instruction: Instruction) -> tuple[nn.Mod
 
 def read_tensors(message: Message, record: str) -> dict[str, Tensor] | None:
     """Return the tensors of a message's record, None where it has no such record."""
-    arrays = message.content.array_records.get(record)
+    arrays = array_record(message.content, record)
     return None if not arrays else dict(arrays.to_torch_state_dict())
 
 

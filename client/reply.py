@@ -14,17 +14,25 @@ from torch import Tensor
 
 from client.load import assignment_of
 from popmi_core.data.spec import SiteSpec
-from popmi_core.errors import PopmiError, PrivacyError
+from popmi_core.errors import PopmiError, PrivacyError, UpdateError
 from popmi_core.packing import PACKED, pack, unpack
 from popmi_core.protocol import INSTRUCTION, JSON_KEY, MAX_REASON, REPORT, Instruction, Report
+from popmi_core.records import array_records, config_record
 
 log = logging.getLogger("popmi.site")
 Handler = Callable[[Message, Context], Message]
 
 
 def read_instruction(message: Message) -> Instruction:
-    """Return what the server asks for."""
-    return Instruction.model_validate_json(str(message.content.config_records[INSTRUCTION][JSON_KEY]))
+    """Return what the server asks for.
+
+    Raises:
+        UpdateError: If the message brings no instruction.
+    """
+    record = config_record(message.content, INSTRUCTION)
+    if record is None:
+        raise UpdateError("the server's message holds no instruction. Check that it runs the same POPMI version.")
+    return Instruction.model_validate_json(str(record[JSON_KEY]))
 
 
 def reply(message: Message, report: Report, arrays: Mapping[str, ArrayRecord] | None = None) -> Message:
@@ -49,14 +57,14 @@ def array_record(arrays: Mapping[str, npt.NDArray[np.generic]]) -> ArrayRecord:
 
 def is_packed(message: Message) -> bool:
     """Return whether a message's arrays came as one block a record."""
-    return any(list(record) == [PACKED] for record in message.content.array_records.values())
+    return any(list(record) == [PACKED] for record in array_records(message.content).values())
 
 
 def packed(content: RecordDict) -> RecordDict:
     """Return a message's content with the arrays of every record as one block."""
     blocks = {
         name: pack({key: array.numpy() for key, array in record.items()})
-        for name, record in content.array_records.items()
+        for name, record in array_records(content).items()
     }
     records = {
         name: ArrayRecord({PACKED: Array(dtype="uint8", shape=(len(block),), stype=PACKED, data=block)})
@@ -73,7 +81,7 @@ def unpacked(content: RecordDict) -> RecordDict:
     """
     records = {
         name: ArrayRecord({key: Array(array) for key, array in unpack(record[PACKED].data).items()})
-        for name, record in content.array_records.items()
+        for name, record in array_records(content).items()
         if list(record) == [PACKED]
     }
     return RecordDict({**content, **records})

@@ -18,8 +18,9 @@ from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
 from popmi_core.limits import LimitsConfig
+from popmi_core.records import array_records
 from server.weighing import Room, at_most
-from server.wire import array_records, packed
+from server.wire import packed
 
 BATCH = 4
 """Answers fetched in one go: more would be held at once."""

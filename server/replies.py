@@ -17,9 +17,10 @@ from popmi_core.errors import UpdateError
 from popmi_core.matching import Symmetry
 from popmi_core.matching.statistics import numbers_told
 from popmi_core.protocol import JSON_KEY, MAX_EXAMPLES, REPORT, Report, Split, parse_report
+from popmi_core.records import config_record
 from server.results import SiteOutcome
 from server.weighing import Room, refusal
-from server.wire import config_record, unpacked
+from server.wire import unpacked
 
 GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 """Flower's words for a node that is not there (any more)."""

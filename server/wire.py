@@ -25,27 +25,6 @@ def ask(node_id: int, kind: str, instruction: Instruction, arrays: Mapping[str, 
     return Message(RecordDict(records), node_id, kind, group_id=str(instruction.server_round))
 
 
-def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
-    """Return the records of tensors.
-
-    Flower's own views (``content.array_records``, ``content.config_records``) refer to themselves, so that everything
-    in ``content`` lives until Python looks for garbage: several sites' models at once.
-    """
-    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
-
-
-def array_record(content: RecordDict, name: str) -> ArrayRecord | None:
-    """Return a record of tensors by its name; None if there is none of this kind."""
-    record = content.get(name)
-    return record if isinstance(record, ArrayRecord) else None
-
-
-def config_record(content: RecordDict, name: str) -> ConfigRecord | None:
-    """Return a record of texts and figures by its name; None if there is none of this kind."""
-    record = content.get(name)
-    return record if isinstance(record, ConfigRecord) else None
-
-
 def packed(record: ArrayRecord) -> ArrayRecord:
     """Return a record whose one array holds all of ``record``'s."""
     block = pack({name: array.numpy() for name, array in record.items()})

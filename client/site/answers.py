@@ -8,6 +8,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from popmi_core.protocol import INSTRUCTION, JSON_KEY, MAX_REASON, REPORT, Report
+from popmi_core.records import config_record
 
 # Taken over from the question as they are, so far as this version of the protocol has them.
 ECHOED = ("run", "server_round", "nonce")
@@ -36,7 +37,8 @@ def reported(reply: Message) -> dict[str, Any]:
     The report is the bundle's, of whatever version; what makes no sense is left out.
     """
     try:
-        told = json.loads(str(reply.content.config_records[REPORT][JSON_KEY]))
+        record = config_record(reply.content, REPORT)
+        told = json.loads(str(record[JSON_KEY])) if record is not None else {}
         kinds = {"error": str, "stopped": bool, "skipped_rows": int, "epsilon": float}
         return {name: told[name] for name, kind in kinds.items() if isinstance(told.get(name), kind) and told[name]}
     except (KeyError, ValueError, AttributeError):
@@ -50,7 +52,8 @@ def waits_for_approval(code: str) -> str:
 
 def _asked(message: Message) -> dict[str, Any]:
     try:
-        told = json.loads(str(message.content.config_records[INSTRUCTION][JSON_KEY]))
+        record = config_record(message.content, INSTRUCTION)
+        told = json.loads(str(record[JSON_KEY])) if record is not None else {}
     except (KeyError, ValueError):
         return {}
     if not isinstance(told, dict):

@@ -39,6 +39,7 @@ from popmi_core.protocol import (
     Report,
     stays_at_site,
 )
+from popmi_core.records import array_records
 
 NODE, RUN = 1, 1
 NAME = "dry-run"
@@ -199,12 +200,12 @@ def _ask(kind: str, told: Instruction, arrays: Mapping[str, ArrayRecord], contex
     # As on the wire, so that what is listed is what would have been sent, byte by byte.
     wire = message_to_proto(app(message, context)).SerializeToString()
     reply = message_from_proto(ProtoMessage.FromString(wire))
-    report = Report.model_validate_json(str(reply.content.config_records[REPORT][JSON_KEY]))
+    report = Report.model_validate_json(str(reply.content[REPORT][JSON_KEY]))
     if report.error is not None:
         raise SetupError(f"dry run, '{kind}': {report.error} Put it right and run it again; nothing was sent.")
     tensors = tuple(
         SentTensor(record=record, name=name, shape=array.shape, dtype=str(array.dtype), bytes=array.nbytes)
-        for record, items in unpacked(reply.content).array_records.items()
+        for record, items in array_records(unpacked(reply.content)).items()
         for name, array in ((name, item.numpy()) for name, item in items.items())
     )
     figures = {name: value for name, value in report.model_dump(mode="json").items() if value not in (None, {}, [], "")}

@@ -27,6 +27,7 @@ from client.site.stamp import data_stamp
 from client.site.worker import AppFailed, TaskGone, Worker, WorkerLost, lay_out, redacted
 from popmi_core.deployment.bundle import code_hash, unpack
 from popmi_core.errors import AuditError, PopmiError
+from popmi_core.records import array_records
 
 log = logging.getLogger("popmi.gate")
 PAUSE, NODE_AWAY = 0.3, 2.0
@@ -174,7 +175,7 @@ class Gate:
         return reply, context
 
     def _write_down(self, reply: Message, code: str, seconds: float, told: dict[str, str]) -> None:
-        records = reply.content.array_records.values() if reply.has_content() else ()
+        records = array_records(reply.content).values() if reply.has_content() else ()
         sent = sum(record.count_bytes() for record in records)
         # An answer may be a refusal: data that cannot be used, a budget that is spent.
         report = reported(reply)

@@ -13,9 +13,9 @@ from popmi_core.errors import DataError, UpdateError
 from popmi_core.metrics import ScoreSummary, classification_metrics, pool_summaries
 from popmi_core.models import load_exchanged, predict
 from popmi_core.protocol import SCORES_PREFIX, Report, Split
+from popmi_core.records import array_record
 from server.replies import Expected, open_replies, payload_bytes, read_report
 from server.results import Evaluation, SiteOutcome
-from server.wire import array_record
 
 
 def collect(

@@ -12,9 +12,9 @@ from torch import Tensor
 from popmi_core.errors import UpdateError
 from popmi_core.fusion.repair import pool_norm_statistics, with_norm_statistics
 from popmi_core.protocol import NORMS, Report
+from popmi_core.records import array_record
 from server.replies import Expected, decode_array, open_replies, read_report
 from server.results import SiteOutcome
-from server.wire import array_record
 
 State = Mapping[str, Tensor]
 

@@ -12,9 +12,9 @@ from popmi_core.errors import UpdateError
 from popmi_core.matching import Symmetry
 from popmi_core.matching.statistics import CrossStatistics, from_arrays
 from popmi_core.protocol import ACTIVATIONS, CONTROL_CHANGE, GRAMS, MODEL, Report
+from popmi_core.records import array_record, array_records
 from server.replies import Expected, Layout, decode_array, open_replies, payload_bytes, read_report
 from server.results import SiteOutcome, TrainedUpdate, Validated
-from server.wire import array_record, array_records
 
 MOST_MOMENT = 1e12
 """A product of two activations, summed over an image: of a million each, it is this large."""

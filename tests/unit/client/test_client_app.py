@@ -10,11 +10,12 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from held import Watched, no_search_for_garbage
 
 from client.app import app
 from client.load import read_data
 from client.receive import receive_model
-from client.reply import tensor_record
+from client.reply import packed, tensor_record
 from popmi_core.config import LocalConfig, ModelConfig, PrivacyConfig
 from popmi_core.data import DERMOSCOPY_CLASSES, SkippedRow
 from popmi_core.errors import ModelError, UpdateError
@@ -62,6 +63,20 @@ def answered(kind: str, state_folder, told: Instruction | None = None, **arrays)
     context = Context(run_id=1, node_id=7, node_config=config, state=RecordDict(), run_config={})
     reply = app(ask(kind, told, arrays or {MODEL: tensor_record(start())}), context)
     return reply, Report.model_validate_json(reply.content.config_records[REPORT][JSON_KEY])
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_question_s_model_is_not_held_once_it_is_answered(tmp_path, kind):
+    config = {"site": "phantom_slide", "data": "phantom:phantom_slide", "state": str(tmp_path)}
+    context = Context(run_id=1, node_id=7, node_config=config, state=RecordDict(), run_config={})
+    message = ask(kind, instruction(), {MODEL: tensor_record(start())})
+    message.content = packed(message.content)
+    came = Watched(message.content)
+    with no_search_for_garbage():
+        answer = app(message, context)
+        opened, sent = Watched(message.content), Watched(answer.content)
+        del message, answer
+        assert (came.held(), opened.held(), sent.held()) == ([], [], [])
 
 
 def test_joining_tells_how_many_images_there_are_and_that_they_are_phantoms(tmp_path):

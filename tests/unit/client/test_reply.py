@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from held import Watched, no_search_for_garbage
 
-from client.reply import array_record, finite_or_none, guarded, is_packed, packed, reply, unpacked
+from client.receive import read_tensors
+from client.reply import array_record, finite_or_none, guarded, is_packed, packed, read_instruction, reply, unpacked
 from popmi_core.config import LocalConfig, ModelConfig
-from popmi_core.errors import DataError, PrivacyError
+from popmi_core.errors import DataError, PrivacyError, UpdateError
 from popmi_core.protocol import INSTRUCTION, JSON_KEY, MAX_REASON, REPORT, Instruction, Report
 
 INSTRUCTED = Instruction(
@@ -134,6 +136,23 @@ def test_who_is_asked_plainly_answers_plainly():
     answer = guarded(sends_back)(asked_about(PLAIN), CONTEXT)
     assert not is_packed(answer)
     assert list(answer.content["model"]) == ["b", "a"]
+
+
+@pytest.mark.parametrize("asked", [packed(PLAIN), PLAIN], ids=["packed", "plain"])
+def test_question_and_answer_go_with_their_last_holder_and_not_when_garbage_is_looked_for(asked):
+    message = asked_about(RecordDict({"model": ArrayRecord(dict(asked["model"]))}))
+    came = Watched(message.content)
+    with no_search_for_garbage():
+        answer = guarded(sends_back)(message, CONTEXT)
+        opened, sent = Watched(message.content), Watched(answer.content)
+        assert read_tensors(message, "model")
+        del message, answer
+        assert (came.held(), opened.held(), sent.held()) == ([], [], [])
+
+
+def test_a_message_without_an_instruction_is_refused():
+    with pytest.raises(UpdateError, match=r"holds no instruction\. Check that it runs the same POPMI version"):
+        read_instruction(Message(RecordDict({INSTRUCTION: array_record({"json": np.eye(2)})}), 7, "train"))
 
 
 def test_a_damaged_question_is_answered_with_what_is_wrong():

@@ -11,9 +11,11 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
-from flwr.app import Context, Message
+from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.cli.build import build_fab_from_files
+from held import Watched, no_search_for_garbage
 from site_parts import make_home, small_bundle
 
 from client.site.approval import Approvals
@@ -119,6 +121,30 @@ def test_a_worker_killed_between_two_tasks_costs_neither(gate, home, task):
     assert [entry.details for entry in home.audit.entries() if entry.event == "worker.lost"] == [
         {"why": "killed by signal 9"}
     ]
+
+
+def test_the_gate_holds_neither_question_nor_answer_once_both_are_done_with(gate, question, task):
+    question.content["model"] = ArrayRecord({"w": Array(np.ones(3, np.float32))})
+    # The worker is started before: what is watched is a round like any other.
+    gate.handle(asked := task(small_bundle()))
+    asked.answered.clear()
+    with no_search_for_garbage():
+        gate.handle(asked)
+        sent = Watched(asked.answered[0][0].content)
+        assert sent.held() == ["instruction", "model"]
+        asked.answered.clear()
+        assert sent.held() == []
+
+
+@pytest.mark.parametrize("approved", [True, False], ids=["worked on", "made to wait"])
+def test_the_gate_holds_no_question_that_it_has_answered(gate, question, task, approved):
+    question.content["model"] = ArrayRecord({"w": Array(np.ones(3, np.float32))})
+    came = Watched(question.content)
+    with no_search_for_garbage():
+        gate.handle(task(small_bundle(), approved=approved))
+        # pytest holds the question itself.
+        question.content.clear()
+        assert came.held() == []
 
 
 def test_a_lost_worker_of_other_code_is_replaced_as_well(gate, home, task):
