@@ -98,8 +98,7 @@ def run_plan(grid: Grid, plan: RunPlan, writer: RunWriter) -> None:
     try:
         recorder = RunRecorder.open(plan, writer)
         strategy = OpmStrategy(plan, recorder)
-        if recorder.last_round:
-            strategy.restore(*recorder.last_state())
+        strategy.restore(*recorder.last_state())
         strategy.summary()
         strategy.start(
             grid,

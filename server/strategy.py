@@ -325,13 +325,15 @@ class OpmStrategy(Strategy):
         sites = {site: dict(state) for site, state in self.site_models.items()}
         return Carried(self.optimizer.state_dict(), self.control, sites, self.roster.ledgers).to_tensors()
 
-    def restore(self, global_model: Mapping[str, Tensor], carried: Mapping[str, Tensor]) -> None:
-        """Go on from a recorded round."""
+    def restore(self, global_model: Mapping[str, Tensor] | None, carried: Mapping[str, Tensor]) -> None:
+        """Go on from a recorded round; without a model, from the run's own start."""
         found = Carried.from_tensors(carried)
+        self.roster.ledgers |= found.ledgers
+        if global_model is None:
+            return
         self.global_model, self.control = dict(global_model), found.control
         self.optimizer.load_state_dict(found.optimizer)
         self.site_models |= found.sites
-        self.roster.ledgers |= found.ledgers
 
 
 def _no_model(rounds: int, last: RoundResult | None) -> str:

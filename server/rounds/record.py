@@ -19,6 +19,7 @@ from popmi_core.checkpoints import load_state, save_state
 from popmi_core.errors import ModelError, RunError
 from popmi_core.protocol import DATABASE_VARIABLE, Progress, RunPlan
 from server.card import model_card, write_card
+from server.carried import Carried
 from server.environment import describe_environment
 from server.exchange import Late
 from server.faultlog import FaultLog
@@ -82,19 +83,20 @@ class RunRecorder:
         )
         return cls(plan, writer, 0)
 
-    def last_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def last_state(self) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
         """Return the global model and the carried state of the last finished round whose files are whole.
 
-        Rounds after it are forgotten and will be run again; the diary says why. A record that cannot be reached is
-        waited for.
+        Rounds after it are forgotten and will be run again; the diary says why. No model (None) says that the run
+        begins at its own start: no round was finished, or one alone, whose files are damaged; of that one is carried
+        what is known of privacy ledgers. A record that cannot be reached is waited for.
 
         Raises:
-            ModelError: If no round's files are whole.
+            ModelError: If several rounds were finished and no one's files are whole: the disk needs a person.
             RunError: If the record could not be read or written in ``plan.patience`` seconds.
         """
-        return self.patiently(self._last_state)
+        return self.patiently(self._last_state) if self.last_round else (None, {})
 
-    def _last_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _last_state(self) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
         rows = {row.server_round: row for row in self._rounds()}
         damaged: list[str] = []
         for number in range(self.last_round, 0, -1):
@@ -104,11 +106,33 @@ class RunRecorder:
                 damaged.append(f"checkpoint of round {number}: {error}")
                 continue
             if damaged:
-                self.writer.drop_rounds(number)
-                self.last_round = number
-                self.warn(f"{'; '.join(damaged)} Going on from the checkpoint of round {number}.")
+                self._fall_back(number, rows, damaged, f"Going on from the checkpoint of round {number}.")
             return found
-        raise ModelError(f"no checkpoint of this run can be used: {'; '.join(damaged)}")
+        if len(damaged) > 1:
+            raise ModelError(
+                f"no checkpoint of this run can be used: {'; '.join(damaged)} All {len(damaged)} are damaged, expected "
+                "one at most: look at the disk, put models/ and state/ back from a backup and resume, or start anew."
+            )
+        # Nothing but this round is lost by starting anew: the first model follows from description and seed.
+        ledgers = self._ledgers(rows[1])
+        self._fall_back(0, rows, damaged, "Round 1 is made anew, from the run's start.")
+        return None, ledgers
+
+    def _fall_back(self, number: int, rows: Mapping[int, RoundRow], damaged: Sequence[str], then: str) -> None:
+        self.writer.drop_rounds(number)
+        self.last_round = number
+        self.has_model = any(row.outcome == "ok" for row in rows.values() if row.server_round <= number)
+        self.warn(f"{'; '.join(damaged)} {then}")
+
+    def _ledgers(self, row: RoundRow) -> dict[str, Tensor]:
+        """Return how many entries sites' privacy ledgers had after a round; one where it was paid and no file tells."""
+        with RunReader(record_of(self.plan)) as reader:
+            sites = reader.sites(self.writer.run_id, since=row.server_round)
+        found = {item.site: 1 for item in sites if item.server_round == row.server_round and item.epsilon is not None}
+        with suppress(ModelError):
+            path, digest = self._carried_path(row.server_round), row.notes.get("carried_sha256")
+            found |= Carried.from_tensors(load_state(path, sha256=digest)[0]).ledgers if digest else {}
+        return Carried(ledgers=found).to_tensors()
 
     def _load(self, row: RoundRow) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         model, _ = load_state(self._model_path(row.server_round), sha256=row.model_sha256)

@@ -20,6 +20,12 @@ def epsilons(reader):
     return {(row.server_round, row.site): row.epsilon for row in rows}
 
 
+def interrupted_in_round_2(message, context):
+    if (message.metadata.message_type, message.metadata.group_id) == ("train", "2"):
+        raise KeyboardInterrupt
+    return client_app(message, context)
+
+
 def test_every_round_records_what_each_site_has_spent_and_the_last_stays_within_the_budget(federation):
     plan = federation.plan(strategy="fedavg", rounds=3, privacy=BUDGET)
     federation.run(plan)
@@ -77,6 +83,25 @@ def test_a_round_interrupted_after_its_charge_is_paid_for_twice(federation, monk
     assert entries[-1].epsilon <= BUDGET["target_epsilon"]
 
 
+@pytest.mark.parametrize("name", ["models/round-001.safetensors", "state/round-001.safetensors"])
+def test_a_first_round_made_anew_is_paid_for_twice_and_a_lost_ledger_is_still_noticed(federation, name):
+    plan = federation.plan(strategy="fedavg", rounds=2, privacy=BUDGET)
+    with pytest.raises(KeyboardInterrupt):
+        federation.run(plan, interrupted_in_round_2)
+    (Path(plan.folder) / name).write_bytes(b"")
+    shutil.rmtree(plan.lineup[0].state)
+    federation.run(reopen_run(Path(plan.folder)))
+    for assignment in plan.lineup[1:]:
+        entries = Ledger(Path(assignment.state) / "privacy-ledger.json", site=assignment.site).entries()
+        assert [entry.server_round for entry in entries] == [1, 1, 2]
+        assert entries[-1].epsilon <= BUDGET["target_epsilon"]
+    with federation.read(plan) as reader:
+        trained = [row for row in reader.sites(1) if row.server_round == 1 and row.phase == "train"]
+    (lost,) = [row for row in trained if row.site == plan.lineup[0].site]
+    assert lost.outcome == "stopped"
+    assert "the privacy ledger has 0 entries, expected at least 1; some were lost" in lost.reason
+
+
 def test_a_batchnorm_backbone_is_refused_with_the_remedy(federation):
     model = {"backbone": "resnet10t", "image_size": 32}
     plan = federation.plan(strategy="fedavg", rounds=1, sites=["phantom_slide"], model=model, privacy=BUDGET)
@@ -99,14 +124,8 @@ def test_a_run_without_a_budget_is_refused_images_that_were_promised_one(federat
 
 def test_a_site_that_lost_its_ledger_spends_no_second_budget_on_the_same_images(federation):
     plan = federation.plan(strategy="fedavg", rounds=2, privacy=BUDGET)
-
-    def interrupted(message, context):
-        if (message.metadata.message_type, message.metadata.group_id) == ("train", "2"):
-            raise KeyboardInterrupt
-        return client_app(message, context)
-
     with pytest.raises(KeyboardInterrupt):
-        federation.run(plan, interrupted)
+        federation.run(plan, interrupted_in_round_2)
     shutil.rmtree(plan.lineup[0].state)
     federation.run(reopen_run(Path(plan.folder)))
     with federation.read(plan) as reader:

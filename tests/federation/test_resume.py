@@ -62,14 +62,75 @@ def test_a_run_stopped_before_its_first_round_can_be_resumed(federation):
     assert summarise(Path(plan.folder)).status == "finished"
 
 
-def test_a_damaged_model_of_the_last_round_stops_the_resume_and_is_named(federation):
-    plan = federation.plan(rounds=2)
+def with_one_bit_turned(path):
+    payload = bytearray(path.read_bytes())
+    payload[-100] ^= 0x01
+    path.write_bytes(payload)
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        ({"strategy": "opm"}, "models/round-001.safetensors"),
+        ({"strategy": "fedadam"}, "models/round-001.safetensors"),
+        ({"strategy": "fedadam"}, "state/round-001.safetensors"),
+        ({"strategy": "local"}, "models/round-001.safetensors"),
+        (
+            {"strategy": "fedavg", "local": {"objective": "control_variates", "batch_size": 32}},
+            "models/round-001.safetensors",
+        ),
+    ],
+    ids=["opm", "fedadam", "fedadam's own state", "local", "control variates"],
+)
+def test_with_its_only_checkpoint_damaged_a_run_makes_round_1_anew_and_ends_with_the_same_model(
+    federation, parts, name
+):
+    whole = federation.plan("whole", rounds=3, **parts)
+    federation.run(whole)
+    plan = federation.plan("pieces", rounds=3, **parts)
     with pytest.raises(KeyboardInterrupt):
         federation.run(plan, interrupted_in(2))
-    path = Path(plan.folder) / "models" / "round-001.safetensors"
-    path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ModelError, match=r"round-001\.safetensors"):
+    with_one_bit_turned(Path(plan.folder) / name)
+    federation.run(reopen_run(Path(plan.folder)))
+    with federation.read(plan) as reader:
+        assert (reader.run().status, reader.run().rounds_done) == ("finished", 3)
+        (said,) = [row for row in reader.events(1) if "checkpoint" in row.text]
+        trained = [(row.server_round, row.site) for row in reader.sites(1) if row.phase == "train"]
+    assert said.level == "warning"
+    assert re.search(
+        rf"round 1: .*{Path(plan.folder).name}/{name}.* Round 1 is made anew, from the run's start", said.text
+    )
+    assert sorted(trained) == [(number, site) for number in (1, 2, 3) for site in plan.config.sites]
+    for server_round in (1, 2, 3):
+        assert federation.model_bytes(plan, server_round) == federation.model_bytes(whole, server_round)
+
+
+def test_a_run_that_failed_in_void_rounds_after_a_damaged_first_one_makes_that_anew(federation):
+    whole = federation.plan("whole", rounds=4)
+    federation.run(whole)
+    plan = federation.plan("broken", rounds=4)
+
+    def silent_after_the_first(message, context):
+        silent = message.metadata.message_type == "train" and message.metadata.group_id != "1"
+        return None if silent else client_app(message, context)
+
+    with pytest.raises(RunError, match="3 round"):
+        federation.run(plan, silent_after_the_first)
+    with_one_bit_turned(Path(plan.folder) / "models" / "round-001.safetensors")
+    federation.run(reopen_run(Path(plan.folder)))
+    assert federation.model_bytes(plan, 4) == federation.model_bytes(whole, 4)
+
+
+def test_with_the_checkpoints_of_several_rounds_all_damaged_the_run_stops_and_names_them(federation):
+    plan = federation.plan(rounds=3)
+    with pytest.raises(KeyboardInterrupt):
+        federation.run(plan, interrupted_in(3))
+    for path in (Path(plan.folder) / "models").glob("*.safetensors"):
+        with_one_bit_turned(path)
+    with pytest.raises(ModelError, match=r"round-002\.safetensors.*round-001\.safetensors.* All 2 are damaged"):
         federation.run(reopen_run(Path(plan.folder)))
+    with federation.read(plan) as reader:
+        assert (reader.run().status, [row.server_round for row in reader.rounds(1)]) == ("failed", [1, 2])
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
@@ -116,13 +177,18 @@ def test_a_model_that_is_another_than_the_record_says_is_not_gone_on_from(federa
     assert federation.model_bytes(plan, 3) == federation.model_bytes(whole, 3)
 
 
-def test_a_lost_state_of_the_server_optimiser_stops_the_resume(federation):
-    plan = federation.plan(strategy="fedadam", rounds=2)
+def test_a_lost_state_of_the_server_optimiser_is_a_damaged_checkpoint(federation):
+    whole = federation.plan("whole", strategy="fedadam", rounds=3)
+    federation.run(whole)
+    plan = federation.plan(strategy="fedadam", rounds=3)
     with pytest.raises(KeyboardInterrupt):
-        federation.run(plan, interrupted_in(2))
-    (Path(plan.folder) / "state" / "round-001.safetensors").unlink()
-    with pytest.raises(ModelError, match="cannot read checkpoint"):
-        federation.run(reopen_run(Path(plan.folder)))
+        federation.run(plan, interrupted_in(3))
+    (Path(plan.folder) / "state" / "round-002.safetensors").unlink()
+    federation.run(reopen_run(Path(plan.folder)))
+    with federation.read(plan) as reader:
+        (said,) = [row.text for row in reader.events(1) if "checkpoint" in row.text]
+    assert re.search(r"round 2: cannot read checkpoint.*Going on from the checkpoint of round 1", said)
+    assert federation.model_bytes(plan, 3) == federation.model_bytes(whole, 3)
 
 
 def test_a_run_that_failed_in_void_rounds_goes_on_with_its_server_optimiser(federation):

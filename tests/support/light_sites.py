@@ -123,8 +123,7 @@ def run_rounds(plan: RunPlan, *, moved: bool = False, sites: type[LightSites] = 
     with open_writer(plan) as writer:
         recorder = RunRecorder.open(plan, writer)
         strategy = OpmStrategy(plan, recorder)
-        if recorder.last_round:
-            strategy.restore(*recorder.last_state())
+        strategy.restore(*recorder.last_state())
         grid = sites(len(plan.names), strategy.symmetry if moved else None)
         strategy.start(grid, tensor_record(strategy.global_model), num_rounds=plan.config.rounds, timeout=600)
         writer.finish_run("finished")
