@@ -4,15 +4,15 @@
     python benchmarks/federation/compose.py --out docs/results/compose --data FOLDER
     python benchmarks/federation/compose.py --out docs/results/compose --from-json      # print the page again
 
-FOLDER is a prepared data set: one folder a site with labels.csv. Builds the image, starts five sites under a project
-name of its own, samples `docker stats` until the run has ended, takes everything down. Adds the run to compose.json
-(one entry for each data set, known by its folder's name and the size of its images) and writes the table compose.md.
+FOLDER is a prepared data set: dataset.json, and one folder a site with labels.csv. Builds the image, starts five sites
+under a project name of its own, samples `docker stats` until the run has ended, takes everything down. Adds the run to
+compose.json (one entry for each data set, known by its folder's name and the size of its images) and writes the table
+compose.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import re
@@ -26,6 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from popmi_core.data.card import read_card
+from popmi_core.deployment.compose import compose_settings
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "popmi-measure"
@@ -59,7 +62,7 @@ def label(data: Path | None) -> str:
     if data is None:
         return "phantom"
     sizes = set()
-    for path in sorted(path for folder in sites_of(data) for path in folder.rglob("*") if path.suffix in PICTURES):
+    for path in sorted(path for site in sites_of(data) for path in (data / site).rglob("*") if path.suffix in PICTURES):
         with Image.open(path) as picture:
             sizes.add(picture.size)
     if not sizes:
@@ -69,24 +72,15 @@ def label(data: Path | None) -> str:
     return f"{data.resolve().name}, {told if least == most else told + ' to {} x {}'.format(*most)} px"
 
 
-def sites_of(data: Path) -> list[Path]:
-    """Return the folders of the first five sites of a prepared data set."""
-    folders = [path for path in sorted(data.iterdir()) if (path / "labels.csv").is_file()]
-    return [path for path in folders if path.name != "isic2018_test"][:5]
+def sites_of(data: Path) -> list[str]:
+    """Return the first five sites of a prepared data set."""
+    return sorted(read_card(data).sites)[:5]
 
 
 def environment(data: Path | None) -> dict[str, str]:
     """Return what tells compose of the sites and their images."""
     told = os.environ | {"DASHBOARD_PORT": PORT, "COMPOSE_ENV_FILES": "/dev/null"}
-    if data is None:
-        return told
-    labels: set[str] = set()
-    for number, folder in enumerate(sites_of(data), 1):
-        told |= {f"SITE_{number}": folder.name, f"SITE_{number}_DATA": str(folder.resolve())}
-        with (folder / "labels.csv").open(encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            labels |= {row.get("diagnosis") or row["dx"] for row in rows}
-    return told | {"CLASSES": ",".join(sorted(labels))}
+    return told if data is None else told | compose_settings(data, sites_of(data))
 
 
 def measure(told: dict[str, str], name: str) -> dict[str, Any]:

@@ -131,6 +131,22 @@ def check(
         raise DataError("\n".join(broken))
 
 
+@app.command()
+def compose(
+    folder: Annotated[Path, typer.Argument(help="Prepared data set, with dataset.json.")],
+    sites: Annotated[str, typer.Option(help="Which sites, with commas between; all where not named.")] = "",
+) -> None:
+    """Print the file `.env` that lets `docker compose up` take a prepared data set's sites for its hospitals."""
+    from popmi_core.deployment import compose as composing
+
+    chosen = [site.strip() for site in sites.split(",") if site.strip()]
+    settings = composing.compose_settings(folder, chosen)
+    for line in composing.env_lines(settings):
+        typer.echo(line)
+    if (last := f"SITE_{composing.MOST_SITES}") in settings:
+        typer.echo(f"{last} takes part with `docker compose --profile extra up` only.", err=True)
+
+
 def _show(name: str, sites: list[SiteData], classes: tuple[str, ...], *, exact: bool) -> None:
     from rich.console import Console
     from rich.table import Table

@@ -10,6 +10,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from PIL import Image
 
+from popmi_core.data.card import DatasetCard, write_card
+
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs" / "results" / "compose.json"
 
@@ -38,23 +40,38 @@ def test_memory_is_read_by_service_and_of_this_project_only(
     assert measuring.memory() == {"site-1": 3 * 2**29, "keeper": 512 * 2**10}
 
 
-def test_sites_and_classes_come_from_the_folder(measuring: ModuleType, tmp_path: Path) -> None:
-    for name, label in (("north", "mel"), ("south", "nv"), ("isic2018_test", "bcc")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "labels.csv").write_text(f"image,diagnosis\na.png,{label}\n")
-    told = measuring.environment(tmp_path)
+def prepared(folder: Path, *sites: str) -> Path:
+    for name in (*sites, "kept_aside"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "labels.csv").write_text("image,diagnosis\na.png,mel\n")
+    write_card(
+        folder,
+        DatasetCard(
+            name="moles", classes=("mel", "nv"), image_size=64, source_image_size=64, sites=sites,
+            external="kept_aside", licence="CC0", recipe="test-1",
+        ),
+    )  # fmt: skip
+    return folder
+
+
+def test_sites_and_classes_are_those_of_the_prepared_set(measuring: ModuleType, tmp_path: Path) -> None:
+    told = measuring.environment(prepared(tmp_path, "south", "north"))
     assert told["SITE_1"] == "north"
     assert told["SITE_2_DATA"] == str(tmp_path / "south")
     assert told["CLASSES"] == "mel,nv"
     assert "SITE_3" not in told
+    assert told["DASHBOARD_PORT"] == measuring.PORT
+
+
+def test_of_more_sites_the_first_five_are_measured(measuring: ModuleType, tmp_path: Path) -> None:
+    told = measuring.environment(prepared(tmp_path, *"gfedcba"))
+    assert [told.get(f"SITE_{number}") for number in range(1, 7)] == [*"abcde", None]
 
 
 def test_real_images_are_called_by_their_folder_s_name_and_their_own_size(
     measuring: ModuleType, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "moles" / "north"
-    folder.mkdir(parents=True)
-    (folder / "labels.csv").write_text("image,diagnosis\na.png,mel\n")
+    folder = prepared(tmp_path / "moles", "north") / "north"
     Image.new("RGB", (96, 64)).save(folder / "a.png")
     assert measuring.label(tmp_path / "moles") == "moles, 96 x 64 px"
     Image.new("RGB", (128, 128)).save(folder / "b.jpg")
@@ -64,7 +81,7 @@ def test_real_images_are_called_by_their_folder_s_name_and_their_own_size(
 
 def test_a_data_set_without_pictures_is_refused(measuring: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"its sites hold no .*, expected prepared images"):
-        measuring.label(tmp_path)
+        measuring.label(prepared(tmp_path, "north"))
 
 
 def test_the_page_says_how_a_run_ended_also_one_without_a_round(measuring: ModuleType) -> None:
