@@ -52,7 +52,7 @@ browser: $(STAMP)
 	$(BIN)/python -m pytest -m browser
 
 # Builds the image, runs three sites for two rounds in containers, then a second run with a sixth site, down and up
-# again, then a hospital by deploy/site/compose.yaml; takes them down; logs lie in runs/compose-test.
+# again, then a hospital by deploy/site/compose.yaml and a run whose parts are killed; takes them down; logs lie in runs/compose-test.
 compose: $(STAMP)
 	@docker compose version >/dev/null 2>&1 && docker version >/dev/null 2>&1 || { echo "make compose needs a running Docker engine with Compose 2.24 or newer: docker compose version, docker version"; exit 1; }
 	$(BIN)/python -m pytest -m compose tests/compose
