@@ -15,6 +15,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client.site.contact import MARK_VARIABLE, noting
 from client.site.leash import die_with_supervisor
+from client.site.retrying import ask_again
 from client.site.sending import push_whole
 
 _fetch = internal._pull_and_store_message
@@ -64,6 +65,7 @@ def main() -> None:
     die_with_supervisor()
     internal._pull_and_store_message = next_question  # type: ignore[assignment]
     internal._push_messages = push_whole  # type: ignore[assignment]
+    ask_again()
     if mark := os.environ.get(MARK_VARIABLE):
         FleetHttpClient._unary_unary = noting(FleetHttpClient._unary_unary, Path(mark))  # type: ignore[method-assign]
     flower_supernode()

@@ -25,7 +25,9 @@ from flwr.superlink.cli import flower_superlink
 from sqlalchemy import select
 
 from popmi_core.errors import SetupError
+from server.control.redelivery import hand_over_again
 from server.control.straight import go_straight
+from server.control.whole import hand_out_whole
 
 WAIT_MILLISECONDS = 60_000
 CONNECTIONS = 40
@@ -113,6 +115,8 @@ def main() -> None:
     """Be the SuperLink; the arguments are ``flower-superlink``'s."""
     wait_longer()
     spare_the_database()
+    hand_over_again()
+    hand_out_whole()
     go_straight()
     flower_superlink()
 

@@ -12,6 +12,7 @@ from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore import sql_mixin
 from flwr.supercore.corestate.sql_corestate import SqlCoreState
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink.servicer.fleet import fleet_handlers
 from sqlalchemy import text
 from starlette.middleware.base import BaseHTTPMiddleware
 
@@ -25,6 +26,8 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", sql_mixin.SQLITE_PRAGMAS)
     monkeypatch.setattr(sql_mixin, "create_engine", sql_mixin.create_engine)
     monkeypatch.setattr(BaseHTTPMiddleware, "__call__", BaseHTTPMiddleware.__call__)
+    monkeypatch.setattr(fleet_handlers, "pull_messages", fleet_handlers.pull_messages)
+    monkeypatch.setattr(SqlLinkState, "get_message_res", SqlLinkState.get_message_res)
     for owner, name in ((SqlLinkState, "_claim_message_ins_rows"), (SqlCoreState, "_cleanup_expired_task_tokens")):
         monkeypatch.setattr(owner, name, vars(owner)[name])
 
@@ -57,12 +60,13 @@ def test_a_writer_waits_for_one_that_is_slow(tmp_path) -> None:
 
 
 def test_the_superlink_starts_with_the_longer_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, starlettes = [], BaseHTTPMiddleware.__call__
+    seen, starlettes, flowers = [], BaseHTTPMiddleware.__call__, fleet_handlers.pull_messages
     monkeypatch.setattr(patient, "flower_superlink", lambda: seen.append(dict(sql_mixin.SQLITE_PRAGMAS)))
     patient.main()
     assert seen[0]["busy_timeout"] == "60000"
     assert "claimed" in SqlLinkState._claim_message_ins_rows.__name__
     assert BaseHTTPMiddleware.__call__ is not starlettes
+    assert fleet_handlers.pull_messages is not flowers
 
 
 def test_another_flower_that_sets_it_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
