@@ -3,8 +3,10 @@
 Flower 1.41's SuperLink hands out a reply as soon as it is announced, and forgets question and reply; the server app
 then waits for the objects. If the gateway is killed between the announcement and the last object, the node announces
 anew, is told that the question is not known any more and that nothing lacks, and sends no object: the server app waits
-for them, and with it the round. Here a reply is not seen before all of its objects are there. A node that announces anew
-is told what still lacks; one that is gone counts as gone by its missing heartbeats.
+for them, and with it the round.
+
+Here a reply is not seen before all of its objects are there. A node that announces anew is told what still lacks; one
+that is gone counts as gone by its missing heartbeats.
 """
 
 from __future__ import annotations
