@@ -114,6 +114,7 @@ def one(machine: Machine, part: str) -> dict[str, Any]:
     """Kill one process, wait for the end of the next round, and until every site trains again."""
     machine.until(lambda: machine.process(part), f"a process {part}", 300)
     before = machine.done(RUN)
+    under_way = bool(seen(machine, before + 1)[0])
     moment = time.time()
     machine.kill(part)
     if part in ("server", GOOD):
@@ -134,7 +135,8 @@ def one(machine: Machine, part: str) -> dict[str, Any]:
     )
     next_round = next(item for item in rounds if item.server_round == before + 1)
     outcomes = {item.site: item.outcome for item in trained if item.server_round == before + 1}
-    again = next_round.started > moment
+    # A kill between two rounds begins none anew.
+    again = under_way and next_round.started > moment
     seconds = (next_round.finished or time.time()) - moment
     row |= {"seconds": seconds, "lost": before - lowest + again, "again": again, "outcomes": outcomes}
     return row | until_all_train(machine, before, moment)
