@@ -114,9 +114,9 @@ def _seldom(clear_up: Callable[[Any], None], clock: Callable[[], float]) -> Call
 def main() -> None:
     """Be the SuperLink; the arguments are ``flower-superlink``'s."""
     wait_longer()
-    spare_the_database()
     hand_over_again()
     hand_out_whole()
+    spare_the_database()
     go_straight()
     flower_superlink()
 
