@@ -55,7 +55,7 @@ def main() -> None:
         help="MODEL:N,N;... MODEL@flower: the SuperLink as Flower alone",
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--slow", default="popmi_vit_micro,popmi_vit_nano", help="models on the slow line; empty: none")
+    parser.add_argument("--slow", default="popmi_vit_micro", help="models on the slow line; empty: none")
     parser.add_argument("--add", action="store_true", help="keep what OUT.json holds of other cases")
     parser.add_argument("--limit", type=float, default=900.0, help="seconds a case may take")
     parser.add_argument("--from-json", action="store_true", help="run nothing; print the page from OUT.json again")
