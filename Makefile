@@ -20,7 +20,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv || { echo "no venv module: on Debian, apt-get install python3-venv"; rm -rf .venv; exit 1; }
 	@echo "setting up .venv (a minute or two; torch is large)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
-	@# Compiled here: where PYTHONDONTWRITEBYTECODE is set, every program would compile torch anew, ten seconds each.
+	@# Compiled here: where PYTHONDONTWRITEBYTECODE is set, every program would compile torch anew.
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode $(INSTALL_FLAGS) -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@

@@ -1,4 +1,4 @@
-"""Hand a question to a node again whose answer got lost on the way.
+"""Hand a question that got lost on its way to a node to it again.
 
 Flower 1.41's SuperLink marks a question as delivered when it answers the node's look. If the gateway is killed, or the
 line is cut, just then, the node never sees it and looks again for ever; the round waits for a site that was asked

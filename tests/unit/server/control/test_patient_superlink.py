@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +12,8 @@ from flwr.supercore import sql_mixin
 from flwr.supercore.corestate.sql_corestate import SqlCoreState
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.servicer.fleet import fleet_handlers
-from sqlalchemy import text
 from starlette.middleware.base import BaseHTTPMiddleware
+from superlink_state import NODE, OTHER, link_state
 
 from popmi_core.errors import SetupError
 from server.control import patient
@@ -75,32 +74,14 @@ def test_another_flower_that_sets_it_elsewhere_is_refused(monkeypatch: pytest.Mo
         patient.wait_longer()
 
 
-NODE, OTHER = 2**63 + 5, 6
-"""A number of more than 63 bits is kept as a negative one."""
-
-
-def link_state(path) -> SqlLinkState:
-    """Return a SuperLink's state in a file, with one message for ``NODE``."""
-    state = SqlLinkState(str(path), SimpleNamespace(), ObjectStoreFactory().store())
-    state.initialize()
-    state._check_stored_messages = lambda ids: None  # type: ignore[method-assign]
-    with state.session() as session:
-        session.execute(text("PRAGMA foreign_keys = OFF"))
-        session.execute(
-            text(
-                "INSERT INTO message_ins (message_id, group_id, run_id, src_node_id, dst_node_id, reply_to_message_id,"
-                " created_at, delivered_at, ttl, message_type)"
-                " VALUES ('m', '1', 1, 1, :node, '', :now, '', 600, 'train')"
-            ),
-            {"node": NODE - 2**64, "now": time.time()},
-        )
-    return state
+def kept_state(path) -> SqlLinkState:
+    return link_state(path, ObjectStoreFactory().store())
 
 
 def test_a_look_that_finds_nothing_needs_no_lock(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", (("busy_timeout", "0"), ("journal_mode", "WAL")))
     patient.spare_the_database()
-    state = link_state(tmp_path / "state.db")
+    state = kept_state(tmp_path / "state.db")
     writer = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     assert state._claim_message_ins_rows(OTHER, 1) == []
@@ -110,7 +91,7 @@ def test_a_look_that_finds_nothing_needs_no_lock(tmp_path, monkeypatch: pytest.M
 
 def test_a_message_is_handed_out_once_and_to_its_node_only(tmp_path) -> None:
     patient.spare_the_database()
-    state = link_state(tmp_path / "state.db")
+    state = kept_state(tmp_path / "state.db")
     assert state._claim_message_ins_rows(OTHER, 1) == []
     assert [row["message_id"] for row in state._claim_message_ins_rows(NODE, 1)] == ["m"]
     assert state._claim_message_ins_rows(NODE, 1) == []
@@ -118,7 +99,7 @@ def test_a_message_is_handed_out_once_and_to_its_node_only(tmp_path) -> None:
 
 def test_flower_alone_takes_the_lock_for_every_look_so_this_is_still_needed(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", (("busy_timeout", "0"), ("journal_mode", "WAL")))
-    state = link_state(tmp_path / "state.db")
+    state = kept_state(tmp_path / "state.db")
     writer = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     with pytest.raises(Exception, match="database is locked"):
@@ -137,7 +118,7 @@ def test_lapsed_tasks_are_looked_for_once_a_second_in_each_database(monkeypatch:
 
 def test_connections_stay_open_but_a_database_in_memory_keeps_its_one(tmp_path) -> None:
     patient.spare_the_database()
-    assert link_state(tmp_path / "state.db")._engine.pool.size() == patient.CONNECTIONS
+    assert kept_state(tmp_path / "state.db")._engine.pool.size() == patient.CONNECTIONS
     kept = SqlLinkState(":memory:", SimpleNamespace(), ObjectStoreFactory().store())
     kept.initialize()
     assert type(kept._engine.pool).__name__ == "StaticPool"

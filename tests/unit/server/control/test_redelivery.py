@@ -2,51 +2,33 @@
 
 from __future__ import annotations
 
-import time
-from types import SimpleNamespace
-
 import pytest
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
-from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.servicer.fleet import fleet_handlers
 from sqlalchemy import text
+from superlink_state import NODE, OTHER, link_state
 
 from popmi_core.errors import SetupError
 from server.control import redelivery
 from server.control.redelivery import give_back, hand_over_again
 
-NODE, OTHER = 2**63 + 5, 6
-"""A number of more than 63 bits is kept as a negative one."""
+QUESTION = "a" * 64
 
 
 @pytest.fixture
 def store():
     """What the SuperLink keeps of one question until its receipt is confirmed."""
     kept = ObjectStoreFactory().store()
-    kept.preregister(1, ObjectTree(object_id="a" * 64))
+    kept.preregister(1, ObjectTree(object_id=QUESTION))
     return kept
 
 
 @pytest.fixture
 def state(tmp_path, store):
-    """A SuperLink's state in a file, with one question for ``NODE``."""
-    found = SqlLinkState(str(tmp_path / "state.db"), SimpleNamespace(), store)
-    found.initialize()
-    found._check_stored_messages = lambda ids: None
-    with found.session() as session:
-        session.execute(text("PRAGMA foreign_keys = OFF"))
-        session.execute(
-            text(
-                "INSERT INTO message_ins (message_id, group_id, run_id, src_node_id, dst_node_id, reply_to_message_id,"
-                " created_at, delivered_at, ttl, message_type)"
-                " VALUES (:name, '1', 1, 1, :node, '', :now, '', 600, 'train')"
-            ),
-            {"name": "a" * 64, "node": NODE - 2**64, "now": time.time()},
-        )
-    return found
+    return link_state(tmp_path / "state.db", store, question=QUESTION)
 
 
 def looked(state, node):
@@ -62,14 +44,14 @@ def test_flower_alone_hands_a_question_over_once_so_this_is_still_needed(state):
 def test_a_question_that_never_arrived_is_found_by_the_next_look(state, store, caplog):
     assert give_back(state, store, NODE) == []
     assert looked(state, NODE)
-    assert give_back(state, store, NODE) == ["a" * 64]
+    assert give_back(state, store, NODE) == [QUESTION]
     assert "was lost on its way to node" in caplog.text
     assert looked(state, NODE)
 
 
 def test_one_whose_receipt_is_confirmed_stays_with_its_node(state, store):
     assert looked(state, NODE)
-    store.delete("a" * 64)
+    store.delete(QUESTION)
     assert give_back(state, store, NODE) == []
     assert not looked(state, NODE)
 
@@ -80,7 +62,7 @@ def test_one_that_is_answered_is_not_asked_again(state, store):
         session.execute(text("PRAGMA foreign_keys = OFF"))
         session.execute(
             text("INSERT INTO message_res (message_id, run_id, reply_to_message_id) VALUES ('r', 1, :name)"),
-            {"name": "a" * 64},
+            {"name": QUESTION},
         )
     assert give_back(state, store, NODE) == []
 
