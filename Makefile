@@ -61,7 +61,7 @@ compose: $(STAMP)
 lock: $(STAMP)
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header \
 	  --no-annotate --no-emit-index-url --no-emit-find-links --upgrade --quiet -o requirements.lock
-	sed -i '/^py3nj==/d' requirements.lock
+	sed -i -E "/^py3nj==/d; s/python_full_version < '3\.13' and //; s/ and python_full_version < '3\.13'//; s/ ; python_full_version < '3\.13'$$//" requirements.lock
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
