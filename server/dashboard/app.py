@@ -18,9 +18,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.responses import JSONResponse, Response
 
 from popmi_core.errors import ConfigError, RunError
-from server.dashboard import api, metrics, pages
+from server.dashboard import api, metrics
 from server.dashboard.catalogue import NotFound, open_catalogue
 from server.dashboard.events import Watcher
+from server.dashboard.pages import runs as runs_pages
+from server.dashboard.rendering import render
 from server.dashboard.security import LocalOnly, require_loopback
 
 STATIC = Path(__file__).parent / "static"
@@ -52,7 +54,7 @@ def create_app(runs: str | Path, *, metrics_name: str | None = None) -> FastAPI:
     app.mount("/static", StaticFiles(directory=STATIC))
     app.include_router(api.router)
     app.include_router(metrics.router)
-    app.include_router(pages.router)
+    app.include_router(runs_pages.router)
     app.add_exception_handler(NotFound, _unknown)
     app.add_exception_handler(RunError, _unreadable)
     app.add_exception_handler(404, _unknown)
@@ -116,10 +118,10 @@ def _listen(host: str, port: int) -> socket.socket:
 def _unknown(request: Request, _: Exception) -> Response:
     if request.url.path.startswith("/api/"):
         return JSONResponse({"detail": "no such run or table"}, status_code=404)
-    return pages.render(request, "message.html", status=404, title="Not found", text="There is no such page or run.")
+    return render(request, "message.html", status=404, title="Not found", text="There is no such page or run.")
 
 
 def _unreadable(request: Request, error: Exception) -> Response:
     if request.url.path.startswith("/api/"):
         return JSONResponse({"detail": str(error)}, status_code=503)
-    return pages.render(request, "message.html", status=503, title="The record cannot be read", text=str(error))
+    return render(request, "message.html", status=503, title="The record cannot be read", text=str(error))

@@ -1,20 +1,19 @@
-"""The HTML routes and the event streams."""
+"""The pages of runs: the list, one run, its report and tables, and the event streams."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from popmi_core.errors import RunError
 from server.dashboard.catalogue import Catalogue, NotFound
 from server.dashboard.exports import as_csv, rows_of
 from server.dashboard.health import State
-from server.dashboard.rendering import environment
+from server.dashboard.rendering import render
 from server.dashboard.report import render_report
 from server.dashboard.views import view_run, view_state
 from server.store import RunSummary
@@ -29,15 +28,6 @@ class RunLine:
     key: str
     run: RunSummary | None
     state: State
-
-
-_TEMPLATES = environment()
-
-
-def render(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
-    """Return a page."""
-    text = _TEMPLATES.get_template(template).render(where=request.app.state.catalogue.where, **values)
-    return HTMLResponse(text.encode("utf-8", "replace"), status_code=status)
 
 
 @router.get("/", include_in_schema=False)
