@@ -3,6 +3,7 @@
 
 (() => {
   const RETRY_MS = 1000;
+  const HIDDEN_MS = 10000;
   const SILENCE_MS = 8000; // the server pings every 3 s; a frozen one never closes the connection
 
   const live = document.getElementById("live");
@@ -12,6 +13,7 @@
   let source = null;
   let heard = Date.now();
   let retry = 0;
+  let leave = 0;
 
   const say = (state, text) => {
     if (link.dataset.state === state) return;
@@ -44,6 +46,12 @@
 
   listen();
   setInterval(() => { if (source && Date.now() - heard > SILENCE_MS) lose(); }, 1000);
+  // A browser opens six connections to one server: a tab that nobody sees gives its own back, and catches up later.
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(leave);
+    if (!document.hidden && !source) listen();
+    if (document.hidden) leave = setTimeout(() => { if (source) source.close(); source = null; clearTimeout(retry); }, HIDDEN_MS);
+  });
   addEventListener("pagehide", () => { if (source) source.close(); source = null; clearTimeout(retry); });
   addEventListener("pageshow", (event) => { if (event.persisted) listen(); });
 
