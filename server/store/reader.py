@@ -8,11 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Select, func, inspect, select
+from sqlalchemy import Connection, Select, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from popmi_core.errors import RunError
+from server.store.columns import one_moment
 from server.store.records import CandidateRow, EventRow, MatchRow, MetricRow, Pulse, RoundRow, RunSummary, SiteRow
 from server.store.schema import Base, Candidate, Event, MatchLayer, Metric, Round, Run, SiteRound, connect, display_name
 
@@ -118,6 +119,12 @@ class RunReader:
         """Return the newest ``last`` lines of the diary, oldest of them first."""
         query = select(Event).where(Event.run_id == run_id).order_by(Event.id.desc()).limit(last)
         return self._rows(EventRow, query)[::-1]
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Give a connection on which ``server.store.columns`` reads: all of one moment."""
+        with self._session() as session, one_moment(session.connection()) as connection:
+            yield connection
 
     def close(self) -> None:
         """Let go of the database."""
