@@ -19,6 +19,8 @@ from starlette.responses import JSONResponse, Response
 
 from popmi_core.errors import ConfigError, RunError
 from server.dashboard import api, metrics
+from server.dashboard.access import Refused
+from server.dashboard.access.answers import refused
 from server.dashboard.catalogue import NotFound, open_catalogue
 from server.dashboard.events import Watcher
 from server.dashboard.pages import runs as runs_pages
@@ -58,6 +60,7 @@ def create_app(runs: str | Path, *, metrics_name: str | None = None) -> FastAPI:
     app.add_exception_handler(NotFound, _unknown)
     app.add_exception_handler(RunError, _unreadable)
     app.add_exception_handler(404, _unknown)
+    app.add_exception_handler(Refused, refused)
     return app
 
 

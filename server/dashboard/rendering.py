@@ -10,9 +10,11 @@ from urllib.parse import quote
 
 from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.responses import HTMLResponse, Response
 
 from server.dashboard import formats
+from server.dashboard.access.person import person_of
 from server.dashboard.charts import Chart, label
 from server.dashboard.language import LANGUAGES, N_, SOURCE, language_of, translations
 from server.dashboard.svg import draw
@@ -49,13 +51,14 @@ def environment(language: str = SOURCE) -> Environment:
 def render(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
     """Return a page, or a part of one, in the reader's language.
 
-    Every template also knows ``person`` (None where nobody has to sign in), ``language``, ``here`` (the page's path),
-    ``navigation`` and ``where`` (what is looked at).
+    Every template also knows ``person`` (nameless where nobody has to sign in), ``csrf()`` (the hidden field that every
+    form needs), ``language``, ``here`` (the page's path), ``navigation`` and ``where`` (what is looked at).
     """
-    language = language_of(request)
+    language, person = language_of(request), person_of(request)
     known = {
         "where": request.app.state.catalogue.where,
-        "person": getattr(request.state, "person", None),
+        "person": person,
+        "csrf": lambda: Markup('<input type="hidden" name="csrf" value="{}">').format(person.csrf),
         "centre": getattr(request.app.state, "centre", None),
         "language": language,
         "languages": LANGUAGES,
