@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -10,14 +10,36 @@ from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Select, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from popmi_core.errors import RunError
 from server.store.columns import one_moment
-from server.store.records import CandidateRow, EventRow, MatchRow, MetricRow, Pulse, RoundRow, RunSummary, SiteRow
-from server.store.schema import Base, Candidate, Event, MatchLayer, Metric, Round, Run, SiteRound, connect, display_name
+from server.store.records import (
+    CandidateRow,
+    DetailRow,
+    EventRow,
+    MatchRow,
+    MetricRow,
+    Pulse,
+    RoundRow,
+    RunSummary,
+    SiteRow,
+)
+from server.store.schema import (
+    Base,
+    Candidate,
+    Detail,
+    Event,
+    MatchLayer,
+    Metric,
+    Round,
+    Run,
+    SiteRound,
+    connect,
+    display_name,
+)
 
-Value = TypeVar("Value", CandidateRow, EventRow, MatchRow, MetricRow, RoundRow, SiteRow)
+Value = TypeVar("Value", CandidateRow, DetailRow, EventRow, MatchRow, MetricRow, RoundRow, SiteRow)
 
 
 class RunReader:
@@ -34,6 +56,7 @@ class RunReader:
         self._engine = connect(database, read_only=True)
         # An SQLite file without tables was cut off; a database server has none until the first run writes.
         self._begun = self._engine.dialect.name == "sqlite"
+        self._present: set[str] = set()
 
     def runs(self) -> tuple[RunSummary, ...]:
         """Return every run in the record, oldest first; none before the first was written."""
@@ -81,10 +104,18 @@ class RunReader:
         return self._rows(SiteRow, query.order_by(*order))
 
     def metrics(
-        self, run_id: int, *, name: str | None = None, split: str | None = None, scope: str | None = None
+        self,
+        run_id: int,
+        *,
+        name: str | None = None,
+        split: str | None = None,
+        scope: str | None = None,
+        since: int = 0,
     ) -> tuple[MetricRow, ...]:
         """Return figures by name, split, scope and round; each argument narrows."""
         query = select(Metric).where(Metric.run_id == run_id)
+        if since > 0:
+            query = query.where(Metric.server_round >= since)
         for column, wanted in ((Metric.name, name), (Metric.split, split), (Metric.scope, scope)):
             if wanted is not None:
                 query = query.where(column == wanted)
@@ -102,18 +133,40 @@ class RunReader:
         query = select(MatchLayer).where(MatchLayer.run_id == run_id)
         if server_round is not None:
             query = query.where(MatchLayer.server_round == server_round)
-        return self._rows(MatchRow, query.order_by(MatchLayer.server_round, MatchLayer.site, MatchLayer.layer))
+        query = query.order_by(MatchLayer.server_round, MatchLayer.site, MatchLayer.layer)
+        if self._has(MatchLayer, "angle"):
+            return self._rows(MatchRow, query)
+        earlier = ("server_round", "site", "layer", "gain", "identity", "note")
+        return self._rows(MatchRow, query.options(load_only(*(getattr(MatchLayer, each) for each in earlier))), earlier)
 
     def candidates(self, run_id: int, server_round: int | None = None) -> tuple[CandidateRow, ...]:
         """Return what sites found of candidates in one round, or in all, by round, candidate and site."""
-        with self._session() as session:
-            # A record of an earlier version has no such table.
-            if not inspect(session.connection()).has_table(Candidate.__tablename__):
-                return ()
+        if not self._has(Candidate):
+            return ()
         query = select(Candidate).where(Candidate.run_id == run_id)
         if server_round is not None:
             query = query.where(Candidate.server_round == server_round)
         return self._rows(CandidateRow, query.order_by(Candidate.server_round, Candidate.candidate, Candidate.site))
+
+    def details(
+        self,
+        run_id: int,
+        *,
+        kind: str | None = None,
+        scope: str | None = None,
+        server_round: int | None = None,
+        since: int = 0,
+    ) -> tuple[DetailRow, ...]:
+        """Return details from round ``since`` on by round, kind, split and scope; each argument narrows."""
+        if not self._has(Detail):
+            return ()
+        query = select(Detail).where(Detail.run_id == run_id)
+        for column, wanted in ((Detail.kind, kind), (Detail.scope, scope), (Detail.server_round, server_round)):
+            if wanted is not None:
+                query = query.where(column == wanted)
+        if since > 0:
+            query = query.where(Detail.server_round >= since)
+        return self._rows(DetailRow, query.order_by(Detail.server_round, Detail.kind, Detail.split, Detail.scope))
 
     def events(self, run_id: int, *, last: int = 200) -> tuple[EventRow, ...]:
         """Return the newest ``last`` lines of the diary, oldest of them first."""
@@ -136,10 +189,25 @@ class RunReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _rows(self, value: type[Value], query: Select[Any]) -> tuple[Value, ...]:
-        names = [field.name for field in fields(value)]
+    def _rows(self, value: type[Value], query: Select[Any], names: Sequence[str] = ()) -> tuple[Value, ...]:
+        names = names or [field.name for field in fields(value)]
         with self._session() as session:
             return tuple(value(**{name: getattr(row, name) for name in names}) for row in session.scalars(query))
+
+    def _has(self, table: type[Base], column: str | None = None) -> bool:
+        """Return whether the record has a table, or a column of it; one of an earlier release may lack it."""
+        name = f"{table.__tablename__}.{column or ''}"
+        if name not in self._present:
+            with self._session() as session:
+                inspector = inspect(session.connection())
+                found = inspector.has_table(table.__tablename__) and (
+                    column is None or column in {each["name"] for each in inspector.get_columns(table.__tablename__)}
+                )
+            # Asked again until it is there: a run of this release may add it beside a reader.
+            if not found:
+                return False
+            self._present.add(name)
+        return True
 
     def _has_begun(self, session: Session) -> bool:
         # Asked until it has, not at every question.

@@ -89,7 +89,10 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class MatchRow:
-    """One layer of one site: similarity gained by matching, and whether nothing had to move."""
+    """One layer of one site: similarity gained by matching, and whether nothing had to move.
+
+    ``angle`` in degrees; ``moved`` of ``units`` took another place. None where the round did not say.
+    """
 
     server_round: int
     site: str
@@ -97,6 +100,9 @@ class MatchRow:
     gain: float | None
     identity: bool
     note: str | None
+    angle: float | None = None
+    moved: int | None = None
+    units: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,17 @@ class CandidateRow:
     loss: float | None
     accuracy: float | None
     auroc: float | None
+
+
+@dataclass(frozen=True)
+class DetailRow:
+    """What is more than one figure; the form of ``value`` is the ``kind``'s (docs/dashboard.md)."""
+
+    server_round: int
+    scope: str
+    split: str
+    kind: str
+    value: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from server.store.cleaning import clean, finite, whole
-from server.store.schema import Candidate, Event, MatchLayer, Metric, SiteRound
+from server.store.cleaning import clean, finite, jsonable, whole
+from server.store.schema import Candidate, Detail, Event, MatchLayer, Metric, SiteRound
 
 Figure = float | None | tuple[float | None, float | None, float | None]
 
@@ -39,8 +39,9 @@ def match_rows(
     gains: Mapping[str, float],
     identity: Mapping[str, bool],
     note: str | Mapping[str, str] | None,
+    moves: Mapping[str, Mapping[str, Any]],
 ) -> list[MatchLayer]:
-    """Return one row a layer; ``note`` is for all layers or by layer."""
+    """Return one row a layer; ``note`` is for all or by layer, ``moves`` has angles, moved and units by layer."""
     return [
         MatchLayer(
             run_id=run_id,
@@ -50,6 +51,9 @@ def match_rows(
             gain=finite(gain),
             identity=bool(identity.get(layer, False)),
             note=clean(note.get(layer) if isinstance(note, Mapping) else note),
+            angle=finite(moves["angles"].get(layer)),
+            moved=whole(moves["moved"].get(layer)),
+            units=whole(moves["units"].get(layer)),
         )
         for layer, gain in gains.items()
     ]
@@ -70,6 +74,13 @@ def candidate_rows(
         )
         for site, figures in found.items()
     ]
+
+
+def detail_row(run_id: int, server_round: int, scope: str, split: str, kind: str, value: Mapping[str, Any]) -> Detail:
+    """Return the row of a detail, its value as JSON keeps it."""
+    return Detail(
+        run_id=run_id, server_round=server_round, scope=clean(scope), split=split, kind=kind, value=jsonable(value)
+    )
 
 
 def round_events(run_id: int, server_round: int, rows: Iterable[SiteRound], remarks: Iterable[str]) -> list[Event]:

@@ -16,7 +16,7 @@ from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Inte
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.pool import NullPool, StaticPool
+from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 from popmi_core.errors import ConfigError
 
@@ -113,7 +113,10 @@ class Metric(Base):
 
 
 class MatchLayer(Base):
-    """How well one layer of one site's model was put into the reference's basis."""
+    """How well one layer of one site's model was put into the reference's basis.
+
+    ``angle`` is how far matching turned it, in degrees; ``moved`` of its ``units`` took another place.
+    """
 
     __tablename__ = "match_layers"
 
@@ -124,6 +127,9 @@ class MatchLayer(Base):
     gain: Mapped[float | None] = mapped_column(Float)
     identity: Mapped[bool] = mapped_column(Boolean)
     note: Mapped[str | None] = mapped_column(Text)
+    angle: Mapped[float | None] = mapped_column(Float)
+    moved: Mapped[int | None] = mapped_column(Integer)
+    units: Mapped[int | None] = mapped_column(Integer)
 
 
 class Candidate(Base):
@@ -139,6 +145,20 @@ class Candidate(Base):
     loss: Mapped[float | None] = mapped_column(Float)
     accuracy: Mapped[float | None] = mapped_column(Float)
     auroc: Mapped[float | None] = mapped_column(Float)
+
+
+class Detail(Base):
+    """What is more than one figure: a curve, a table of counts. ``value`` is JSON, its form is the ``kind``'s."""
+
+    __tablename__ = "details"
+    __table_args__ = (Index("details_by_kind", "run_id", "kind", "scope"),)
+
+    run_id: Mapped[int] = _run()
+    server_round: Mapped[int] = mapped_column("round", Integer, primary_key=True, autoincrement=False)
+    scope: Mapped[str] = mapped_column(String(200), primary_key=True)
+    split: Mapped[str] = mapped_column(String(20), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(40), primary_key=True)
+    value: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 class Event(Base):
@@ -161,11 +181,12 @@ def display_name(database: str | Path) -> str:
     return f"{scheme}://{rest.rpartition('@')[2]}" if found else text
 
 
-def connect(database: str | Path, *, read_only: bool = False) -> Engine:
+def connect(database: str | Path, *, read_only: bool = False, threads: bool = False) -> Engine:
     """Return an engine for a path of an SQLite file or an SQLAlchemy URL.
 
     On SQLite a reader opens a connection for each use and holds no lock between. A writer keeps one open, for its
-    threads to take turns: closing the last connection would fold the WAL into the file after every write.
+    threads to take turns: closing the last connection would fold the WAL into the file after every write. With
+    ``threads`` each thread at work has a connection of its own.
 
     Raises:
         ConfigError: If the URL is no database URL or its driver is not installed.
@@ -180,7 +201,7 @@ def connect(database: str | Path, *, read_only: bool = False) -> Engine:
                 "postgresql+psycopg://USER@HOST/NAME with the package psycopg installed."
             ) from error
     path = Path(make_url(text).database or "" if "://" in text else text).resolve()
-    pool = NullPool if read_only else StaticPool
+    pool = NullPool if read_only else QueuePool if threads else StaticPool
     engine = create_engine("sqlite://", poolclass=pool, creator=partial(_open_sqlite, path, read_only))
     if not read_only:
         event.listen(engine, "connect", _prepare_sqlite)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,32 +13,30 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from popmi_core.errors import RecordError, RunError
+from popmi_core.errors import RunError
 from server.store.cleaning import clean, ending, finite, jsonable, one_of, whole
 from server.store.heartbeat import Heartbeat
-from server.store.rows import Figure, candidate_rows, match_rows, metric_rows, round_events
+from server.store.opened import OpenRecord
+from server.store.rows import Figure, candidate_rows, detail_row, match_rows, metric_rows, round_events
 from server.store.schema import (
     RUN_STATUSES,
     SITE_OUTCOMES,
     SITE_PHASES,
     Base,
     Candidate,
+    Detail,
     Event,
     MatchLayer,
     Metric,
     Round,
     Run,
     SiteRound,
-    connect,
-    display_name,
 )
-from server.store.trouble import passes
-from server.store.upgrade import widen
 
-_ROUND_TABLES = (Round, SiteRound, Metric, MatchLayer, Candidate)
+_ROUND_TABLES = (Round, SiteRound, Metric, MatchLayer, Candidate, Detail)
 
 
-class RunWriter:
+class RunWriter(OpenRecord):
     """The one writer of a run's record.
 
     Args:
@@ -51,14 +48,9 @@ class RunWriter:
     """
 
     def __init__(self, database: str | Path, *, heartbeat: float = 5.0) -> None:
-        self._where = display_name(database)
-        self._engine = connect(database)
+        super().__init__(database)
         self._run_id: int | None = None
-        self._lock = threading.Lock()
         self._heartbeat = Heartbeat(self._beat, heartbeat)
-        with self._guard():
-            Base.metadata.create_all(self._engine)
-            widen(self._engine)
 
     @property
     def run_id(self) -> int:
@@ -102,7 +94,7 @@ class RunWriter:
             config=jsonable(config),
             environment=jsonable(environment),
         )
-        with self._lock, self._guard(), Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             session.add(run)
             session.flush()
             self._run_id = run.id
@@ -118,7 +110,7 @@ class RunWriter:
         Raises:
             RunError: If the record holds no such run.
         """
-        with self._lock, self._guard(), Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             wanted = run_id if run_id is not None else session.scalar(select(func.max(Run.id)))
             run = None if wanted is None else session.get(Run, wanted)
             if run is None:
@@ -142,7 +134,7 @@ class RunWriter:
 
     def drop_rounds(self, after: int) -> None:
         """Forget the rounds after ``after``: their checkpoints cannot be used, and they will be run again."""
-        with self._lock, self._guard(), Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             _drop_after(session, self.run_id, after)
             self._touch(session)
 
@@ -206,9 +198,23 @@ class RunWriter:
         gains: Mapping[str, float],
         identity: Mapping[str, bool] | None = None,
         note: str | Mapping[str, str] | None = None,
+        angles: Mapping[str, float | None] | None = None,
+        moved: Mapping[str, int | None] | None = None,
+        units: Mapping[str, int | None] | None = None,
     ) -> None:
-        """Record the matching of one site, layer by layer; ``note`` is for all layers or by layer."""
-        self._replace(match_rows(self.run_id, server_round, site, gains, identity or {}, note))
+        """Record the matching of one site, layer by layer; ``note`` is for all layers or by layer.
+
+        ``angles`` are in degrees; ``moved`` of ``units`` took another place. A layer they do not name stays unknown.
+        """
+        moves = {"angles": angles or {}, "moved": moved or {}, "units": units or {}}
+        self._replace(match_rows(self.run_id, server_round, site, gains, identity or {}, note, moves))
+
+    def record_detail(self, server_round: int, scope: str, split: str, kind: str, value: Mapping[str, Any]) -> None:
+        """Record what is more than one figure, again if need be; ``value`` becomes JSON, its form is the ``kind``'s.
+
+        ``scope`` is ``global``, ``external`` or a site; round 0 is before the first.
+        """
+        self._replace([detail_row(self.run_id, server_round, scope, split, kind, value)])
 
     def record_candidate(self, server_round: int, candidate: str, found: Mapping[str, Mapping[str, Any]]) -> None:
         """Record what the sites found of a candidate: by site ``num_examples``, ``loss``, ``accuracy``, ``auroc``."""
@@ -245,7 +251,7 @@ class RunWriter:
             "seconds_fuse": finite(seconds_fuse),
             "seconds_evaluate": finite(seconds_evaluate),
         }
-        with self._lock, self._guard(), Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             row = session.get(Round, {"run_id": self.run_id, "server_round": server_round})
             if row is None:
                 raise RunError(f"record {self._where}: round {server_round} was never started. Call start_round first.")
@@ -273,9 +279,7 @@ class RunWriter:
     def close(self) -> None:
         """Stop the signs of life and let go of the database."""
         self._heartbeat.stop()
-        if self._engine.dialect.name == "sqlite":
-            self._fold_wal()
-        self._engine.dispose()
+        self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -289,30 +293,24 @@ class RunWriter:
         finally:
             self.close()
 
-    def _fold_wal(self) -> None:
-        # One plain file at rest: it can be copied, and read from a read-only disk. A reader may be in the way.
-        with contextlib.suppress(SQLAlchemyError), self._engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA busy_timeout=200")
-            connection.exec_driver_sql("PRAGMA journal_mode=DELETE")
-
     def _still_open(self) -> bool:
-        with self._lock, self._guard(), Session(self._engine) as session:
+        with self._transaction() as session:
             status = session.scalar(select(Run.status).where(Run.id == self.run_id))
         return status in ("waiting", "running")
 
     def _clear(self, server_round: int) -> None:
-        with self._lock, self._guard(), Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             for table in _ROUND_TABLES:
                 session.execute(delete(table).where(table.run_id == self.run_id, table.server_round == server_round))
 
     def _replace(self, rows: Sequence[Base]) -> None:
-        with self._lock, self._guard(), Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             for row in rows:
                 session.merge(row)
             self._touch(session)
 
     def _write(self, row: Round | Event, *, run: Mapping[str, Any] | None = None) -> None:
-        with self._lock, self._guard(), Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             row.run_id = self.run_id
             session.add(row)
             self._touch(session, **(run or {}))
@@ -326,23 +324,6 @@ class RunWriter:
         # run: the next real write reports the trouble.
         with contextlib.suppress(SQLAlchemyError), self._lock, Session(self._engine) as session, session.begin():
             session.execute(update(Run).where(Run.id == self._run_id).values(heartbeat=time.time()))
-
-    @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        try:
-            yield
-        except (SQLAlchemyError, OverflowError) as error:
-            named = error if isinstance(error, OverflowError) else type(error).__name__
-            cause = getattr(error, "orig", None) or named
-            if passes(error):
-                raise RunError(
-                    f"record {self._where} cannot be written: {cause}. Check free space and rights, then resume the "
-                    "run."
-                ) from error
-            raise RecordError(
-                f"record {self._where} does not take what is to be written: {cause}. Check its tables and rights; no "
-                "waiting helps."
-            ) from error
 
 
 def _drop_after(session: Session, run_id: int, last: int) -> None:

@@ -1,4 +1,4 @@
-"""What a record does not take, on SQLite and on PostgreSQL (server/store/writer.py, upgrade.py, trouble.py)."""
+"""What a record does not take, on SQLite and on PostgreSQL (server/store/writer.py, migrating.py, trouble.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from server.rounds.record import RunRecorder
 from server.store import RunReader, RunWriter
 from server.store.schema import SiteRound, connect
 from server.store.trouble import passes
-from server.store.upgrade import widen
 from server.told import write_told
 
 LARGEST = 2**63 - 1
@@ -197,12 +196,11 @@ def test_the_table_of_an_older_release_is_widened_and_keeps_its_rows(database: s
         types = {column["name"]: column["type"] for column in inspect(engine).get_columns(SiteRound.__tablename__)}
         assert isinstance(types["bytes_up"], BigInteger)
         assert isinstance(types["bytes_down"], BigInteger)
-    assert widen(engine) == []
     engine.dispose()
 
 
 def test_a_table_in_another_s_hands_is_trouble_that_passes(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.store.upgrade.LOCK_SECONDS", 1)
+    monkeypatch.setattr("server.store.migrating.LOCK_SECONDS", 1)
     engine = create_engine(postgres)
     with engine.begin() as connection:
         connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
