@@ -34,7 +34,7 @@ class Block:
         return self.values.nbytes + self.present.nbytes
 
     def grown(self, found: Mapping[str, Iterable[tuple[int, float | None]]], since: int, last: int) -> Block:
-        """Return a block up to round ``last`` that keeps rounds before ``since`` and takes the others from ``found``."""
+        """Return a block up to round ``last``: rounds before ``since`` as they are, the others from ``found``."""
         scopes = (*self.scopes, *(scope for scope in sorted(found) if scope not in self.scopes))
         values = np.full((len(scopes), last + 1), np.nan)
         present = np.zeros(last + 1, dtype=bool)
