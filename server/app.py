@@ -138,7 +138,8 @@ def ending(strategy: OpmStrategy, plan: RunPlan) -> str | None:
     if done >= plan.config.rounds:
         return void
     if not strategy.roster.stopped:
-        told = "; ".join(f"{site}: {why}" for site, why in sorted(strategy.roster.refused.items())) or "nobody"
+        missing = {**strategy.roster.refused, **strategy.roster.excluded}
+        told = "; ".join(f"{site}: {why}" for site, why in sorted(missing.items())) or "nobody"
         raise RunError(
             f"no site was left to train after round {done} of {plan.config.rounds} ({told}). Invite sites and resume "
             "the run."

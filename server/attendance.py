@@ -13,7 +13,7 @@ from popmi_core.errors import RunError
 from popmi_core.protocol import POOLED_SITE, RunPlan
 from server.desk import Desk
 from server.exchange import Exchange, Question, Round
-from server.register import read_register
+from server.register import read_excluded, read_register
 from server.replies import Expected
 from server.roster import Entry, Roster
 from server.wire import ask
@@ -111,7 +111,16 @@ class Attendance:
         self.desk.revoked()
         # A run whose description names its sites is theirs alone.
         chosen = self.plan.config.sites or tuple(registry)
-        names = {node: site for site, node in registry.items() if node is not None and site in chosen}
+        out = {site: why for site, why in read_excluded(self.plan).items() if site in chosen}
+        changed, back = out != self.roster.excluded, self.roster.excluded.keys() - out.keys()
+        # Between rounds only: what a site sends to the round in flight is used.
+        self.roster.leave_out(out)
+        for site in back:
+            # Asked at once, not a while after it was asked last.
+            self._asked.pop(registry.get(site) or 0, None)
+        names = {
+            node: site for site, node in registry.items() if node is not None and site in chosen and site not in out
+        }
         post = self._post()
         post.hear()
         entry = Entry(names, self.plan.phantom, 0)
@@ -125,11 +134,13 @@ class Attendance:
             and (self.plan.sites_file is None or node in names)
         ]
         if not new:
+            if changed:
+                self.joined(self.roster)
             return []
         self._asked |= dict.fromkeys(new, now)
         before = (dict(self.roster.nodes), dict(self.roster.refused), dict(self.roster.waiting))
         joined = self._let_in(new, names)
-        if before != (self.roster.nodes, self.roster.refused, self.roster.waiting):
+        if changed or before != (self.roster.nodes, self.roster.refused, self.roster.waiting):
             self.joined(self.roster)
         return joined
 
@@ -139,7 +150,8 @@ class Attendance:
         return site in registry and registry[site] is None
 
     def _missing(self) -> list[str]:
-        return [site for site in self.plan.names if site not in self.roster.nodes and not self.revoked(site)]
+        out = {*self.roster.nodes, *self.roster.excluded}
+        return [site for site in self.plan.names if site not in out and not self.revoked(site)]
 
     def _let_in(self, nodes: list[int], names: Mapping[int, str]) -> list[str]:
         instruction = self.desk.instruction(0, **self.desk.asks.joining())
@@ -170,7 +182,7 @@ class Attendance:
     def _too_few(self, needed: int) -> str:
         here = ", ".join(sorted(site for site in self.roster.nodes if site != POOLED_SITE)) or "none"
         reasons = {site: "not on line" for site in self.plan.names if site not in self.roster.nodes}
-        reasons |= self.roster.refused
+        reasons |= {**self.roster.refused, **self.roster.excluded}
         told = "; ".join(f"{who}: {why}" for who, why in sorted(reasons.items())) or "no node answered"
         if not self.plan.names and here == "none":
             return f"no site could join the run ({told}). Mend the sites and rerun."

@@ -31,6 +31,7 @@ class FaultLog:
         self._run, self._patiently = plan.run, patiently
         self._log = None if plan.sites_file is None else AuditLog(Path(plan.sites_file).parent / AUDIT_FILE)
         self._refused: dict[str, str] = {}
+        self._excluded: set[str] = set()
         self._owed: deque[tuple[str, dict[str, object]]] = deque(maxlen=MOST_OWED)
 
     def round(self, done: RoundResult) -> None:
@@ -48,6 +49,15 @@ class FaultLog:
             if self._refused.get(site) != reason:
                 self.note("site.not_let_in", reason, site=site)
         self._refused = dict(refused)
+
+    def excluded(self, excluded: Mapping[str, str]) -> None:
+        """Note from when on a run leaves sites out that the operator excluded, and when it asks them again."""
+        for site, reason in sorted(excluded.items()):
+            if site not in self._excluded:
+                self.note("site.left_out", reason, site=site)
+        for site in sorted(self._excluded - set(excluded)):
+            self.note("site.asked_again", "the operator includes it again", site=site)
+        self._excluded = set(excluded)
 
     def note(self, event: str, reason: str, **details: object) -> None:
         """Note one event.

@@ -55,6 +55,7 @@ class Roster:
     """Sites by name with their node, what they told on joining, who was refused, who waits and who has stopped.
 
     ``waiting``: sites that have not approved the run's code yet, and what they say.
+    ``excluded``: sites that the operator leaves out for now, and why; their keys stay good.
     ``ledgers``: entries that each site told its privacy ledger has, the most it ever told.
     """
 
@@ -63,6 +64,7 @@ class Roster:
     refused: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
+    excluded: dict[str, str] = field(default_factory=dict)
     ledgers: dict[str, int] = field(default_factory=dict)
 
     def enrol(self, replies: Iterable[Message], expected: Expected, entry: Entry) -> list[str]:
@@ -109,6 +111,14 @@ class Roster:
             self.waiting.pop(site, None)
             self.refused[site] = "its key was revoked"
 
+    def leave_out(self, excluded: Mapping[str, str]) -> None:
+        """Ask these sites no more, for the reason given, until they are left out no longer."""
+        for site in excluded:
+            self.nodes.pop(site, None)
+            self.waiting.pop(site, None)
+            self.refused.pop(site, None)
+        self.excluded = dict(excluded)
+
     @property
     def class_counts(self) -> tuple[int, ...]:
         """Training images of every class at all sites together; empty where nobody was asked."""
@@ -137,7 +147,8 @@ class Roster:
                 self.ledgers[item.site] = told
 
     def with_stopped(self, outcomes: Sequence[SiteOutcome]) -> list[SiteOutcome]:
-        """Add the sites that had stopped earlier, so that every round shows every site."""
+        """Add the sites that had stopped earlier or are left out, so that every round shows every site."""
         told = {item.site for item in outcomes}
-        earlier = [SiteOutcome(who, "stopped", why) for who, why in self.stopped.items() if who not in told]
+        out = {**self.stopped, **self.excluded}
+        earlier = [SiteOutcome(who, "stopped", why) for who, why in out.items() if who not in told]
         return sorted([*outcomes, *earlier], key=lambda item: item.site)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from popmi_core.errors import AuditError, SetupError
-
-if TYPE_CHECKING:
-    from server.control.flower import FlowerControl
-    from server.control.home import ServerHome
+from popmi_core.errors import AuditError
+from server.control import choosing
+from server.control.options import HOME, AsJson, Home
+from server.control.options import open_control as _control
+from server.control.options import open_home as _home
 
 app = typer.Typer(help="Run a federation's server: set up, sites, runs.", no_args_is_help=True)
 audit = typer.Typer(help="The server's audit log.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
+app.add_typer(choosing.app)
 
-Home = Annotated[Path, typer.Option(envvar="POPMI_SERVER_HOME", help="The server's folder.", file_okay=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
-HOME = Path("popmi-server")
 Part = Literal["superlink", "runner", "gateway", "keeper", "dashboard"]
 
 
@@ -262,23 +260,3 @@ def show(
 
 def _listed(classes: str) -> list[str]:
     return [item.strip() for item in classes.split(",") if item.strip()]
-
-
-def _home(folder: Path) -> ServerHome:
-    from server.control.home import ServerHome
-
-    home = ServerHome(folder)
-    # Said at once, whatever was asked: not that there is no run in a folder that is no home.
-    home.settings()
-    return home
-
-
-def _control(home: ServerHome) -> FlowerControl:
-    settings = home.settings()
-    try:
-        from server.control.flower import FlowerControl
-    except ModuleNotFoundError as error:
-        raise SetupError(
-            f"this needs the package '{error.name}', which is not installed. Install popmi[server]."
-        ) from error
-    return FlowerControl(settings.superlink, home.ca)

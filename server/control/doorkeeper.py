@@ -11,8 +11,8 @@ from pathlib import Path
 from popmi_core.errors import SetupError
 from server.control.bounded import BoundedNotes
 from server.control.contract import Control, SuperLinkAway
-from server.control.home import ServerHome
-from server.control.sites import LONGEST_REASON, NotLetIn, confirm
+from server.control.home import LONGEST_REASON, ServerHome
+from server.control.sites import NotLetIn, confirm
 
 log = logging.getLogger("popmi.keeper")
 BY_ITSELF = "by the keeper itself, nobody compared the fingerprint (--confirm-from, for simulations on one machine)"

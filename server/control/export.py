@@ -13,6 +13,7 @@ from pathlib import Path
 from popmi_core.deployment import AuditLog, verify_log
 from popmi_core.errors import RunError
 from server.control.home import ServerHome
+from server.control.pins import model_path, read_pins
 from server.control.plans import CODE_FILE, CONFIG_FILE, read_plan
 from server.control.records import open_record
 from server.dashboard.exports import TABLES, as_csv, as_json, rows_of
@@ -22,9 +23,9 @@ SUMS = "SHA256SUMS"
 
 
 def export_run(home: ServerHome, name: str, out: Path) -> tuple[str, ...]:
-    """Write a run's last global model, record and audit excerpt, with a list of checksums; return the files' names.
+    """Write a run's model, record and audit excerpt, with a list of checksums; return the files' names.
 
-    The plan stays here: it names folders of this machine.
+    The model is the pinned one, else that of the last round. The plan stays here: it names folders of this machine.
 
     Raises:
         AuditError: If the audit log was changed: an excerpt of it would prove nothing.
@@ -64,13 +65,18 @@ def _texts(home: ServerHome, name: str, reader: RunReader, run: RunSummary) -> I
 
 def _files(home: ServerHome, name: str, reader: RunReader, run: RunSummary) -> Iterator[tuple[str, Path]]:
     folder = home.run_folder(name)
-    told = {row.server_round: row.model_sha256 for row in reader.rounds(run.id, since=run.rounds_done)}
-    model = folder / "models" / f"round-{run.rounds_done:03d}.safetensors"
+    pinned = read_pins(home).get(name)
+    number = run.rounds_done if pinned is None else pinned.round
+    told = {row.server_round: row.model_sha256 for row in reader.rounds(run.id, since=number)}
+    model = model_path(home, name, number)
+    if pinned is not None and not (model.exists() and _digest(model) == pinned.sha256):
+        raise RunError(
+            f"{model} is gone or not the model that was pinned (sha256 {pinned.sha256}). Put it back from a backup, or "
+            f"pin another: `popmi server pin {name} ROUND`."
+        )
     if model.exists():
-        if told.get(run.rounds_done) not in (None, _digest(model)):
-            raise RunError(
-                f"{model} is not the model that the record of round {run.rounds_done} tells of: it is damaged."
-            )
+        if told.get(number) not in (None, _digest(model)):
+            raise RunError(f"{model} is not the model that the record of round {number} tells of: it is damaged.")
         yield f"model/{model.name}", model
     for place, path in (("model/", model.with_suffix(".md")), ("", folder / CONFIG_FILE), ("", folder / CODE_FILE)):
         if path.exists():

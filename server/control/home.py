@@ -9,6 +9,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,8 @@ Address = Annotated[
 ]
 RunName = Annotated[str, StringConstraints(pattern=RUN_NAME)]
 State = Literal["invited", "enrolled", "revoked"]
+LONGEST_REASON = 500
+"""Letters of a reason that registry and audit log keep."""
 
 
 class _Frozen(BaseModel):
@@ -64,18 +67,35 @@ class ServerSettings(_Frozen):
     config: RunConfig = RunConfig()
 
 
+@dataclass(frozen=True)
+class Asker:
+    """Who asks for an act that another process carries out: an account of the pages, and through what it asked."""
+
+    name: str
+    via: str
+
+
 class Unlogged(_Frozen):
-    """What the audit log does not say of a revocation yet: why, and who asked for it."""
+    """What the audit log does not say of a revocation yet: why, and who asked for it, through what."""
 
     reason: str
     by: str
+    via: str | None = None
+
+
+class Excluded(_Frozen):
+    """Why a site is left out of rounds for now, who asked for it, and since when (seconds since 1970 UTC)."""
+
+    reason: str = Field(min_length=1, max_length=LONGEST_REASON)
+    by: str
+    since: float
 
 
 class SiteEntry(_Frozen):
     """One site in the registry; ``since`` is when its state began, in seconds since 1970 UTC.
 
     A revoked site keeps its node id until the SuperLink has cut it off and the audit log says so, and ``unlogged``
-    until the audit log holds its revocation.
+    until the audit log holds its revocation. One that is ``excluded`` keeps its key and is not asked.
     """
 
     public_key: str | None = None
@@ -83,6 +103,7 @@ class SiteEntry(_Frozen):
     state: State = "invited"
     since: float = 0.0
     unlogged: Unlogged | None = None
+    excluded: Excluded | None = None
 
 
 class Wanted(_Frozen):
@@ -113,6 +134,7 @@ class ServerHome:
         self.state = self.folder / "state.db"
         self.sites_file = self.folder / "sites.json"
         self.wanted_file = self.folder / "wanted.json"
+        self.pins_file = self.folder / "pins.json"
         self.kits, self.runs = self.folder / "kits", self.folder / "runs"
         self.processes = self.folder / "processes"
         # Touched by the keeper whenever a look of its went well.
@@ -165,7 +187,7 @@ class ServerHome:
     @contextmanager
     def changing_sites(self) -> Iterator[dict[str, SiteEntry]]:
         """Hold the registry, hand it out to be changed, and write it in one step when the block ends well."""
-        with self._held("sites"):
+        with self.held("sites"):
             sites = self.sites()
             yield sites
             self._write(self.sites_file, _SITES.dump_json(sites, indent=1).decode())
@@ -212,16 +234,17 @@ class ServerHome:
         Raises:
             SetupError: If there is another.
         """
-        with self._held(what, wait=False):
+        with self.held(what, wait=False):
             yield
 
-    def note(self, event: str, **details: Any) -> None:
-        """Write one line into the audit log, with who did it.
+    def note(self, event: str, asker: Asker | None = None, **details: Any) -> None:
+        """Write one line into the audit log, with who did it: ``asker``, or the user of the operating system.
 
         Raises:
             AuditError: If it cannot be written; then what was to be done must not be.
         """
-        AuditLog(self.audit_file).append(event, who=operator(), **details)
+        who = {"who": operator()} if asker is None else {"who": asker.name, "via": asker.via}
+        AuditLog(self.audit_file).append(event, **who, **details)
 
     def _write(self, path: Path, text: str) -> None:
         try:
@@ -230,7 +253,12 @@ class ServerHome:
             raise SetupError(f"cannot write {path}: {error.strerror}. Check the folder's owner and room.") from error
 
     @contextmanager
-    def _held(self, what: str, *, wait: bool = True) -> Iterator[None]:
+    def held(self, what: str, *, wait: bool = True) -> Iterator[None]:
+        """Hold one of the home's locks while the block lasts; with ``wait``, after whoever holds it.
+
+        Raises:
+            SetupError: If the folder cannot be written, or, without ``wait``, another process holds it.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / f".{what}.lock").open("a")

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from popmi_core.errors import AuditError, PopmiError
 from server.control.contract import Control, FlowerRun, SuperLinkAway
@@ -206,7 +207,7 @@ class Keeper:
         except OSError as error:
             log.debug("no sign of life could be given: %s", error.strerror)
 
-    def _once(self, event: str, text: str, **details: object) -> None:
+    def _once(self, event: str, text: str, **details: Any) -> None:
         """Write an event down the first time it happens on end."""
         if event in self._said:
             return

@@ -11,7 +11,7 @@ from popmi_core.config import RunConfig, read_config
 from popmi_core.errors import RunError, SetupError
 from popmi_core.protocol import RunPlan
 from server.control.certificates import Certificates, ensure_certificates
-from server.control.home import ServerHome, ServerSettings, Wanted, said
+from server.control.home import Asker, ServerHome, ServerSettings, Wanted, said
 from server.control.plans import make_plan, read_plan, run_name
 from server.control.records import standing
 from server.control.superlink import ensure_secret, split_address
@@ -126,38 +126,40 @@ def settings_from(
         ) from error
 
 
-def start(home: ServerHome, config: Path | None, name: str | None) -> RunPlan:
-    """Begin a run: write its plan and want it going; the keeper starts it.
+def start(home: ServerHome, config: Path | RunConfig | None, name: str | None, *, by: Asker | None = None) -> RunPlan:
+    """Begin a run: write its plan and want it going; the keeper starts it. ``by`` asked, else the user at this machine.
 
     Raises:
         ConfigError: If the description is unusable here.
         RunError: If another run is still going, or there is one of this name.
     """
     settings = home.settings()
-    described = settings.config if config is None else read_config(config)
+    described = read_config(config) if isinstance(config, Path) else config or settings.config
     if (wanted := home.wanted()) is not None:
         _require_rest(home, wanted)
     plan = make_plan(home, described, name or run_name(described))
-    home.note("run.wanted", run=plan.run, strategy=described.strategy, rounds=described.rounds, seed=described.seed)
+    home.note("run.wanted", by, run=plan.run, strategy=described.strategy, rounds=described.rounds, seed=described.seed)
     home.want(plan.run, "going")
     return plan
 
 
-def stop(home: ServerHome) -> str:
+def stop(home: ServerHome, name: str | None = None, *, by: Asker | None = None) -> str:
     """Have the run rest after the round in flight, and return its name; the keeper sees to it.
 
     Raises:
-        RunError: If no run is wanted.
+        RunError: If no run is wanted, or another than ``name``.
     """
     wanted = home.wanted()
     if wanted is None:
         raise RunError("no run was ever started here. Begin one: `popmi server start`.")
-    home.note("run.stop", run=wanted.run)
+    if name is not None and name != wanted.run:
+        raise RunError(f"run {name} is not going; the run that is wanted is {wanted.run}. Stop that one, or none.")
+    home.note("run.stop", by, run=wanted.run)
     home.want(wanted.run, "stopped")
     return wanted.run
 
 
-def resume(home: ServerHome, name: str | None) -> str:
+def resume(home: ServerHome, name: str | None, *, by: Asker | None = None) -> str:
     """Have a run go on after its last round, the newest without ``name``, and return its name.
 
     Raises:
@@ -172,7 +174,7 @@ def resume(home: ServerHome, name: str | None) -> str:
         raise RunError(f"run {run} has finished; there is nothing to go on with. Begin another: `popmi server start`.")
     if wanted is not None and wanted.run != run:
         _require_rest(home, wanted)
-    home.note("run.resume", run=run)
+    home.note("run.resume", by, run=run)
     home.want(run, "going")
     return run
 

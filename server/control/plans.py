@@ -72,14 +72,20 @@ def make_plan(home: ServerHome, config: RunConfig, name: str) -> RunPlan:
 
 
 def expected_sites(home: ServerHome, config: RunConfig) -> tuple[str, ...]:
-    """Return the sites a run waits for at its start: those its description names, or all that are not revoked.
+    """Return the sites a run waits for at its start: those its description names, or all not revoked nor excluded.
 
     A site that is let in later may join between two rounds.
 
     Raises:
-        ConfigError: If there is none, one is unknown or revoked, or a round would need more.
+        ConfigError: If there is none, one is unknown, revoked or excluded, or a round would need more.
     """
-    known = tuple(name for name, entry in home.sites().items() if entry.state != "revoked")
+    entries = {name: entry for name, entry in home.sites().items() if entry.state != "revoked"}
+    if out := [name for name in config.sites or () if name in entries and entries[name].excluded is not None]:
+        raise ConfigError(
+            f"sites {', '.join(out)} are excluded, but the run names them. Take them in again with `popmi server "
+            "include NAME`, or correct `sites`."
+        )
+    known = tuple(name for name, entry in entries.items() if entry.excluded is None)
     if unknown := [name for name in config.sites or () if name not in known]:
         raise ConfigError(
             f"sites {', '.join(unknown)} are none of this server's: {', '.join(known) or 'none yet'}. Correct `sites`, "

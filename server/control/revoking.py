@@ -6,11 +6,11 @@ import time
 
 from popmi_core.errors import AuditError, SetupError
 from server.control.contract import Control, RefusedForNow, SuperLinkAway
-from server.control.home import ServerHome, SiteEntry, Unlogged, operator
+from server.control.home import Asker, ServerHome, SiteEntry, Unlogged, operator
 from server.control.reserve import use_reserve
 
 
-def revoke(home: ServerHome, control: Control, name: str, *, reason: str) -> None:
+def revoke(home: ServerHome, control: Control, name: str, *, reason: str, by: Asker | None = None) -> None:
     """Take a site off for good; its key is never let in again.
 
     First the registry, so that no round asks it any more even while the SuperLink is away; then the SuperLink; the
@@ -25,7 +25,7 @@ def revoke(home: ServerHome, control: Control, name: str, *, reason: str) -> Non
     known = home.sites().get(name)
     if known is None:
         raise SetupError(f"there is no site {name}. The sites are: {', '.join(home.sites()) or 'none yet'}.")
-    unwritten = _mark_revoked(home, name, reason)
+    unwritten = _mark_revoked(home, name, reason, by)
     try:
         strays = _cut_off(control, name, known.node_id)
         if unwritten is None:
@@ -51,7 +51,7 @@ def revoke(home: ServerHome, control: Control, name: str, *, reason: str) -> Non
         ) from unwritten
 
 
-def _mark_revoked(home: ServerHome, name: str, reason: str) -> SetupError | None:
+def _mark_revoked(home: ServerHome, name: str, reason: str, by: Asker | None) -> SetupError | None:
     """Have the registry say that a site is revoked, and what the audit log lacks; return why it could not."""
     try:
         with home.changing_sites() as sites:
@@ -61,7 +61,11 @@ def _mark_revoked(home: ServerHome, name: str, reason: str) -> SetupError | None
                 update={
                     "state": "revoked",
                     "since": known.since if known.state == "revoked" else time.time(),
-                    "unlogged": Unlogged(reason=f"{before}{reason}", by=operator()),
+                    "unlogged": Unlogged(
+                        reason=f"{before}{reason}",
+                        by=operator() if by is None else by.name,
+                        via=None if by is None else by.via,
+                    ),
                 }
             )
     except SetupError as error:
@@ -115,8 +119,9 @@ def cut_off_revoked(home: ServerHome, control: Control) -> list[str]:
 def _write_down(home: ServerHome, sites: dict[str, SiteEntry], name: str) -> None:
     entry = sites[name]
     if (owed := entry.unlogged) is not None:
+        asker = None if owed.via is None else Asker(owed.by, owed.via)
         told = {"reason": owed.reason, "by": owed.by, "since": entry.since}
-        home.note("site.revoked", site=name, node_id=entry.node_id, **told)
+        home.note("site.revoked", asker, site=name, node_id=entry.node_id, **told)
         sites[name] = entry = entry.model_copy(update={"unlogged": None})
     if entry.node_id is not None:
         home.note("site.cut_off", site=name, node_id=entry.node_id)

@@ -29,6 +29,7 @@ def print_sites(views: Sequence[SiteView], certificate_days: int, *, console: Co
         node = "" if view.node_id is None else f"  node {view.node_id}"
         lines = [f"{view.name}: {view.state}{online}{seen}"]
         lines += [f"  {view.fingerprint}{node}"] if view.fingerprint else []
+        lines += [f"  excluded: {view.excluded}"] if view.excluded is not None else []
         lines += [f"  ! {view.note}"] if view.note else []
         for line in lines:
             out.print(escape(line), soft_wrap=True)

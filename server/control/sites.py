@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from popmi_core.deployment.enrolment import Enrolment, SiteKit, fingerprint, read_enrolment, write_kit
 from popmi_core.errors import SetupError
 from server.control.contract import Control, KeyTaken, SuperLinkAway
-from server.control.home import ServerHome, SiteEntry
+from server.control.home import LONGEST_REASON, Asker, ServerHome, SiteEntry
 from server.control.revoking import owes
-
-LONGEST_REASON = 500
-"""Letters of a refusal that the audit log keeps: sites write a part of it."""
 
 
 class NotLetIn(SetupError):
@@ -23,7 +21,10 @@ class NotLetIn(SetupError):
 
 @dataclass(frozen=True)
 class SiteView:
-    """One site as the operator sees it; ``online`` and ``last_seen`` are None where the SuperLink did not say."""
+    """One site as the operator sees it; ``online`` and ``last_seen`` are None where the SuperLink did not say.
+
+    ``excluded`` is why it is left out of rounds for now, None where it is not.
+    """
 
     name: str
     state: str
@@ -33,9 +34,10 @@ class SiteView:
     online: bool | None
     last_seen: float | None
     note: str = ""
+    excluded: str | None = None
 
 
-def add_site(home: ServerHome, name: str) -> Path:
+def add_site(home: ServerHome, name: str, *, by: Asker | None = None) -> Path:
     """Invite a site: write its kit and note it in the registry; return the kit's path.
 
     A revoked site may be invited again, and needs a new key then. An invited one gets its kit anew.
@@ -73,9 +75,10 @@ def add_site(home: ServerHome, name: str) -> Path:
                 f"site {name} is revoked but not cut off yet, or the audit log does not say so yet. Wait for the "
                 "SuperLink, or make room for the log; then invite it."
             )
-        home.note("site.invited", site=name)
+        home.note("site.invited", by, site=name)
         write_kit(path, kit)
-        sites[name] = SiteEntry(state="invited", since=time.time())
+        kept = known.excluded if known is not None and known.state == "invited" else None
+        sites[name] = SiteEntry(state="invited", since=time.time(), excluded=kept)
     return path
 
 
@@ -87,6 +90,7 @@ def confirm(
     agreed: Callable[[Enrolment], bool],
     how: str,
     refused: Callable[..., None] | None = None,
+    by: Asker | None = None,
 ) -> SiteEntry:
     """Let a site in whose fingerprint was compared.
 
@@ -97,6 +101,7 @@ def confirm(
         agreed: Asked whether the fingerprint is the one the site read out.
         how: How that was found out, for the audit log.
         refused: Writes down an enrolment that is never let in, as ``home.note`` does and by default with that.
+        by: Who asked for it, where that is not the user at this terminal.
 
     Raises:
         NotLetIn: If the enrolment is another project's, the fingerprint is another, or the key belongs to another site
@@ -105,16 +110,21 @@ def confirm(
     """
     enrolment = read_enrolment(file)
     try:
-        return _confirmed(home, control, enrolment, agreed, how)
+        return _confirmed(home, control, enrolment, agreed, how, by)
     except NotLetIn as error:
-        note = home.note if refused is None else refused
+        note = partial(home.note, asker=by) if refused is None else refused
         reason = str(error)[:LONGEST_REASON]
         note("site.refused", site=enrolment.site, fingerprint=enrolment.fingerprint, reason=reason)
         raise
 
 
 def _confirmed(
-    home: ServerHome, control: Control, enrolment: Enrolment, agreed: Callable[[Enrolment], bool], how: str
+    home: ServerHome,
+    control: Control,
+    enrolment: Enrolment,
+    agreed: Callable[[Enrolment], bool],
+    how: str,
+    by: Asker | None,
 ) -> SiteEntry:
     project = home.settings().project
     if enrolment.project != project:
@@ -136,11 +146,10 @@ def _confirmed(
         if known.state == "enrolled":
             return known
         key = " ".join(enrolment.public_key.split()[:2])
-        home.note("site.confirmed", site=enrolment.site, fingerprint=enrolment.fingerprint, how=how)
-        entry = SiteEntry(
-            public_key=key, node_id=_registered(control, enrolment.site, key), state="enrolled", since=time.time()
-        )
-        home.note("site.enrolled", site=enrolment.site, node_id=entry.node_id)
+        home.note("site.confirmed", by, site=enrolment.site, fingerprint=enrolment.fingerprint, how=how)
+        node = _registered(control, enrolment.site, key)
+        entry = known.model_copy(update={"public_key": key, "node_id": node, "state": "enrolled", "since": time.time()})
+        home.note("site.enrolled", by, site=enrolment.site, node_id=entry.node_id)
         sites[enrolment.site] = entry
     return entry
 
@@ -207,6 +216,7 @@ def view_sites(home: ServerHome, control: Control) -> tuple[SiteView, ...]:
                 online=None if away else node is not None and node.online,
                 last_seen=None if node is None else node.last_seen,
                 note=note,
+                excluded=None if entry.excluded is None else entry.excluded.reason,
             )
         )
     return tuple(views)

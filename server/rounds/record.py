@@ -143,6 +143,7 @@ class RunRecorder:
         """Note who takes part and who was refused, with the reason; seen before the next round begins."""
         self.roster = roster
         self.faults.refused(roster.refused)
+        self.faults.excluded(roster.excluded)
         self.patiently(lambda: self._note_refused(roster))
         lines = [(f"{site} could not join: {reason}", "error") for site, reason in sorted(roster.refused.items())]
         lines += [
@@ -187,10 +188,13 @@ class RunRecorder:
 
     def _begin(self, server_round: int) -> None:
         self.writer.start_round(server_round)
-        absent = {site: "not on line" for site in self.plan.names if site not in self.roster.nodes}
+        known = {*self.roster.nodes, *self.roster.excluded}
+        absent = {site: "not on line" for site in self.plan.names if site not in known}
         for site, reason in sorted({**absent, **self.roster.refused}.items()):
             outcome = "unreachable" if site in absent and site not in self.roster.refused else "failed"
             self.writer.record_site(server_round, site, phase="train", outcome=outcome, reason=reason)
+        for site, reason in sorted(self.roster.excluded.items()):
+            self.writer.record_site(server_round, site, phase="train", outcome="stopped", reason=reason)
 
     def end_round(self, done: RoundResult, global_model: Mapping[str, Tensor], carried: Mapping[str, Tensor]) -> None:
         """Write the model first and close the round last: what the record calls finished can be resumed.

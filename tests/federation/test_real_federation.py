@@ -151,3 +151,27 @@ def test_an_update_of_a_site_that_is_revoked_meanwhile_is_in_no_model(federation
         assert rows["phantom_slide"].outcome == "quarantined"
         assert "its key was revoked" in rows["phantom_slide"].reason
         assert set(reader.rounds(1)[0].notes["weights"]) == {"phantom_polarised", "phantom_ruler"}
+
+
+def test_a_site_that_is_excluded_misses_rounds_and_comes_back_with_the_key_it_has(federation, monkeypatch):
+    plan, lineup = real(federation, monkeypatch, rounds=3)
+    register, out = Path(plan.sites_file), {"reason": "mends its scanner", "by": "anna", "since": 1.0}
+    whole = json.loads(register.read_text())
+    trained = []
+
+    def choose(message, context):
+        answer = client_app(message, context)
+        if message.metadata.message_type == "train":
+            trained.append(context.node_config["site"])
+            # While round 1 goes on it is left out, while round 2 does it is taken in again.
+            without = {**whole, "phantom_slide": {**whole["phantom_slide"], "excluded": out}}
+            register.write_text(json.dumps(without if len(trained) <= 3 else whole))
+        return answer
+
+    run(plan, lineup, choose)
+    with federation.read(plan) as reader:
+        rows = {row.server_round: row for row in reader.sites(1) if row.phase == "train" and "slide" in row.site}
+        assert [rows[number].outcome for number in (1, 2, 3)] == ["ok", "stopped", "ok"]
+        assert rows[2].reason == "excluded by the operator: mends its scanner"
+        taken = [set(row.notes["weights"]) for row in reader.rounds(1)]
+    assert ["phantom_slide" in sites for sites in taken] == [True, False, True]

@@ -288,3 +288,47 @@ def test_the_run_begins_without_it_and_it_comes_in_between_rounds(tmp_path):
     assert hall.roster.evaluators == ["a", "b"]
     hall.clock.now = 600
     assert hall.attendance.look(hall.grid) == ["c"]
+
+
+EXCLUDED = {"state": "enrolled", "node_id": "2", "excluded": {"reason": "mends its scanner", "by": "anna", "since": 1}}
+
+
+def test_an_excluded_site_is_not_waited_for_and_not_asked_until_it_is_included(tmp_path):
+    path = register(tmp_path / "sites.json", b=EXCLUDED)
+    hall = Hall(path)
+    hall.attendance.begin(hall.grid)
+    assert hall.roster.evaluators == ["a", "c"]
+    assert hall.clock.now < 20
+    assert hall.roster.excluded == {"b": "excluded by the operator: mends its scanner"}
+    assert 2 not in hall.asked
+    register(path)
+    assert hall.attendance.look(hall.grid) == ["b"]
+    assert hall.roster.excluded == {}
+
+
+def test_a_site_that_is_excluded_between_two_rounds_leaves_the_run_and_its_reason_stands_there(tmp_path):
+    path = register(tmp_path / "sites.json")
+    hall = Hall(path)
+    hall.attendance.begin(hall.grid)
+    register(path, b=EXCLUDED)
+    # Not while a round goes on: only a revoked key is put out then.
+    assert hall.attendance.desk.revoked() == []
+    hall.attendance.between_rounds(hall.grid)
+    assert hall.roster.evaluators == ["a", "c"]
+    assert hall.heard[-1].excluded == {"b": "excluded by the operator: mends its scanner"}
+    shown = hall.roster.with_stopped([])
+    assert [(item.site, item.outcome, item.reason) for item in shown] == [
+        ("b", "stopped", "excluded by the operator: mends its scanner")
+    ]
+
+
+def test_with_too_few_left_after_exclusions_the_reason_names_them(tmp_path):
+    hall = Hall(register(tmp_path / "sites.json", b=EXCLUDED, c={**EXCLUDED, "node_id": "3"}))
+    with pytest.raises(RunError, match="b: excluded by the operator: mends its scanner; c: excluded"):
+        hall.attendance.begin(hall.grid)
+
+
+def test_a_run_that_names_its_sites_is_not_told_of_others_that_are_excluded(tmp_path):
+    hall = Hall(register(tmp_path / "sites.json", b=EXCLUDED), sites=["a", "c"])
+    hall.attendance.begin(hall.grid)
+    assert hall.roster.excluded == {}

@@ -113,3 +113,13 @@ def test_a_simulation_owes_nothing(tmp_path):
     log.owe("run.paused", "x")
     assert not log._owed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_from_when_on_a_site_is_left_out_and_asked_again_is_noted_once(tmp_path):
+    log, out = log_of(tmp_path), {"b": "excluded by the operator: moves house"}
+    for told in (out, out, {}, {}):
+        log.excluded(told)
+    assert [(event, told["site"], told["reason"]) for event, told in lines(tmp_path)] == [
+        ("site.left_out", "b", "excluded by the operator: moves house"),
+        ("site.asked_again", "b", "the operator includes it again"),
+    ]

@@ -9,7 +9,8 @@ from server.control import bounded
 from server.control.bounded import BoundedNotes
 from server.control.contract import RefusedForNow
 from server.control.doorkeeper import LONGEST_PAUSE, Doorkeeper
-from server.control.sites import LONGEST_REASON, NotLetIn, add_site, confirm
+from server.control.home import LONGEST_REASON
+from server.control.sites import NotLetIn, add_site, confirm
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_while_a_line_is_owed_the_site_is_not_invited_again(enrolled, control, l
 def test_a_line_that_was_written_is_not_written_again_when_the_next_one_fails(enrolled, control, monkeypatch, audited):
     note = type(enrolled).note
 
-    def fails_at_cut_off(self, event, **details):
+    def fails_at_cut_off(self, event, *who, **details):
         if event == "site.cut_off":
             raise AuditError("cannot write audit log")
         note(self, event, **details)
