@@ -77,7 +77,7 @@ class OrbitMerge(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Turn every copy back and average; class and register tokens have no place and are only averaged."""
         order = len(self.group)
-        copies = grid.reshape(order, len(grid) // order, *grid.shape[1:])
+        copies = grid.reshape(order, grid.shape[0] // order, *grid.shape[1:])
         shares = self._shares(copies)
         turned = [
             share * act(element.inverse(), one, dims=(1, 2))
@@ -86,7 +86,7 @@ class OrbitMerge(nn.Module):
         merged = torch.stack(turned).sum(dim=0)
         if prefix is None:
             return merged, None
-        return merged, (shares * prefix.reshape(order, len(prefix) // order, *prefix.shape[1:])).sum(dim=0)
+        return merged, (shares * prefix.reshape(order, prefix.shape[0] // order, *prefix.shape[1:])).sum(dim=0)
 
     def refine(self, tokens: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Return the tokens plus the bottleneck's output, where there is a bottleneck."""

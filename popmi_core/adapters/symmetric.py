@@ -68,7 +68,7 @@ def embed_with(
 ) -> Float[Tensor, "n tokens dim"]:
     """Return the tokens before the first block, from dense class and register tokens and a dense position table."""
     tokens = vit.patch_embed(images)
-    before = [token.expand(len(tokens), -1, -1) for token in specials]
+    before = [token.expand(tokens.shape[0], -1, -1) for token in specials]
     if table is not None and vit.no_embed_class:
         tokens = tokens + table
     tokens = torch.cat([*before, tokens], dim=1)

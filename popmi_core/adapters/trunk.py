@@ -155,7 +155,7 @@ def to_grid(backbone: Backbone, features: Tensor) -> tuple[Tensor, Tensor | None
         extra = int(getattr(backbone, "num_prefix_tokens", 0))
         side = math.isqrt(max(0, features.shape[1] - extra))
         if side * side == features.shape[1] - extra:
-            prefix, grid = features[:, :extra], features[:, extra:].reshape(len(features), side, side, -1)
+            prefix, grid = features[:, :extra], features[:, extra:].reshape(features.shape[0], side, side, -1)
     elif features.ndim == 4 and not _channels_last(backbone):
         grid = features.permute(0, 2, 3, 1)
     if grid.ndim != 4 or grid.shape[1] != grid.shape[2]:

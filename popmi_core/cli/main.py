@@ -23,6 +23,7 @@ from popmi_core.cli.evaluate import evaluate
 from popmi_core.cli.fit import fit
 from popmi_core.cli.fuse import fuse
 from popmi_core.cli.geometry import geometry
+from popmi_core.cli.onnx import onnx
 from popmi_core.cli.serve import serve
 from popmi_core.cli.simulate import simulate
 from popmi_core.errors import PopmiError
@@ -45,6 +46,7 @@ commands.command()(certify)
 commands.command()(evaluate)
 commands.command()(fit)
 commands.command()(distill)
+commands.command()(onnx)
 
 
 @commands.callback(invoke_without_command=True)

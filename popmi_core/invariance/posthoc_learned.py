@@ -46,6 +46,6 @@ class OrbitAttention(nn.Module):
     def forward(self, embeddings: Float[Tensor, "order n dim"]) -> Float[Tensor, "n dim"]:
         """Return one embedding an image."""
         tokens = embeddings.transpose(0, 1)
-        read: Tensor = self.blocks(torch.cat([self.token.expand(len(tokens), -1, -1), tokens], dim=1))
+        read: Tensor = self.blocks(torch.cat([self.token.expand(tokens.shape[0], -1, -1), tokens], dim=1))
         step: Tensor = self.out(self.norm(read[:, 0]))
         return embeddings.mean(dim=0) + step

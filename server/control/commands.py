@@ -219,6 +219,20 @@ def export(
     typer.echo(f"{out}: {len(names)} files, checksums in SHA256SUMS")
 
 
+@app.command()
+def onnx(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
+    number: Annotated[
+        int | None, typer.Argument(metavar="ROUND", min=0, help="Which round; default: the last that gave a model.")
+    ] = None,
+    home: Home = HOME,
+) -> None:
+    """Write a round's model as ONNX beside it, compared with torch; what it is lies in a JSON beside that."""
+    from server.control.onnx import export_onnx
+
+    typer.echo(f"{export_onnx(_home(home), name, number)}")
+
+
 @audit.callback()
 def _audit() -> None:
     """The server's audit log."""

@@ -115,7 +115,7 @@ class OcticVit(nn.Module):
         tokens = self.patch_embed(images) + self.pos_embed()
         if self.cls_token is not None:
             start = functional.pad(self.cls_token, (0, 7 * self.cls_token.shape[-1]))
-            parts = start.expand(len(tokens), -1, -1), tokens
+            parts = start.expand(tokens.shape[0], -1, -1), tokens
             tokens = torch.cat([part.movedim(-1, 0) for part in parts], dim=2).movedim(0, -1)  # in memory by channel
         return self.norm(self.blocks(tokens))
 
