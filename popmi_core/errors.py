@@ -63,3 +63,9 @@ class LeftError(SetupError):
     """The site has left its project: trying again does not help, so a service must not (its ``exit_code`` tells)."""
 
     exit_code = 10
+
+
+class AccessError(PopmiError):
+    """An account, a password, a token or where the pages may be seen is not as it must be."""
+
+    exit_code = 11

@@ -7,9 +7,7 @@ from typing import Literal
 
 from starlette.requests import Request
 
-Role = Literal["viewer", "operator", "admin"]
-ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
-"""From the least to the most: an operator may do what a viewer may, an admin what an operator may."""
+from server.centre.people import ROLES, Role
 
 
 @dataclass(frozen=True)
