@@ -19,6 +19,9 @@ from server.store import RunWriter
 SITES = ("msk", "rosendahl", "vidir_modern", "vidir_molemax", "vienna_dias")
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 LAYERS = tuple(f"blocks.{number}.{part}" for number in range(3) for part in ("attn", "mlp"))
+UNITS = 192
+MIN_CELL = 5
+KINDS = ("patch embedding", "attention", "MLP", "norm")
 TROUBLE = {(3, "rosendahl"): ("late", "no answer within 60 s"), (4, "msk"): ("failed", "out of memory on the device")}
 
 
@@ -35,7 +38,10 @@ def begin(writer: RunWriter, *, rounds: int = 6, name: str = "opm-seed0", **chan
         "classes": CLASSES,
         "sites": SITES,
     }
-    return writer.start_run(name, **(described | changes))  # type: ignore[arg-type]
+    described |= changes
+    run_id = writer.start_run(name, **described)  # type: ignore[arg-type]
+    write_joined(writer, tuple(described["sites"]), tuple(described["classes"]))  # type: ignore[arg-type]
+    return run_id
 
 
 def add_round(
@@ -70,7 +76,15 @@ def add_round(
             for split in ("val", "test") if last else ("val",):
                 writer.record_metrics(server_round, site, split, figures(server_round, -0.03 * place, rng))
             gains = {layer: float(0.3 / (2 + place) * rng.random()) for layer in LAYERS}
-            writer.record_match(server_round, site, gains=gains, identity={LAYERS[0]: place == 0})
+            writer.record_match(
+                server_round,
+                site,
+                gains=gains,
+                identity={LAYERS[0]: place == 0},
+                angles={layer: float(6 + 20 * rng.random()) for layer in LAYERS if layer.endswith("attn")},
+                moved={layer: int(rng.integers(0, UNITS)) for layer in LAYERS if layer.endswith("mlp")},
+                units={layer: UNITS if layer.endswith("mlp") else 3 for layer in LAYERS},
+            )
     for split in ("val", "test") if last else ("val",):
         pooled = figures(server_round, 0.01, rng)
         bounded = {
@@ -79,6 +93,7 @@ def add_round(
         writer.record_metrics(server_round, "global", split, bounded)
     if last:
         writer.record_metrics(server_round, "external", "external", figures(server_round, -0.06, rng))
+    write_details(writer, server_round, sites, last=last)
     writer.finish_round(
         server_round,
         seconds_total=24.6 + rng.random(),
@@ -88,6 +103,97 @@ def add_round(
         notes={"rules": {"rule": "circuit", "head": "average"}},
         model_sha256=f"{server_round:02d}" * 32,
     )
+
+
+def write_joined(writer: RunWriter, sites: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    """Write what sites told when they joined."""
+    rng = np.random.default_rng(5)
+    for place, site in enumerate(sites):
+        sizes = {"train": 400 + 90 * place, "val": 60 + 10 * place, "test": 80 + 10 * place}
+        joined = {
+            "popmi": "" if place == 1 else "0.6.0", "skipped_rows": 7 if place == 2 else 0, "split_sizes": sizes,
+            "phantom": True, "epsilon_limit": None, "delta": None,
+        }  # fmt: skip
+        writer.record_detail(0, site, "train", "joined", joined)
+        for split, size in sizes.items():
+            counts = rng.multinomial(size, _skew(len(classes)))
+            value = {"classes": classes, "counts": [hidden(int(n)) for n in counts], "min_cell": MIN_CELL}
+            writer.record_detail(0, site, split, "classes", value)
+
+
+def write_details(writer: RunWriter, server_round: int, sites: tuple[str, ...], *, last: bool) -> None:
+    """Write what is more than one figure: confusion, calibration and similarity; in the last round turned images."""
+    rng = np.random.default_rng(1000 + server_round)
+    grown = 1 - math.exp(-0.35 * server_round)
+    scopes = {site: 60 + 10 * place for place, site in enumerate(sites)} | {"global": 400}
+    for scope, images in scopes.items():
+        for split in ("val", "test", "train") if last else ("val",):
+            writer.record_detail(server_round, scope, split, "confusion", confusion(images, grown, rng))
+            writer.record_detail(server_round, scope, split, "calibration", calibration(images, grown, rng))
+        if last:
+            writer.record_detail(server_round, scope, "val", "rotation", rotation(images, rng))
+            writer.record_detail(server_round, scope, "val", "lee", lee(rng))
+    near = 0.2 + 0.4 * grown + 0.05 * rng.random((len(sites), len(sites)))
+    cosine = np.where(np.eye(len(sites)) == 1, 1.0, (near + near.T) / 2)
+    norms = (2.5 - 1.5 * grown + 0.1 * rng.random(len(sites))).tolist()
+    value = {"sites": sites, "cosine": cosine.tolist(), "norms": norms}
+    writer.record_detail(server_round, "global", "train", "similarity", value)
+
+
+def hidden(count: int) -> int | None:
+    """Return a count as it may be told."""
+    return count if count >= MIN_CELL else None
+
+
+def _skew(num_classes: int) -> np.ndarray:
+    share = 0.6 ** np.arange(num_classes)
+    return np.roll(share / share.sum(), -2)
+
+
+def confusion(images: int, grown: float, rng: np.random.Generator) -> dict[str, object]:
+    """Return a confusion table whose small cells are hidden."""
+    size = len(CLASSES)
+    odds = 0.3 * (1 - grown) + np.eye(size) * (0.2 + grown)
+    counts = [
+        rng.multinomial(n, row / row.sum()) for n, row in zip(rng.multinomial(images, _skew(size)), odds, strict=True)
+    ]
+    told = [[hidden(int(n)) for n in row] for row in counts]
+    return {"classes": CLASSES, "counts": told, "min_cell": MIN_CELL}
+
+
+def calibration(images: int, grown: float, rng: np.random.Generator) -> dict[str, object]:
+    """Return reliability bins: too sure of itself, less so with every round."""
+    number = max(1, min(15, images // MIN_CELL))
+    confidence = np.linspace(0.3, 0.97, number)
+    accuracy = np.clip(confidence - 0.2 * (1 - grown) + 0.02 * rng.normal(size=number), 0, 1)
+    bins = [
+        {"confidence": c, "accuracy": a, "lower": max(0.0, a - 0.06), "upper": min(1.0, a + 0.06), "count": n}
+        for c, a, n in zip(confidence.tolist(), accuracy.tolist(), [images // number] * number, strict=True)
+    ]
+    return {"bins": bins, "ece": float(np.abs(confidence - accuracy).mean())}
+
+
+def rotation(images: int, rng: np.random.Generator) -> dict[str, object]:
+    """Return a rotation curve with its floor: least at quarter turns."""
+    angles = [15.0 * step for step in range(24)]
+    off = np.abs(np.sin(2 * np.radians(angles)))
+    noise = 0.01 * rng.random(24) * (off > 1e-9)
+    variation = np.where(np.arange(24) == 0, 0.0, 0.05 + 0.14 * off + noise)
+    floor = {"total_variation": 0.04 * off, "flips": 0.03 * off, "accuracy": 0.62 - 0.01 * off}
+    found = {"total_variation": variation, "flips": 0.8 * variation, "accuracy": 0.71 - 0.6 * variation}
+    lists = {name: values.tolist() for name, values in found.items()}
+    under = {name: values.tolist() for name, values in floor.items()}
+    return {"angles": angles, "num_images": min(images, 128), **lists, "floor": under}
+
+
+def lee(rng: np.random.Generator) -> dict[str, object]:
+    """Return rotation LEE of a few layers."""
+    names = ("patch_embed", *LAYERS, "norm")
+    layers = [
+        {"name": name, "kind": KINDS[place % len(KINDS)], "value": float(0.4 * 0.7**place + 0.02 * rng.random())}
+        for place, name in enumerate(names)
+    ]
+    return {"num_images": 16, "layers": layers}
 
 
 def figures(server_round: int, shift: float, rng: np.random.Generator) -> dict[str, float]:
