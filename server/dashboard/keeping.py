@@ -1,0 +1,61 @@
+"""What the keeper last told of sites, models and the server: snapshots in the centre, only read here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from sqlalchemy import JSON, Float, String, column, select, table
+from sqlalchemy.exc import SQLAlchemyError
+
+from server.dashboard.modelbook import Kept, KeptModel
+
+STALE_SECONDS = 60.0
+"""The keeper tells every ten seconds; six tellings left out are no pause of its."""
+_BOARD = table("board", column("key", String), column("value", JSON), column("time", Float))
+
+
+@dataclass(frozen=True)
+class Told:
+    """One snapshot: what was told, and when (seconds since 1970 UTC).
+
+    ``time`` is None where nothing was told yet, ``away`` says why the centre could not be asked, empty if it could.
+    """
+
+    value: Any = None
+    time: float | None = None
+    away: str = ""
+
+    @property
+    def stale(self) -> bool:
+        """Whether the keeper has been silent for too long for this to be how things are now."""
+        return self.time is not None and time.time() - self.time > STALE_SECONDS
+
+    def mapping(self) -> Mapping[str, Any]:
+        """Return what was told where it is an object, else an empty one."""
+        return self.value if isinstance(self.value, Mapping) else {}
+
+    def items(self) -> list[Mapping[str, Any]]:
+        """Return the objects of what was told where it is a list, else none."""
+        return [item for item in self.value if isinstance(item, Mapping)] if isinstance(self.value, list) else []
+
+
+def told(request: Request, key: str) -> Told:
+    """Return what the keeper last told under a key; where the centre is away, the last that this process heard."""
+    state = request.app.state
+    centre = getattr(state, "centre", None)
+    if centre is None:
+        return Told()
+    heard: dict[str, Told] = state.heard if hasattr(state, "heard") else {}
+    state.heard = heard
+    try:
+        with centre.connect() as connection:
+            row = connection.execute(select(_BOARD.c.value, _BOARD.c.time).where(_BOARD.c.key == key)).first()
+    except SQLAlchemyError as error:
+        last = heard.get(key, Told())
+        return Told(last.value, last.time, str(getattr(error, "orig", None) or type(error).__name__))
+    heard[key] = Told() if row is None else Told(row.value, row.time)
+    return heard[key]
