@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -16,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from server.dashboard import formats
 from server.dashboard.access.person import person_of
 from server.dashboard.charts import Chart, label
-from server.dashboard.language import LANGUAGES, N_, SOURCE, language_of, translations
+from server.dashboard.language import COOKIE, LANGUAGES, N_, SOURCE, language_of, translations
 from server.dashboard.svg import draw
 from server.dashboard.views import flatten
 
@@ -28,6 +29,8 @@ NAVIGATION = (
     ("/act", N_("Act")),
 )
 """Where the header leads, and in which order."""
+KEPT_SECONDS = 365 * 24 * 3600
+"""How long a browser keeps the language that was chosen."""
 
 
 @lru_cache(maxsize=len(LANGUAGES))
@@ -44,6 +47,7 @@ def environment(language: str = SOURCE) -> Environment:
     found.install_gettext_translations(translations(language), newstyle=True)  # type: ignore[attr-defined]
     for name in ("figure", "bounded", "moment", "minute", "duration", "size", "count", "split_name"):
         found.filters[name] = getattr(formats, name)
+    found.filters["say"] = _saying(language)
     found.filters |= {"label": label, "flatten": flatten, "path": _path, "plot": _plot, "draw": draw}
     return found
 
@@ -62,11 +66,44 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
         "centre": getattr(request.app.state, "centre", None),
         "language": language,
         "languages": LANGUAGES,
+        "here_in": _here_in(request),
         "here": request.url.path,
         "navigation": NAVIGATION,
     }
     text = environment(language).get_template(template).render(**known, **values)
-    return HTMLResponse(text.encode("utf-8", "replace"), status_code=status)
+    answer = HTMLResponse(text.encode("utf-8", "replace"), status_code=status)
+    answer.headers["Vary"] = "Accept-Language, Cookie, HX-Request"
+    if request.query_params.get("language") in LANGUAGES:
+        # The one thing remembered of a person who has not signed in: which language they chose.
+        answer.set_cookie(
+            COOKIE, language, max_age=KEPT_SECONDS, samesite="strict", httponly=True, secure=request.url.scheme == "https"
+        )
+    return answer
+
+
+def render_live(request: Request, name: str, *, status: int = 200, **values: Any) -> Response:
+    """Return the page ``name.html``, or its part ``_name.html`` where the page itself asks for what changed."""
+    if request.headers.get("hx-request") == "true":
+        # 200, so that the page shows even a trouble in its place and recovers with the next change.
+        return render(request, f"_{name}.html", **values)
+    return render(request, f"{name}.html", status=status, **values)
+
+
+def _here_in(request: Request) -> Callable[[str], str]:
+    """Return a function that gives this page's address in another language, its other questions kept."""
+    asked = [(name, value) for name, value in request.query_params.multi_items() if name != "language"]
+    return lambda tag: "?" + urlencode([*asked, ("language", tag)], errors="surrogateescape")
+
+
+def _saying(language: str) -> Callable[..., str]:
+    """Return the filter for texts that come as values: unlike ``_``, it leaves what it gives to be escaped."""
+
+    def say(text: str, values: Mapping[str, Any] | None = None) -> str:
+        # An empty text is the catalogue's own head.
+        told = translations(language).gettext(text) if text else text
+        return told % values if values else told
+
+    return say
 
 
 def _path(key: str) -> str:
