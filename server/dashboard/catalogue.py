@@ -57,14 +57,14 @@ class FolderCatalogue:
 
     def __init__(self, root: Path, *, only: str | None = None) -> None:
         self.where = str(root / only if only else root)
-        self._root = root
+        self.root = root
         self._only = only
         self._readers: dict[str, RunReader] = {}
         self._seen: dict[str, tuple[object, Pulse | RunError]] = {}
 
     def names(self) -> tuple[str, ...]:
         try:
-            folders = sorted(item.name for item in self._root.iterdir() if (item / RECORD_NAME).is_file())
+            folders = sorted(item.name for item in self.root.iterdir() if (item / RECORD_NAME).is_file())
         except OSError:
             return ()
         return tuple(name for name in folders if self._only in (None, name))
@@ -88,7 +88,7 @@ class FolderCatalogue:
 
     def _reader(self, key: str) -> RunReader:
         if key not in self._readers:
-            self._readers[key] = RunReader(self._root / key / RECORD_NAME)
+            self._readers[key] = RunReader(self.root / key / RECORD_NAME)
         return self._readers[key]
 
     def _pulse(self, key: str) -> Pulse | RunError:
@@ -108,7 +108,7 @@ class FolderCatalogue:
         stamps = []
         for name in (RECORD_NAME, f"{RECORD_NAME}-wal"):
             try:
-                info = (self._root / key / name).stat()
+                info = (self.root / key / name).stat()
             except OSError:
                 continue
             stamps.append((info.st_mtime_ns, info.st_size, info.st_ino))

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
-from sqlalchemy import JSON, Float, String, column, select, table
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
+from server.centre.schema import Board
 from server.dashboard.modelbook import Kept, KeptModel
 
 STALE_SECONDS = 60.0
 """The keeper tells every ten seconds; six tellings left out are no pause of its."""
-_BOARD = table("board", column("key", String), column("value", JSON), column("time", Float))
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,37 @@ def told(request: Request, key: str) -> Told:
     state.heard = heard
     try:
         with centre.connect() as connection:
-            row = connection.execute(select(_BOARD.c.value, _BOARD.c.time).where(_BOARD.c.key == key)).first()
+            row = connection.execute(select(Board.value, Board.time).where(Board.key == key)).first()
     except SQLAlchemyError as error:
         last = heard.get(key, Told())
         return Told(last.value, last.time, str(getattr(error, "orig", None) or type(error).__name__))
     heard[key] = Told() if row is None else Told(row.value, row.time)
     return heard[key]
+
+
+def kept_models(request: Request) -> Kept:
+    """Return what the keeper told of each run's models; none without a centre."""
+    return _parsed_models(told(request, "models"))
+
+
+def _parsed_models(snapshot: Told) -> Kept:
+    found: dict[tuple[str, int], KeptModel] = {}
+    for run, rounds in snapshot.mapping().items():
+        for number, item in rounds.items() if isinstance(rounds, Mapping) else ():
+            if isinstance(item, Mapping) and str(number).isdigit():
+                found[run, int(number)] = _kept_model(item)
+    return found
+
+
+def _kept_model(item: Mapping[str, Any]) -> KeptModel:
+    pin = item.get("pin")
+    pinned = pin if isinstance(pin, Mapping) else {}
+    return KeptModel(
+        size=item.get("size"),
+        here=item.get("here"),
+        onnx=bool(item.get("onnx")),
+        pinned_by=pinned.get("by"),
+        pinned_at=pinned.get("time"),
+        pin_note=pinned.get("note"),
+        card=item.get("card"),
+    )

@@ -8,6 +8,7 @@ from typing import Any
 
 from popmi_core.errors import RunError
 from server.dashboard.catalogue import Catalogue, DatabaseCatalogue, NotFound
+from server.dashboard.charts import label
 from server.dashboard.lineage import Lineage, trace
 from server.dashboard.modelcards import Card, Verdict, parse_card, parse_verdict
 from server.dashboard.modelfiles import Kind, ModelFile, Shelf, read_card
@@ -23,6 +24,7 @@ from server.store.looks import (
 )
 
 LINES_A_PAGE = 100
+_ORDER = {"val": 0, "test": 1, "external": 2, "train": 3}
 REACH = 4
 """How many rounds before and after a model are shown beside it."""
 
@@ -92,6 +94,31 @@ class ModelView:
     figures: tuple[MetricRow, ...]
     files: Mapping[Kind, ModelFile]
     near: tuple[RoundModel, ...]
+
+    @property
+    def external(self) -> bool:
+        """Whether this round was tested on images no site trained on."""
+        return any(row.scope == "external" for row in self.figures)
+
+    @property
+    def table(self) -> RoundTable | None:
+        """The round's figures: names down, the global model's splits and the external set across."""
+        seen = [row for row in self.figures if row.scope in ("global", "external")]
+        if not seen:
+            return None
+        found = {(row.name, row.split, row.scope): row for row in seen}
+        columns = tuple(sorted({(row.split, row.scope) for row in seen}, key=lambda pair: _ORDER.get(pair[0], 9)))
+        names = sorted({row.name for row in seen}, key=lambda name: (name != "auroc", label(name)))
+        rows = tuple((name, tuple(found.get((name, *column)) for column in columns)) for name in names)
+        return RoundTable(columns, rows)
+
+
+@dataclass(frozen=True)
+class RoundTable:
+    """One round's figures: ``columns`` are split and scope, a row has a figure or None for each."""
+
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, tuple[MetricRow | None, ...]], ...]
 
 
 def folder_of(catalogue: Catalogue, key: str, run: RunSummary) -> str:

@@ -56,7 +56,9 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
     """Return a page, or a part of one, in the reader's language.
 
     Every template also knows ``person`` (nameless where nobody has to sign in), ``csrf()`` (the hidden field that every
-    form needs), ``language``, ``here`` (the page's path), ``navigation`` and ``where`` (what is looked at).
+    form needs), ``language``, ``here`` (the page's path), ``here_now`` (with its questions), ``here_in(language)``,
+    ``navigation`` and ``where`` (what is looked at). A text that comes as a value is translated by the filter ``say``,
+    never by ``_()``: what that gives counts as safe HTML.
     """
     language, person = language_of(request), person_of(request)
     known = {
@@ -68,6 +70,7 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
         "languages": LANGUAGES,
         "here_in": _here_in(request),
         "here": request.url.path,
+        "here_now": _here_now(request),
         "navigation": NAVIGATION,
     }
     text = environment(language).get_template(template).render(**known, **values)
@@ -76,7 +79,12 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
     if request.query_params.get("language") in LANGUAGES:
         # The one thing remembered of a person who has not signed in: which language they chose.
         answer.set_cookie(
-            COOKIE, language, max_age=KEPT_SECONDS, samesite="strict", httponly=True, secure=request.url.scheme == "https"
+            COOKIE,
+            language,
+            max_age=KEPT_SECONDS,
+            samesite="strict",
+            httponly=True,
+            secure=request.url.scheme == "https",
         )
     return answer
 
@@ -87,6 +95,11 @@ def render_live(request: Request, name: str, *, status: int = 200, **values: Any
         # 200, so that the page shows even a trouble in its place and recovers with the next change.
         return render(request, f"_{name}.html", **values)
     return render(request, f"{name}.html", status=status, **values)
+
+
+def _here_now(request: Request) -> str:
+    """Return this page's address as it was asked for, to ask again what changed; the language is in the cookie."""
+    return request.url.path + "?" + urlencode(request.query_params.multi_items(), errors="surrogateescape")
 
 
 def _here_in(request: Request) -> Callable[[str], str]:

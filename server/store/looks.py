@@ -99,7 +99,9 @@ def named_figures(reader: RunReader, run_id: int, name: str, rounds: Sequence[in
 def scope_figures(reader: RunReader, run_id: int, scope: str) -> tuple[MetricRow, ...]:
     """Return every figure of one site, of ``global`` or ``external``, by name, split and round."""
     query = select(*_METRIC_COLUMNS).where(Metric.run_id == run_id, Metric.scope == scope)
-    return tuple(MetricRow(*row) for row in _ask(reader, query.order_by(Metric.name, Metric.split, Metric.server_round)))
+    return tuple(
+        MetricRow(*row) for row in _ask(reader, query.order_by(Metric.name, Metric.split, Metric.server_round))
+    )
 
 
 def site_rounds(

@@ -9,11 +9,19 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from popmi_core.errors import RunError
-from server.dashboard.catalogue import NotFound
+from server.dashboard.catalogue import FolderCatalogue, NotFound
 from server.dashboard.downloads import disposition, table_file
 from server.dashboard.keeping import kept_models
 from server.dashboard.language import N_
-from server.dashboard.modelbook import LINES_A_PAGE, ModelLine, Shelves, chosen_models, run_models, view_model
+from server.dashboard.modelbook import (
+    LINES_A_PAGE,
+    ModelLine,
+    ModelPage,
+    Shelves,
+    chosen_models,
+    run_models,
+    view_model,
+)
 from server.dashboard.modelfiles import Shelf, read_json
 from server.dashboard.rendering import render, render_live
 
@@ -34,7 +42,8 @@ def shelves(request: Request) -> Shelves:
     """Return where this application's models are looked for."""
     state = request.app.state
     if not hasattr(state, "shelf"):
-        state.shelf = Shelf(getattr(state, "runs_folder", None))
+        beside = state.catalogue.root if isinstance(state.catalogue, FolderCatalogue) else None
+        state.shelf = Shelf(getattr(state, "runs_folder", None) or beside)
     return Shelves(state.catalogue, state.shelf, kept_models(request))
 
 
@@ -42,18 +51,21 @@ def shelves(request: Request) -> Shelves:
 def models_page(request: Request, run: str | None = None, first: Annotated[int, Query(ge=0)] = 0) -> Response:
     """Every run's best, newest and pinned models, or all models of one run."""
     where = shelves(request)
-    files_known = where.shelf.runs is not None or bool(where.kept)
     if run is None:
         lines, troubles = chosen_models(where)
-        return render_live(
-            request, "models", lines=lines, troubles=troubles, run=None, number=len(lines), first=0,
-            page=LINES_A_PAGE, files_known=files_known,
-        )  # fmt: skip
-    shown = run_models(where, run, first=first)
+        shown = ModelPage(lines, len(lines), 0)
+    else:
+        shown, troubles = run_models(where, run, first=first), ()
     return render_live(
-        request, "models", lines=shown.lines, troubles=(), run=run, number=shown.number, first=shown.first,
-        page=LINES_A_PAGE, files_known=files_known,
-    )  # fmt: skip
+        request,
+        "models",
+        shown=shown,
+        troubles=troubles,
+        run=run,
+        runs=tuple(dict.fromkeys((line.key, line.run) for line in shown.lines)),
+        page=LINES_A_PAGE,
+        files_known=where.shelf.runs is not None,
+    )
 
 
 @router.get("/models.csv")
@@ -137,5 +149,3 @@ def _cells(line: ModelLine) -> tuple[object, ...]:
         None if line.external is None else line.external.value,
         line.size, line.sha256,
     )  # fmt: skip
-
-
