@@ -1,4 +1,4 @@
-"""A model's card as the pages show it: read from the file's header or from what the keeper told, whatever its version."""
+"""A model's card as the pages show it: read from the file's header or from what the keeper told, of any version."""
 
 from __future__ import annotations
 

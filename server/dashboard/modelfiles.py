@@ -1,4 +1,4 @@
-"""The files of models below a folder of runs: found by name among those that exist, read without torch, never executed."""
+"""The files of models below a folder of runs: found among those that exist, read without torch."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def _newest_value(reader: RunReader, run_id: int, name: str) -> dict[str, float]
         .join(last, (last.c.site == SiteRound.site) & (last.c.last == SiteRound.server_round))
         .where(*trained)
     )
-    return {site: value for site, value in _ask(reader, query)}
+    return {row[0]: row[1] for row in _ask(reader, query)}
 
 
 def _ask(reader: RunReader, query: Select[Any]) -> Sequence[Row[Any]]:
