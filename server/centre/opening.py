@@ -23,7 +23,7 @@ CENTRE_NAME = "centre.sqlite"
 
 def centre_database(home_folder: Path) -> str | Path:
     """Return where the centre of a server's home is: ``POPMI_DATABASE`` if that is set, else a file in the home."""
-    return os.environ.get(DATABASE_VARIABLE) or home_folder / CENTRE_NAME
+    return os.environ.get(DATABASE_VARIABLE, "").strip() or home_folder / CENTRE_NAME
 
 
 def open_centre(database: str | Path) -> Engine:
@@ -42,7 +42,8 @@ def open_centre(database: str | Path) -> Engine:
         bring(engine, CENTRE_HISTORY)
     except SQLAlchemyError as error:
         engine.dispose()
-        cause = getattr(error, "orig", None) or type(error).__name__
+        # A database server draws the statement below its first line.
+        cause = str(getattr(error, "orig", None) or type(error).__name__).partition("\n")[0]
         where = display_name(database)
         if passes(error):
             raise RunError(

@@ -110,8 +110,8 @@ def _refuse_newer(engine: Engine, history: History, found: str) -> None:
         where = display_name(str(engine.url)) if engine.dialect.name != "sqlite" else _file(engine)
         raise RecordError(
             f"{history.what} {where}: its tables are at revision {found}, this release knows up to {history.head}. "
-            "Nothing was changed. Install the newer release again, or go back with it: popmi server database --to "
-            f"{history.head}."
+            "Nothing was changed. Install the newer release again, or go back with it: popmi server database "
+            f"--{history.what} {history.head}."
         )
 
 

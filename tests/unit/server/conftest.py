@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import throwaway_postgres
+from sqlalchemy import create_engine, text
 
 _SOURCE = Path(__file__).parents[2] / "support" / "believable_run.py"
 
@@ -55,3 +57,26 @@ def written(tmp_path: Path, stock: Callable[..., Path]) -> Callable[..., Path]:
         return tmp_path / "runs"
 
     return write
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """Hand out the address of a PostgreSQL for the tests of this process; what a test finds in it is another's."""
+    if throwaway_postgres.programs() is None:
+        pytest.skip("PostgreSQL's programs are not installed here")
+    pytest.importorskip("psycopg")
+    with throwaway_postgres.running() as address:
+        yield address
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Hand out an empty database of each kind."""
+    if request.param == "sqlite":
+        return str(tmp_path / "record.sqlite")
+    address: str = request.getfixturevalue("postgres")
+    engine = create_engine(address)
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+    engine.dispose()
+    return address

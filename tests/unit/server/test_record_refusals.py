@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import throwaway_postgres
 from sqlalchemy import BigInteger, create_engine, inspect, text
 from sqlalchemy.exc import DataError, IntegrityError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -22,27 +21,6 @@ from server.store.trouble import passes
 from server.told import write_told
 
 LARGEST = 2**63 - 1
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    if throwaway_postgres.programs() is None:
-        pytest.skip("PostgreSQL's programs are not installed here")
-    pytest.importorskip("psycopg")
-    with throwaway_postgres.running() as address:
-        yield address
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return str(tmp_path / "record.sqlite")
-    address: str = request.getfixturevalue("postgres")
-    engine = create_engine(address)
-    with engine.begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
-    engine.dispose()
-    return address
 
 
 @pytest.fixture
