@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,23 +117,52 @@ def verify_log(path: Path, *, head: str | None = None) -> AuditEntry | None:
     """
     if not path.exists():
         raise AuditError(f"audit log {path} is missing, expected a file. Ask who removed it; a backup may hold it.")
-    last: AuditEntry | None = None
-    seen = head is None or head == START
-    for entry in AuditLog(path).entries():
+    return verify_entries(AuditLog(path).entries(), head=head, where=f"audit log {path}")
+
+
+def verify_entries(
+    entries: Iterable[AuditEntry], *, head: str | None = None, where: str, after: AuditEntry | None = None
+) -> AuditEntry | None:
+    """Return the last of entries whose chain is whole, wherever they are kept; ``after`` if there are none.
+
+    Args:
+        entries: In their order.
+        head: Digest of a line seen earlier, which must be among them.
+        where: What they are called in an error, e.g. "audit log FILE".
+        after: The entry before the first of them; None: they begin the log.
+
+    Raises:
+        AuditError: If one was changed, moved, added or taken out; the first is named.
+    """
+    last, seen = after, head is None or head == START
+    for entry in entries:
         number, previous = (1, START) if last is None else (last.number + 1, last.digest)
         if (entry.number, entry.previous) != (number, previous):
             raise AuditError(
-                f"audit log {path}, line {number}: follows entry {entry.number - 1} with hash {entry.previous[:12]}, "
+                f"{where}, line {number}: follows entry {entry.number - 1} with hash {entry.previous[:12]}, "
                 f"expected entry {number - 1} with hash {previous[:12]}. Lines were taken out or put in before it."
             )
         if entry.digest != _digest(entry):
-            raise AuditError(f"audit log {path}, line {number}: was changed after it was written. Ask who did.")
+            raise AuditError(f"{where}, line {number}: was changed after it was written. Ask who did.")
         last, seen = entry, seen or entry.digest == head
     if not seen:
-        raise AuditError(
-            f"audit log {path}: no line has the hash {head}, which one had before. It was cut off or written anew."
-        )
+        raise AuditError(f"{where}: no line has the hash {head}, which one had before. It was cut off or written anew.")
     return last
+
+
+def parse_entry(line: str, *, where: str, number: int) -> AuditEntry:
+    """Return the entry in a line.
+
+    Raises:
+        AuditError: If it is none; ``where`` it stands and its ``number`` are told.
+    """
+    try:
+        return AuditEntry.model_validate_json(line)
+    except ValidationError as error:
+        told = f"line {number}" if number else "last line"
+        raise AuditError(
+            f"{where}, {told}: is no entry, expected JSON with number, event and hashes. It was changed."
+        ) from error
 
 
 def torn_bytes(path: Path) -> int:
@@ -209,10 +238,4 @@ def _last_line(path: Path) -> str | None:
 
 
 def _parsed(path: Path, number: int, line: str) -> AuditEntry:
-    try:
-        return AuditEntry.model_validate_json(line)
-    except ValidationError as error:
-        where = f"line {number}" if number else "last line"
-        raise AuditError(
-            f"audit log {path}, {where}: is no entry, expected JSON with number, event and hashes. It was changed."
-        ) from error
+    return parse_entry(line, where=f"audit log {path}", number=number)

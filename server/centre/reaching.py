@@ -1,0 +1,31 @@
+"""A centre that is away, full or locked is told in words, whoever asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from popmi_core.errors import RecordError, RunError
+from server.store.trouble import passes
+
+
+@contextmanager
+def reaching(engine: Engine, what: str) -> Iterator[None]:
+    """Turn what the database says into an error a person reads; ``what`` is what was tried, e.g. "read the orders".
+
+    Raises:
+        RunError: If it may well succeed later.
+        RecordError: If it will not.
+    """
+    try:
+        yield
+    except SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or type(error).__name__
+        if passes(error):
+            raise RunError(
+                f"centre: cannot {what}: {cause}. Check that the database answers and its disk has room."
+            ) from error
+        raise RecordError(f"centre: cannot {what}: {cause}. Check this user's rights there.") from error
