@@ -233,6 +233,30 @@ def onnx(
     typer.echo(f"{export_onnx(_home(home), name, number)}")
 
 
+@app.command()
+def database(
+    record: Annotated[str | None, typer.Option(help="Bring all records' tables to this revision, up or down.")] = None,
+    centre: Annotated[str | None, typer.Option(help="Bring the centre's tables to this revision.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: Home = HOME,
+) -> None:
+    """Show at which revision the databases' tables are, or bring them to another; a newer POPMI does so by itself."""
+    from server.centre.history import CENTRE_HISTORY
+    from server.control.showing import print_tables
+    from server.control.tables import all_tables, bring_tables
+    from server.store.history import RECORD_HISTORY
+
+    place = _home(home)
+    for history, to in ((RECORD_HISTORY, record), (CENTRE_HISTORY, centre)):
+        if to is None:
+            continue
+        asked = f"Bring the {history.what}'s tables to {to}? The way down deletes what only later revisions hold."
+        if not yes and not typer.confirm(f"{asked} Is there a backup, shall it be?"):
+            raise typer.Exit(1)
+        bring_tables(place, history, to)
+    print_tables(all_tables(place), place.folder)
+
+
 @audit.callback()
 def _audit() -> None:
     """The server's audit log."""

@@ -6,13 +6,16 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from server.control.sites import SiteView
 from server.control.status import RunStatus, ServerStatus, short
+from server.control.tables import Tables
 from server.dashboard.health import span
+from server.store.schema import display_name
 
 
 def sites_as_json(views: Sequence[SiteView], certificate_days: int) -> str:
@@ -36,6 +39,18 @@ def print_sites(views: Sequence[SiteView], certificate_days: int, *, console: Co
     if not views:
         out.print("no site yet: popmi server add-site NAME")
     out.print(f"The server's certificate is good for {certificate_days} days.")
+
+
+def print_tables(found: Sequence[Tables], home: Path, *, console: Console | None = None) -> None:
+    """Print at which revision each database's tables are."""
+    out = console or Console()
+    for tables in found:
+        where = display_name(tables.database).removeprefix(f"{home}/")
+        at = "no tables yet" if tables.revision == "base" else f"revision {tables.revision}"
+        newest = "" if tables.newest else f", this release writes {tables.history.head}"
+        out.print(f"{tables.history.what}  {escape(where)}: {at}{newest}", soft_wrap=True, highlight=False)
+    if not found:
+        out.print("no database yet: the first run and the first account make theirs.")
 
 
 def print_status(status: ServerStatus, *, console: Console | None = None) -> None:

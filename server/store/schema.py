@@ -24,6 +24,8 @@ RECORD_NAME = "record.sqlite"
 RUN_STATUSES = ("waiting", "running", "finished", "failed", "stopped")
 SITE_OUTCOMES = ("ok", "failed", "late", "quarantined", "unreachable", "stopped")
 SITE_PHASES = ("train", "evaluate")
+READER_PATIENCE, WRITER_PATIENCE = 0.5, 30.0
+"""Seconds to wait for a lock of SQLite."""
 
 
 class Base(DeclarativeBase):
@@ -214,7 +216,7 @@ def _open_sqlite(path: Path, read_only: bool) -> sqlite3.Connection:
         # WAL needs a place for its index; a whole record on a read-only disk is read without one.
         mode = "ro&immutable=1"
     # A reader gives up early: the page says "locked" rather than hang; the writer waits out a slow disk.
-    patience = 0.5 if read_only else 30.0
+    patience = READER_PATIENCE if read_only else WRITER_PATIENCE
     return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=patience, check_same_thread=False)
 
 
