@@ -26,6 +26,24 @@ else
     --superlink=superlink:8000 --name=superlink --name=localhost "$study"
 fi
 
+# Runs have a volume of their own, which the pages may read. An older POPMI kept them in the centre's: each is moved once, and
+# is there whole or not at all. A run that somebody is at holds its lock.
+for old in "$POPMI_SERVER_HOME/runs"/*/; do
+  [ -d "$old" ] || continue
+  name=$(basename "$old")
+  if [ ! -d "/runs/$name" ]; then
+    if [ -f "$old/run.lock" ] && ! flock --nonblock "$old/run.lock" true; then
+      echo "run $name is going on in the volume it must leave: docker compose down, then docker compose up --build" >&2
+      exit 2
+    fi
+    rm -rf "/runs/.$name.part"
+    cp -a "$old" "/runs/.$name.part"
+    mv "/runs/.$name.part" "/runs/$name"
+    echo "run $name was moved into the volume \`runs\`"
+  fi
+  rm -rf "$old"
+done
+
 # A file is there whole or not at all, and never open to others, not for a moment.
 umask 077
 put() { # put FOLDER/NAME MODE < CONTENT

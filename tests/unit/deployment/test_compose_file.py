@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,17 @@ import yaml
 from server.control.home import ServerHome
 
 ROOT = Path(__file__).parents[3]
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+MONITORING = ROOT / "deploy" / "monitoring" / "compose.yaml"
+
+
+def whole_file() -> dict[str, Any]:
+    """Return the compose file together with what it includes."""
+    own, included = (yaml.safe_load(path.read_text()) for path in (ROOT / "docker-compose.yml", MONITORING))
+    assert own["include"] == [str(MONITORING.relative_to(ROOT))]
+    return {part: {**own[part], **included[part]} for part in ("services", "networks", "volumes")}
+
+
+COMPOSE = whole_file()
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 SITES = [name for name in SERVICES if re.fullmatch(r"site-\d", name)]
 SCRIPTS = sorted((ROOT / "deploy" / "compose").glob("*.sh"))
@@ -98,7 +109,16 @@ def test_the_centres_keys_are_mounted_by_the_centre_only_and_not_by_the_pages() 
 def test_the_gateway_and_the_pages_mount_what_was_copied_for_them_and_cannot_write_it() -> None:
     assert SERVICES["gateway"]["volumes"] == ["gateway:/home/popmi/server:ro", "refused:/refused"]
     assert mounted("gateway") == {"certificates": "/gateway", "gateway": "/home/popmi/server:ro"}
-    assert SERVICES["dashboard"]["volumes"] == ["password:/password:ro"]
+    assert SERVICES["dashboard"]["volumes"] == ["password:/password:ro", "runs:/runs:ro"]
+
+
+def test_runs_lie_in_a_volume_of_those_who_make_them_and_the_pages_only_read_it() -> None:
+    home = "/home/popmi/server/runs"
+    assert mounted("runs") == {"certificates": "/runs", "runner": home, "keeper": home, "dashboard": "/runs:ro"}
+    assert "--runs=/runs" in SERVICES["dashboard"]["command"]
+    # A volume takes over the owner of the folder it covers.
+    made = re.findall(r"mkdir -p (.*)", (ROOT / "deploy" / "Dockerfile").read_text())
+    assert {home, "/runs"} <= set(made[0].split())
 
 
 def test_the_gateway_writes_only_what_the_keeper_reads_and_nobody_else() -> None:
@@ -135,9 +155,11 @@ def test_the_databases_address_is_told_to_those_who_need_it_only() -> None:
     assert told == {"runner", "keeper", "dashboard"}
 
 
-def test_one_service_builds_the_image_and_no_registry_is_asked_for_it() -> None:
-    own = {name: service for name, service in SERVICES.items() if service["image"] == "popmi"}
-    assert [name for name, service in own.items() if "build" in service] == ["certificates"]
+def test_one_service_builds_each_image_and_no_registry_is_asked_for_it() -> None:
+    own = {name: service for name, service in SERVICES.items() if service["image"] in ("popmi", "popmi-pages")}
+    built = {name: service["build"]["dockerfile"] for name, service in own.items() if "build" in service}
+    assert built == {"certificates": "deploy/Dockerfile", "dashboard": "deploy/dashboard/Dockerfile"}
+    assert [name for name, service in own.items() if service["image"] == "popmi-pages"] == ["dashboard"]
     assert {service["pull_policy"] for service in own.values()} == {"never"}
     assert {name for name in SERVICES if name not in own} == {"database", "prometheus", "grafana"}
 
@@ -203,8 +225,10 @@ def test_every_volume_and_network_that_is_named_is_made() -> None:
 
 def test_every_file_that_is_mounted_or_run_is_there() -> None:
     for name in SERVICES:
+        # Paths of an included file are from its own folder.
+        folder = MONITORING.parent if name in ("prometheus", "grafana") else ROOT
         for source in sources(name):
-            assert not source.startswith("./") or (ROOT / source).exists()
+            assert not source.startswith("./") or (folder / source).exists()
         check = SERVICES[name].get("healthcheck", {}).get("test", [])
         for word in [*SERVICES[name].get("entrypoint", []), *SERVICES[name].get("command", []), *check]:
             if str(word).startswith("/opt/popmi/"):
@@ -219,26 +243,39 @@ def test_every_script_stops_at_the_first_fault_and_is_plain_sh(script: Path) -> 
     assert not re.search(r"\[\[|\bfunction\b|\blocal\b", script.read_text())
 
 
-def test_the_dockerfile_keeps_to_old_builders_and_ends_as_nobody() -> None:
-    text = (ROOT / "deploy" / "Dockerfile").read_text()
+@pytest.mark.parametrize("place", ["deploy/Dockerfile", "deploy/dashboard/Dockerfile"])
+def test_a_dockerfile_keeps_to_old_builders_and_ends_as_nobody(place: str) -> None:
+    text = (ROOT / place).read_text()
     assert "syntax=" not in text
+    assert "--mount" not in text
     assert "@sha256" not in text + (ROOT / "docker-compose.yml").read_text()
     steps = re.findall(r"^([A-Z]+) (.*)$", text, re.MULTILINE)
     assert [rest for word, rest in steps if word == "USER"] == ["10001:10001"]
     # Code changes every day, dependencies seldom: nothing of the code lies below them.
-    assert text.index("image.lock") < text.index("COPY pyproject.toml") < text.index("COPY popmi_core")
+    installed = text.index("image.lock" if "image.lock" in text else "pages.lock")
+    assert text.index("requirements.lock") < installed < text.index("COPY popmi_core")
 
 
-def test_the_image_holds_no_more_than_it_needs() -> None:
+@pytest.mark.parametrize("place", ["deploy/Dockerfile", "deploy/dashboard/Dockerfile"])
+def test_an_image_holds_no_more_than_it_needs(place: str) -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = {
-        word
-        for line in re.findall(r"^COPY (.*)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
-        for word in line.split()[:-1]
-    }
-    assert {word for word in copied if word != "deploy/compose/image_lock.sh"} == kept
+    lines = re.findall(r"^COPY (?!--from)(.*)$", (ROOT / place).read_text(), re.MULTILINE)
+    copied = {word for line in lines for word in line.split()[:-1]}
+    needed = {word for word in copied if word != "deploy/compose/image_lock.sh"}
+    assert needed == (kept if place == "deploy/Dockerfile" else kept - {"deploy/compose"})
     assert "deploy/compose" in kept
     assert kept & {".git", "tests", "benchmarks", "runs", "data"} == set()
+
+
+def test_the_pages_image_takes_what_the_pages_ask_for_in_the_locks_versions_and_never_torch() -> None:
+    text = (ROOT / "deploy/dashboard/Dockerfile").read_text()
+    assert "--constraint requirements.lock --extra dashboard" in text
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*wanted["dependencies"], *wanted["optional-dependencies"]["dashboard"]]
+    names = {re.split(r"[\[<>=]", item)[0].lower() for item in asked}
+    assert names & {"torch", "flwr", "timm", "opacus", "popmi"} == set()
+    locked = {line.partition("==")[0] for line in (ROOT / "requirements.lock").read_text().splitlines()}
+    assert names <= locked
 
 
 def test_prometheus_asks_the_pages_by_the_name_they_answer_to() -> None:
@@ -257,8 +294,8 @@ def test_grafana_finds_its_source_and_its_dashboard_and_lets_nobody_change_them(
     assert source["url"] == "http://prometheus:9090"
     provider = yaml.safe_load((folder / "provisioning/dashboards/popmi.yml").read_text())["providers"][0]
     mounts = dict(item.split(":")[:2] for item in SERVICES["grafana"]["volumes"])
-    assert mounts["./deploy/monitoring/grafana/dashboards"] == provider["options"]["path"]
-    assert mounts["./deploy/monitoring/grafana/provisioning"] == "/etc/grafana/provisioning"
+    assert mounts["./grafana/dashboards"] == provider["options"]["path"]
+    assert mounts["./grafana/provisioning"] == "/etc/grafana/provisioning"
     environment = SERVICES["grafana"]["environment"]
     home = environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     dashboard = json.loads((folder / "dashboards" / Path(home).name).read_text())

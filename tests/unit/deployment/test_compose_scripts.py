@@ -61,6 +61,7 @@ def script(tmp_path: Path, name: str, *words: str, **environment: str) -> subpro
         "/data",
         "/password",
         "/gateway",
+        "/runs",
         "/opt/popmi/deploy/compose",
     ):
         text = re.sub(rf"(?<=[ \"=]){place}(?=[/\" \n])", f"{tmp_path}{place}", text)
