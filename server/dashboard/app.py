@@ -25,6 +25,7 @@ from server.dashboard.catalogue import NotFound, open_catalogue
 from server.dashboard.events import Watcher
 from server.dashboard.pages import models as models_pages
 from server.dashboard.pages import runs as runs_pages
+from server.dashboard.pages import sites as sites_pages
 from server.dashboard.rendering import render
 from server.dashboard.security import LocalOnly, require_loopback
 
@@ -59,6 +60,7 @@ def create_app(runs: str | Path, *, metrics_name: str | None = None) -> FastAPI:
     app.include_router(metrics.router)
     app.include_router(runs_pages.router)
     app.include_router(models_pages.router)
+    app.include_router(sites_pages.router)
     app.add_exception_handler(NotFound, _unknown)
     app.add_exception_handler(RunError, _unreadable)
     app.add_exception_handler(404, _unknown)

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from server.centre.schema import Board
 from server.dashboard.modelbook import Kept, KeptModel
+from server.dashboard.sitebook import SiteKept
 
 STALE_SECONDS = 60.0
 """The keeper tells every ten seconds; six tellings left out are no pause of its."""
@@ -86,4 +87,29 @@ def _kept_model(item: Mapping[str, Any]) -> KeptModel:
         pinned_at=pinned.get("time"),
         pin_note=pinned.get("note"),
         card=item.get("card"),
+    )
+
+
+def kept_sites(snapshot: Told) -> dict[str, SiteKept]:
+    """Return what the keeper told of each site."""
+    return {str(item["name"]): _kept_site(item) for item in snapshot.items() if "name" in item}
+
+
+def code_hashes(status: Told) -> dict[str, str]:
+    """Return the hash of the code that each run was started with, by run."""
+    runs = status.mapping().get("runs", ())
+    known = [item for item in runs if isinstance(item, Mapping)] if isinstance(runs, list | tuple) else []
+    return {str(item.get("name")): str(item["code_hash"]) for item in known if item.get("code_hash")}
+
+
+def _kept_site(item: Mapping[str, Any]) -> SiteKept:
+    return SiteKept(
+        state=str(item.get("state", "")),
+        since=item.get("since"),
+        fingerprint=item.get("fingerprint"),
+        online=item.get("online"),
+        last_seen=item.get("last_seen"),
+        clock_skew=item.get("clock_skew"),
+        excluded=item.get("excluded"),
+        note=str(item.get("note") or ""),
     )

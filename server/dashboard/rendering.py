@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from server.dashboard import formats
 from server.dashboard.access.person import person_of
 from server.dashboard.charts import Chart, label
+from server.dashboard.health import span
 from server.dashboard.language import COOKIE, LANGUAGES, N_, SOURCE, language_of, translations
 from server.dashboard.svg import draw
 from server.dashboard.views import flatten
@@ -48,7 +49,7 @@ def environment(language: str = SOURCE) -> Environment:
     for name in ("figure", "bounded", "moment", "minute", "duration", "size", "count", "split_name"):
         found.filters[name] = getattr(formats, name)
     found.filters["say"] = _saying(language)
-    found.filters |= {"label": label, "flatten": flatten, "path": _path, "plot": _plot, "draw": draw}
+    found.filters |= {"label": label, "flatten": flatten, "path": _path, "plot": _plot, "draw": draw, "ago": span}
     return found
 
 

@@ -1,0 +1,96 @@
+"""The pages of sites: how each is, and one with its data, its budget and everything it did."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.dashboard.catalogue import NotFound
+from server.dashboard.downloads import disposition, table_file
+from server.dashboard.exports import as_csv
+from server.dashboard.keeping import Told, code_hashes, kept_sites, told
+from server.dashboard.rendering import render_live
+from server.dashboard.sitebook import SiteBook, SiteInRun, SiteLine, SiteList
+from server.dashboard.siteview import view_site
+from server.store.looks import site_rounds
+
+router = APIRouter(include_in_schema=False)
+COLUMNS = (
+    "site", "state", "detail", "online", "last_seen", "version", "clock_skew_seconds", "run", "last_round", "outcome",
+    "rounds_ok", "rounds_all", "epsilon", "epsilon_limit", "code_hash", "fingerprint",
+)  # fmt: skip
+
+
+def all_sites(request: Request) -> tuple[SiteList, Told, Told]:
+    """Return every site, and what the keeper told of them and of the server."""
+    state = request.app.state
+    if not hasattr(state, "sitebook"):
+        state.sitebook = SiteBook(state.catalogue)
+    sites, status = told(request, "sites"), told(request, "status")
+    return state.sitebook.sites(kept_sites(sites), code_hashes(status)), sites, status
+
+
+@router.get("/sites")
+def sites_page(request: Request) -> Response:
+    """All sites."""
+    found, sites, status = all_sites(request)
+    return render_live(request, "sites", found=found, told=sites, server=status.mapping(), now=time.time())
+
+
+@router.get("/sites.csv")
+def sites_csv(request: Request) -> Response:
+    """The same table as a file."""
+    found, _, _ = all_sites(request)
+    return table_file("sites.csv", COLUMNS, (_cells(line) for line in found.lines))
+
+
+@router.get("/sites/{name}")
+def site_page(request: Request, name: str, run: str | None = None, split: str | None = None) -> Response:
+    """One site; ``run`` picks the run that is shown, by default its newest."""
+    found, sites, status = all_sites(request)
+    line = found.find(name)
+    chosen = _chosen(line, run)
+    view = None
+    if chosen is not None:
+        reader, run_id = request.app.state.catalogue.open(chosen.key)
+        view = view_site(reader, run_id, name, split=split)
+    return render_live(
+        request, "site", line=line, chosen=chosen, view=view, told=sites, server=status.mapping(), now=time.time()
+    )
+
+
+@router.get("/sites/{name}/rounds.csv")
+def site_rounds_csv(request: Request, name: str, run: str) -> Response:
+    """What a site did in every round of one run, as a file."""
+    found, _, _ = all_sites(request)
+    chosen = _chosen(found.find(name), run)
+    assert chosen is not None
+    reader, run_id = request.app.state.catalogue.open(chosen.key)
+    text = as_csv("sites", site_rounds(reader, run_id, site=name))
+    headers = {"Content-Disposition": disposition(f"{name}-{chosen.run}-rounds.csv")}
+    return Response(text.encode("utf-8", "replace"), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _chosen(line: SiteLine, key: str | None) -> SiteInRun | None:
+    if key is None:
+        return line.newest
+    for item in line.runs:
+        if item.key == key:
+            return item
+    raise NotFound(key)
+
+
+def _cells(line: SiteLine) -> tuple[object, ...]:
+    kept, newest = line.kept, line.newest
+    known = (
+        (newest.run, newest.digest.last_round, newest.digest.outcome, newest.digest.rounds_ok, newest.digest.rounds_all,
+         newest.epsilon, newest.epsilon_limit, newest.code_hash)
+        if newest is not None
+        else (None,) * 8
+    )  # fmt: skip
+    return (
+        line.name, line.word, line.detail, kept.online if kept else None, kept.last_seen if kept else None,
+        line.version, kept.clock_skew if kept else None, *known, kept.fingerprint if kept else None,
+    )  # fmt: skip
