@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, func, or_, select
+from sqlalchemy import and_, func, or_, select
 
 from server.store.reader import RunReader
 from server.store.records import MetricRow, RoundRow, SiteRow
@@ -178,9 +178,9 @@ def _newest_value(reader: RunReader, run_id: int, name: str) -> dict[str, float]
         .join(last, (last.c.site == SiteRound.site) & (last.c.last == SiteRound.server_round))
         .where(*trained)
     )
-    return {row[0]: row[1] for row in _ask(reader, query)}
+    return {str(site): float(value) for site, value in _ask(reader, query)}
 
 
-def _ask(reader: RunReader, query: Select[Any]) -> Sequence[Row[Any]]:
+def _ask(reader: RunReader, query: Any) -> list[tuple[Any, ...]]:
     with reader.connection() as connection:
-        return connection.execute(query).all()
+        return [tuple(row) for row in connection.execute(query)]
