@@ -23,6 +23,7 @@ from server.dashboard.access import Refused
 from server.dashboard.access.answers import refused
 from server.dashboard.catalogue import NotFound, open_catalogue
 from server.dashboard.events import Watcher
+from server.dashboard.pages import audit as audit_pages
 from server.dashboard.pages import models as models_pages
 from server.dashboard.pages import runs as runs_pages
 from server.dashboard.pages import sites as sites_pages
@@ -60,6 +61,7 @@ def create_app(runs: str | Path, *, metrics_name: str | None = None) -> FastAPI:
     app.include_router(metrics.router)
     app.include_router(runs_pages.router)
     app.include_router(models_pages.router)
+    app.include_router(audit_pages.router)
     app.include_router(sites_pages.router)
     app.add_exception_handler(NotFound, _unknown)
     app.add_exception_handler(RunError, _unreadable)

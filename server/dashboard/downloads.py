@@ -28,6 +28,13 @@ def table_file(name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]])
     return Response(payload, media_type="text/csv; charset=utf-8", headers={"Content-Disposition": disposition(name)})
 
 
+def table_row(values: Iterable[Any]) -> str:
+    """Return one line of a CSV file, for those too long to be made in one piece."""
+    out = io.StringIO()
+    csv.writer(out).writerow([cell(value) for value in values])
+    return out.getvalue()
+
+
 def cell(value: Any) -> Any:
     """Return a value for a cell: a spreadsheet runs a text that begins like a formula, and sites choose their names."""
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):

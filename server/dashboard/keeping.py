@@ -8,15 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
-from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
 
-from server.centre.schema import Board
+from popmi_core.errors import RunError
+from server.centre.board import STALE, read_board
 from server.dashboard.modelbook import Kept, KeptModel
 from server.dashboard.sitebook import SiteKept
-
-STALE_SECONDS = 60.0
-"""The keeper tells every ten seconds; six tellings left out are no pause of its."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Told:
     @property
     def stale(self) -> bool:
         """Whether the keeper has been silent for too long for this to be how things are now."""
-        return self.time is not None and time.time() - self.time > STALE_SECONDS
+        return self.time is not None and time.time() - self.time > STALE
 
     def mapping(self) -> Mapping[str, Any]:
         """Return what was told where it is an object, else an empty one."""
@@ -53,12 +49,11 @@ def told(request: Request, key: str) -> Told:
     heard: dict[str, Told] = state.heard if hasattr(state, "heard") else {}
     state.heard = heard
     try:
-        with centre.connect() as connection:
-            row = connection.execute(select(Board.value, Board.time).where(Board.key == key)).first()
-    except SQLAlchemyError as error:
+        notice = read_board(centre, key)
+    except RunError as error:
         last = heard.get(key, Told())
-        return Told(last.value, last.time, str(getattr(error, "orig", None) or type(error).__name__))
-    heard[key] = Told() if row is None else Told(row.value, row.time)
+        return Told(last.value, last.time, str(error))
+    heard[key] = Told() if notice is None else Told(notice.value, notice.time)
     return heard[key]
 
 

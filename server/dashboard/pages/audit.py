@@ -1,0 +1,135 @@
+"""The page of the audit log: what was done and what went wrong, found by filters, its chain verified, exported whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request
+from sqlalchemy.engine import Engine
+from starlette.responses import Response, StreamingResponse
+
+from popmi_core.errors import RunError
+from server.centre.trail import Filter, TrailLine, Verified, Verifier, count_trail, events_of, trail
+from server.dashboard.catalogue import NotFound
+from server.dashboard.downloads import disposition, table_row
+from server.dashboard.language import N_
+from server.dashboard.rendering import render_live
+
+router = APIRouter(include_in_schema=False)
+LINES_A_PAGE = 100
+COLUMNS = ("number", "time", "event", "who", "run", "site", "details", "digest")
+Asked = Annotated[str, Query(max_length=200)]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the form holds, as it was typed: days are in UTC, an empty field asks for everything."""
+
+    event: Asked = ""
+    who: Asked = ""
+    run: Asked = ""
+    site: Asked = ""
+    since: Asked = ""
+    until: Asked = ""
+    text: Asked = ""
+
+    def query(self) -> str:
+        """Return the fields that are filled in, for a link."""
+        return urlencode({name: value for name, value in vars(self).items() if value})
+
+    def filter(self) -> Filter:
+        """Return what is asked for.
+
+        Raises:
+            ValueError: If a day is none.
+        """
+        return Filter(
+            event=self.event or None,
+            who=self.who or None,
+            run=self.run or None,
+            site=self.site or None,
+            since=_day(self.since) if self.since else None,
+            # The whole of the last day too.
+            until=_day(self.until, later=timedelta(days=1)) if self.until else None,
+            text=self.text or None,
+        )
+
+
+def verified(request: Request, centre: Engine) -> Verified:
+    """Return whether the log's chain is whole; verified by one for all who look."""
+    state = request.app.state
+    if not hasattr(state, "verifier"):
+        state.verifier = Verifier()
+    found: Verified = state.verifier.look(centre)
+    return found
+
+
+def centre_of(request: Request) -> Engine | None:
+    """Return the centre, None where these pages have none."""
+    found: Engine | None = getattr(request.app.state, "centre", None)
+    return found
+
+
+@router.get("/audit")
+def audit_page(
+    request: Request, search: Annotated[Search, Query()], before: Annotated[int | None, Query(ge=1)] = None
+) -> Response:
+    """The log, newest line first."""
+    centre = centre_of(request)
+    known: dict[str, Any] = {
+        "search": search, "lines": (), "number": 0, "events": (), "chain": None, "trouble": "",
+        "older": None, "before": before,
+    }  # fmt: skip
+    if centre is None:
+        return render_live(request, "audit", **known)
+    try:
+        wanted = search.filter()
+    except ValueError:
+        said = N_("A day is written like 2026-11-30. Correct the day and ask again.")
+        return render_live(request, "audit", status=400, **(known | {"trouble": said}))
+    try:
+        lines = trail(centre, wanted, before=before, limit=LINES_A_PAGE + 1)
+        known |= {
+            "lines": lines[:LINES_A_PAGE],
+            "number": count_trail(centre, wanted),
+            "events": events_of(centre),
+            "chain": verified(request, centre),
+            "older": lines[LINES_A_PAGE - 1].number if len(lines) > LINES_A_PAGE else None,
+        }
+    except RunError as error:
+        return render_live(request, "audit", status=503, **(known | {"trouble": str(error)}))
+    return render_live(request, "audit", **known)
+
+
+@router.get("/audit.{kind}")
+def audit_file(request: Request, kind: str, search: Annotated[Search, Query()]) -> Response:
+    """The lines that the filters find, oldest first, as CSV or as they stand in the log (JSON lines)."""
+    centre = centre_of(request)
+    if centre is None or kind not in ("csv", "jsonl"):
+        raise NotFound(f"audit.{kind}")
+    try:
+        lines = trail(centre, search.filter(), limit=None)[::-1]
+    except ValueError as error:
+        raise NotFound(f"audit.{kind}") from error
+    headers = {"Content-Disposition": disposition(f"audit.{kind}")}
+    if kind == "csv":
+        return StreamingResponse(_csv(lines), media_type="text/csv; charset=utf-8", headers=headers)
+    whole = (f"{line.line}\n" for line in lines)
+    return StreamingResponse(whole, media_type="application/jsonl; charset=utf-8", headers=headers)
+
+
+def _csv(lines: tuple[TrailLine, ...]) -> Iterator[str]:
+    yield table_row(COLUMNS)
+    for line in lines:
+        moment = datetime.fromtimestamp(line.time, UTC).isoformat()
+        details = json.dumps(line.details, ensure_ascii=False)
+        yield table_row((line.number, moment, line.event, line.who, line.run, line.site, details, line.digest))
+
+
+def _day(text: str, *, later: timedelta = timedelta()) -> float:
+    return (datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC) + later).timestamp()
