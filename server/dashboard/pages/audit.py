@@ -1,15 +1,15 @@
-"""The page of the audit log: what was done and what went wrong, found by filters, its chain verified, exported whole."""
+"""The page of the audit log: what was done and what went wrong, found by filters, verified, exported."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Engine
 from starlette.responses import Response, StreamingResponse
 
@@ -23,12 +23,13 @@ from server.dashboard.rendering import render_live
 router = APIRouter(include_in_schema=False)
 LINES_A_PAGE = 100
 COLUMNS = ("number", "time", "event", "who", "run", "site", "details", "digest")
-Asked = Annotated[str, Query(max_length=200)]
+Asked = Annotated[str, Field(max_length=200)]
 
 
-@dataclass(frozen=True)
-class Search:
+class Search(BaseModel):
     """What the form holds, as it was typed: days are in UTC, an empty field asks for everything."""
+
+    model_config = ConfigDict(frozen=True)
 
     event: Asked = ""
     who: Asked = ""
@@ -37,10 +38,11 @@ class Search:
     since: Asked = ""
     until: Asked = ""
     text: Asked = ""
+    before: Annotated[int | None, Field(ge=1)] = None
 
     def query(self) -> str:
         """Return the fields that are filled in, for a link."""
-        return urlencode({name: value for name, value in vars(self).items() if value})
+        return urlencode({name: value for name, value in self.model_dump(exclude={"before"}).items() if value})
 
     def filter(self) -> Filter:
         """Return what is asked for.
@@ -76,10 +78,9 @@ def centre_of(request: Request) -> Engine | None:
 
 
 @router.get("/audit")
-def audit_page(
-    request: Request, search: Annotated[Search, Query()], before: Annotated[int | None, Query(ge=1)] = None
-) -> Response:
+def audit_page(request: Request, search: Annotated[Search, Query()]) -> Response:
     """The log, newest line first."""
+    before = search.before
     centre = centre_of(request)
     known: dict[str, Any] = {
         "search": search, "lines": (), "number": 0, "events": (), "chain": None, "trouble": "",
