@@ -78,7 +78,7 @@ def place(
     """
     told = parse_order(kind, dict(arguments)).model_dump(mode="json", exclude_none=True)
     with reaching(engine, "write an order"), writing(engine) as session:
-        waiting = session.scalar(select(func.count()).select_from(Order).where(Order.state == "waiting")) or 0
+        waiting = _waiting(session)
         if waiting >= MOST_WAITING:
             raise RunError(
                 f"{waiting} orders wait already, at most {MOST_WAITING} may. Look whether the keeper is running: "
@@ -143,6 +143,16 @@ def find(engine: Engine, number: int) -> OrderRow | None:
         return None if found is None else _row(found)
 
 
+def count_waiting(engine: Engine) -> int:
+    """Return how many orders wait.
+
+    Raises:
+        RunError: If the centre cannot be read now.
+    """
+    with reaching(engine, "read the orders"), Session(engine) as session:
+        return _waiting(session)
+
+
 def history(
     engine: Engine, *, state: State | None = None, before: int | None = None, limit: int = 50
 ) -> tuple[OrderRow, ...]:
@@ -158,6 +168,10 @@ def history(
         wanted = wanted.where(Order.id < min(before, 2**31 - 1))
     with reaching(engine, "read the orders"), Session(engine) as session:
         return tuple(_row(item) for item in session.scalars(wanted))
+
+
+def _waiting(session: Session) -> int:
+    return session.scalar(select(func.count()).select_from(Order).where(Order.state == "waiting")) or 0
 
 
 def _row(order: Order) -> OrderRow:
