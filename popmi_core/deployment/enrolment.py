@@ -145,12 +145,26 @@ def read_enrolment(path: Path) -> Enrolment:
         SetupError: If the file is missing or no enrolment.
     """
     try:
-        enrolment = Enrolment.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SetupError(f"cannot read enrolment {path}: {error.strerror}. Check the path.") from error
+    except ValueError:
+        # No text at all: told as what it is.
+        text = ""
+    return parse_enrolment(text, source=str(path))
+
+
+def parse_enrolment(text: str, *, source: str) -> Enrolment:
+    """Return what a site sent back, from the file's text; ``source`` is what an error calls it.
+
+    Raises:
+        SetupError: If it is no enrolment.
+    """
+    try:
+        enrolment = Enrolment.model_validate_json(text)
     except ValueError as error:
         raise SetupError(
-            f"{path} is no enrolment, expected the JSON file that `popmi site enrol` wrote. Ask the site for it."
+            f"{source} is no enrolment, expected the JSON file that `popmi site enrol` wrote. Ask the site for it."
         ) from error
     fingerprint(enrolment.public_key)
     return enrolment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -81,3 +82,8 @@ def card_key(sha256: str) -> str:
     Each card for itself: those of a thousand rounds together would be read and written with every one of them.
     """
     return f"card:{sha256[:54]}"
+
+
+def kit_key(site: str) -> str:
+    """Return under which subject the kit of an invited site stands: its file's name, and its bytes as base64."""
+    return f"kit:{hashlib.sha256(site.encode()).hexdigest()[:54]}"

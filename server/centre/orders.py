@@ -7,7 +7,7 @@ An order is *waiting* until it is *done* or *refused*. The keeper takes the olde
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -90,19 +90,24 @@ def place(
         return made.id
 
 
-def take(engine: Engine, *, clock: Callable[[], float] = time.time) -> tuple[OrderRow, bool] | None:
+def take(
+    engine: Engine, *, besides: Collection[int] = (), clock: Callable[[], float] = time.time
+) -> tuple[OrderRow, bool] | None:
     """Return the oldest order that waits, and whether a keeper took it up before; None where none waits.
+
+    ``besides`` those with these numbers, which are being seen to.
 
     Raises:
         RunError: If the centre cannot be written now.
     """
     with reaching(engine, "read the orders"):
         # Mostly there is none: looked for without holding anybody up.
+        waiting = (Order.state == "waiting") & Order.id.not_in(list(besides))
         with Session(engine) as session:
-            if session.scalar(select(Order.id).where(Order.state == "waiting").limit(1)) is None:
+            if session.scalar(select(Order.id).where(waiting).limit(1)) is None:
                 return None
         with writing(engine) as session:
-            oldest = select(Order).where(Order.state == "waiting").order_by(Order.id).limit(1).with_for_update()
+            oldest = select(Order).where(waiting).order_by(Order.id).limit(1).with_for_update()
             found = session.scalars(oldest).first()
             if found is None:
                 return None
@@ -129,6 +134,20 @@ def decide(
         if found is None or found.state != "waiting":
             return False
         found.state, found.answer, found.decided = state, answer.replace("\x00", "�")[:LONGEST_ANSWER], clock()
+        return True
+
+
+def withdraw(engine: Engine, number: int, *, who: str, clock: Callable[[], float] = time.time) -> bool:
+    """Take an order back that no keeper has taken up; return whether that was so.
+
+    Raises:
+        RunError: If the centre cannot be written now.
+    """
+    with reaching(engine, "take an order back"), writing(engine) as session:
+        found = session.get(Order, number, with_for_update=True)
+        if found is None or found.state != "waiting" or found.decided is not None:
+            return False
+        found.state, found.answer, found.decided = "refused", f"withdrawn by {who}", clock()
         return True
 
 

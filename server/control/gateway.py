@@ -85,6 +85,7 @@ class Gateway:
         refusals: Counter of refused requests.
         counted: Told the status of every refused request.
         signatures: Memory of those that were used.
+        heard: Told the fingerprint of every key whose request the SuperLink answered well, and the time it had signed.
         body_limit: Bytes a request may hold.
         piece_seconds: Seconds within which the next piece of a request must come.
     """
@@ -96,11 +97,12 @@ class Gateway:
         refusals: Refusals | None = None,
         signatures: Signatures | None = None,
         counted: Callable[[int], None] | None = None,
+        heard: Callable[[str, str], None] | None = None,
         body_limit: int = BODY_LIMIT,
         piece_seconds: float = PIECE_SECONDS,
     ) -> None:
         self.upstream, self.refusals, self.counted = upstream, refusals or Refusals(), counted
-        self.signatures = signatures or Signatures()
+        self.signatures, self.heard = signatures or Signatures(), heard
         self.body_limit, self.piece_seconds = body_limit, piece_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,6 +147,8 @@ class Gateway:
             answer, taken = await self._pass(request, path, told)
         finally:
             self.signatures.end(pair, taken=taken)
+        if self.heard is not None and answer.status_code == 200:
+            self.heard(key_of(pair), told[TIME_HEADER])
         return answer
 
     async def _pass(self, request: Request, path: str, told: dict[str, str]) -> tuple[Response, bool]:

@@ -69,10 +69,11 @@ class ServerSettings(_Frozen):
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks for an act that another process carries out: an account of the pages, and through what it asked."""
+    """Who asks for an act that the keeper carries out: an account of the pages, through what, in which order."""
 
     name: str
     via: str
+    order: int | None = None
 
 
 class Unlogged(_Frozen):
@@ -243,7 +244,9 @@ class ServerHome:
         Raises:
             AuditError: If it cannot be written; then what was to be done must not be.
         """
-        who = {"who": operator()} if asker is None else {"who": asker.name, "via": asker.via}
+        who: dict[str, Any] = {"who": operator()} if asker is None else {"who": asker.name, "via": asker.via}
+        if asker is not None and asker.order is not None:
+            who["order"] = asker.order
         AuditLog(self.audit_file).append(event, **who, **details)
 
     def _write(self, path: Path, text: str) -> None:

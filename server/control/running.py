@@ -60,13 +60,16 @@ def run_gateway(home: ServerHome, settings: ServerSettings, places: Places) -> N
     Raises:
         SetupError: If its port cannot be taken.
     """
+    from server.control.clocks import CLOCKS_FILE, Clocks
     from server.control.connections import ConnectionLimits
     from server.control.gateway import Gateway, serve, upstream_client
     from server.control.tally import Tally
 
-    port = places.port or split_address(settings.endpoint)[1]
+    port, refused = places.port or split_address(settings.endpoint)[1], places.refused or home.refused
+    clocks = Clocks(refused.with_name(CLOCKS_FILE))
+    upstream = upstream_client(settings.superlink, home.ca)
     serve(
-        Gateway(upstream_client(settings.superlink, home.ca), counted=Tally(places.refused or home.refused).add),
+        Gateway(upstream, counted=Tally(refused).add, heard=clocks.heard),
         host=places.host,
         port=port,
         certificate=home.certificate,

@@ -85,7 +85,7 @@ def add_site(home: ServerHome, name: str, *, by: Asker | None = None) -> Path:
 def confirm(
     home: ServerHome,
     control: Control,
-    file: Path,
+    file: Path | Enrolment,
     *,
     agreed: Callable[[Enrolment], bool],
     how: str,
@@ -108,7 +108,7 @@ def confirm(
             or was revoked.
         SetupError: If nobody invited the site, or it cannot be let in now.
     """
-    enrolment = read_enrolment(file)
+    enrolment = read_enrolment(file) if isinstance(file, Path) else file
     try:
         return _confirmed(home, control, enrolment, agreed, how, by)
     except NotLetIn as error:
