@@ -51,8 +51,10 @@ def add_round(
     trouble: Mapping[tuple[int, str], tuple[str, str]] = TROUBLE,
     last: bool = False,
     sites: tuple[str, ...] = SITES,
+    sha256: str | None = None,
+    notes: Mapping[str, object] | None = None,
 ) -> None:
-    """Write one whole round; the last one holds test and external figures too."""
+    """Write one whole round; the last one holds test and external figures too; ``notes`` are added to its own."""
     rng = np.random.default_rng(server_round)
     writer.start_round(server_round)
     for place, site in enumerate(sites):
@@ -100,9 +102,21 @@ def add_round(
         seconds_train=20.1,
         seconds_fuse=0.4,
         seconds_evaluate=3.6,
-        notes={"rules": {"rule": "circuit", "head": "average"}},
-        model_sha256=f"{server_round:02d}" * 32,
+        notes={
+            "rules": {"rule": "circuit", "head": "average"},
+            "weights": weights_of(server_round, sites, trouble),
+            **(notes or {}),
+        },
+        model_sha256=sha256 or f"{server_round:02d}" * 32,
     )
+
+
+def weights_of(
+    server_round: int, sites: tuple[str, ...], trouble: Mapping[tuple[int, str], tuple[str, str]]
+) -> dict[str, float]:
+    """Return the weight of each site that answered: its part of the images."""
+    images = {site: 400 + 90 * place for place, site in enumerate(sites) if (server_round, site) not in trouble}
+    return {site: number / sum(images.values()) for site, number in images.items()}
 
 
 def write_joined(writer: RunWriter, sites: tuple[str, ...], classes: tuple[str, ...]) -> None:
