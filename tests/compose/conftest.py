@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.cookiejar
 import json
 import os
+import re
 import socket
 import subprocess
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +23,7 @@ LOGS = ROOT / "runs" / "compose-test"
 PROJECT = "popmi-test"
 SITES = {"site-1": "phantom_contact", "site-2": "phantom_polarised", "site-3": "phantom_ruler"}
 SERVICES = ("dashboard", "runner", "keeper", *SITES)
+ADMIN, PASSWORD = "ada", "a long sentence nobody says"
 PATIENCE = 1200.0
 """Seconds until the run must have finished; on two free cores it takes two minutes."""
 
@@ -35,6 +39,9 @@ class Stage:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+        self.signed_in = False
         self.environment = os.environ | {
             "DASHBOARD_PORT": str(self.port),
             "RUN_FILE": "./tests/compose/two-rounds.toml",
@@ -42,13 +49,13 @@ class Stage:
             "COMPOSE_ENV_FILES": "/dev/null",
         }
 
-    def compose(self, *words: str, check: bool = True, profile: str = "*") -> str:
+    def compose(self, *words: str, check: bool = True, profile: str = "*", said: str = "") -> str:
         """Run `docker compose`, by default with every profile in sight; a failure shows what it said."""
         done = subprocess.run(
             ["docker", "compose", "--ansi", "never", "--project-name", PROJECT, "--profile", profile, *words],
             cwd=ROOT,
             env=self.environment,
-            stdin=subprocess.DEVNULL,
+            input=said,
             capture_output=True,
             text=True,
         )
@@ -60,10 +67,31 @@ class Stage:
         """Run Python in a running container; return what it printed."""
         return self.compose("exec", "-T", service, "python", "-c", code).strip()
 
-    def ask(self, path: str) -> bytes:
-        """Ask the pages, as a browser on this machine does."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+    def ask(self, path: str, **form: str) -> bytes:
+        """Ask the pages, as a browser on this machine does that is signed in; with a form, send it."""
+        if not self.signed_in:
+            self.sign_in()
+        return self.browse(path, **form)
+
+    def browse(self, path: str, **form: str) -> bytes:
+        """Ask the pages with the cookies there are."""
+        sent = urllib.parse.urlencode(form).encode() if form else None
+        with self.browser.open(f"{self.url}{path}", data=sent, timeout=10) as answer:
             return bytes(answer.read())
+
+    def sign_in(self) -> None:
+        """Become the first admin by the link in the log of the pages.
+
+        Raises:
+            OSError: If there is none yet.
+        """
+        links = re.findall(r"/first\?key=([\w-]+)", self.compose("logs", "--no-color", "dashboard"))
+        if not links:
+            raise OSError("the pages have not told a link yet")
+        page = self.browse(f"/first?key={links[-1]}").decode()
+        said = {"csrf": hidden(page, "csrf"), "key": links[-1]}
+        self.browse("/first", **said, name=ADMIN, password=PASSWORD, again=PASSWORD)
+        self.signed_in = True
 
     def api(self, path: str) -> Any:
         """Ask ``/api/v1``."""
@@ -114,6 +142,13 @@ class Stage:
         words = ["docker", "compose", *alone, "down", "--volumes", "--timeout", "5"]
         subprocess.run(words, cwd=ROOT, env=self.environment, capture_output=True)
         self.compose("down", "--volumes", "--timeout", "5", "--remove-orphans", check=False)
+
+
+def hidden(page: str, name: str) -> str:
+    """Return what a form's hidden field holds."""
+    found = re.search(rf'<input[^>]* name="{name}"[^>]* value="([^"]*)"', page)
+    assert found is not None, page[:2000]
+    return found.group(1)
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,7 @@ def test_the_model_in_the_volume_is_the_one_in_the_record(stage: Any, run: dict[
 
 def test_the_pages_answer_on_this_machine_and_to_its_names_only(stage: Any, run: dict[str, Any]) -> None:
     assert b"compose" in stage.ask("/")
+    assert b"compose" in stage.ask("/sites")
     assert b"finished" in stage.ask(f"/runs/{run['key']}")
     request = urllib.request.Request(f"http://127.0.0.1:{stage.port}/", headers={"Host": "dashboard:8080"})
     with pytest.raises(urllib.error.HTTPError, match="400"):
@@ -79,7 +80,7 @@ def test_every_container_is_nobody_on_a_disk_it_cannot_write(stage: Any, run: di
     code = """
 import os
 print(os.getuid(), os.geteuid(), os.getgid())
-for path in ("/", "/opt/popmi", "/opt/venv/bin", "/home/popmi", "/etc", "/usr/local/bin"):
+for path in ("/", "/opt/popmi", "/opt/venv/bin", "/home/popmi", "/etc", "/usr/local/bin", "/runs"):
     try:
         open(os.path.join(path, "probe"), "w")
         print("wrote into", path)

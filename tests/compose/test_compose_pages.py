@@ -1,0 +1,100 @@
+"""The pages in their own slim image: signed in over restarts, nothing of the centre in reach, acts carried out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]
+MODEL = "compose/models/round-002.safetensors"
+
+
+@pytest.fixture(scope="module")
+def run(stage: Any) -> dict[str, Any]:
+    """The first run's head, once it has ended."""
+    head = stage.finished()
+    assert head["status"] == "finished", head
+    return dict(head)
+
+
+def status_of(url: str, **headers: str) -> int:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_pages_run_without_torch_and_flower_and_hold_no_installer(stage: Any, run: dict[str, Any]) -> None:
+    code = """
+import importlib.util as i, pathlib, sys
+print(*[name for name in ("torch", "flwr", "timm", "opacus", "ray", "pip", "uv") if i.find_spec(name)])
+print(sum(f.stat().st_size for f in pathlib.Path(sys.prefix).rglob("*") if f.is_file()) // 1_000_000)
+"""
+    found, megabytes = stage.python("dashboard", code).partition("\n")[::2]
+    assert found == ""
+    # With torch and Flower it would be thousands.
+    assert int(megabytes) < 300
+
+
+def test_nobody_sees_anything_without_signing_in(stage: Any, run: dict[str, Any]) -> None:
+    assert status_of(f"{stage.url}/api/v1/runs") == 401
+    assert status_of(f"{stage.url}/api/v1/runs", Authorization="Bearer popmi_guessed") == 401
+    with urllib.request.urlopen(f"{stage.url}/", timeout=10) as answer:
+        assert "/login" in answer.url
+        assert b"compose" not in answer.read().partition(b"<main")[2].partition(b"</main")[0]
+    assert status_of(f"{stage.url}/healthz") == 200
+
+
+def test_the_link_of_the_first_admin_works_once(stage: Any, run: dict[str, Any]) -> None:
+    stage.ask("/")
+    for key in re.findall(r"/first\?key=([\w-]+)", stage.compose("logs", "--no-color", "dashboard")):
+        assert status_of(f"{stage.url}/first?key={key}") == 404
+
+
+def test_who_is_signed_in_stays_so_when_the_pages_start_again(stage: Any, run: dict[str, Any]) -> None:
+    assert json.loads(stage.ask("/api/v1/runs"))
+    stage.compose("restart", "dashboard")
+    runs = stage.until("the pages are back", lambda: json.loads(stage.browse("/api/v1/runs")))
+    assert runs[0]["name"] == "compose"
+
+
+def test_models_are_read_from_the_runs_volume_and_cannot_be_changed_there(stage: Any, run: dict[str, Any]) -> None:
+    recorded = stage.api(f"/runs/{run['key']}/rounds")[-1]["model_sha256"]
+    code = f"import hashlib, pathlib; print(hashlib.sha256(pathlib.Path('/runs/{MODEL}').read_bytes()).hexdigest())"
+    assert stage.python("dashboard", code) == recorded
+    code = f"""
+import os
+for act in (lambda: os.unlink('/runs/{MODEL}'), lambda: os.mkdir('/runs/x'), lambda: os.listdir('/home/popmi/server')):
+    try:
+        act()
+        print("done")
+    except OSError as error:
+        print(type(error).__name__)
+"""
+    assert stage.python("dashboard", code).split() == ["OSError", "OSError", "FileNotFoundError"]
+
+
+def test_a_model_is_downloaded_whole(stage: Any, run: dict[str, Any]) -> None:
+    recorded = stage.api(f"/runs/{run['key']}/rounds")[-1]["model_sha256"]
+    page = stage.ask(f"/models/{run['key']}/2").decode()
+    assert recorded in page
+    link = next(found for found in re.findall(r'href="([^"]+)"', page) if found.endswith(".safetensors"))
+    assert hashlib.sha256(stage.ask(link)).hexdigest() == recorded
+
+
+def test_a_token_made_on_the_command_line_reads_and_no_more(stage: Any, run: dict[str, Any]) -> None:
+    stage.ask("/")
+    account = ("exec", "-T", "dashboard", "popmi", "server", "account")
+    stage.compose(*account, "add", "robot", "--role", "viewer", "--password-file", "-", said="another long sentence\n")
+    told = stage.compose(*account, "token", "robot", "--name", "ci", "--days", "1")
+    token = re.search(r"popmi_[\w-]+", told)
+    assert token is not None, told
+    assert status_of(f"{stage.url}/api/v1/runs", Authorization=f"Bearer {token.group()}") == 200
+    assert status_of(f"{stage.url}/accounts", Authorization=f"Bearer {token.group()}") in (401, 403, 200)
