@@ -119,7 +119,7 @@ def _use(session: Session, secret: str) -> str:
 
 def _invited(session: Session, name: str) -> Account:
     account = session.get(Account, int(name.removeprefix(_INVITED))) if name.startswith(_INVITED) else None
-    if account is None:
+    if account is None or account.disabled:
         raise _spent()
     return account
 

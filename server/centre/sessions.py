@@ -98,11 +98,13 @@ def known(centre: Engine, secret: str, limits: SessionLimits, *, acts: bool) -> 
     return found
 
 
-def end(centre: Engine, found: SessionRow, by: Doer) -> None:
-    """End one session."""
+def end(centre: Engine, digest: str, account: AccountRow, by: Doer) -> None:
+    """End one session of an account; one that is over already, or another's, is left."""
+    chosen = (LoginSession.digest == digest, LoginSession.account_id == account.id)
     with writing(centre) as session:
-        session.execute(delete(LoginSession).where(LoginSession.digest == found.digest))
-        remark(session, "account.signed-out", by, account=found.account.name)
+        if session.scalar(select(LoginSession.digest).where(*chosen)) is not None:
+            session.execute(delete(LoginSession).where(*chosen))
+            remark(session, "account.signed-out", by, account=account.name)
 
 
 def end_all(centre: Engine, account: AccountRow, by: Doer) -> tuple[str, ...]:

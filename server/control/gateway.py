@@ -23,7 +23,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from popmi_core.errors import SetupError
-from server.control.connections import BoundedServer, ConnectionLimits, PromptH11
+from server.connections import BoundedServer, ConnectionLimits, PromptH11
 from server.control.refusals import Refusals
 from server.control.signatures import (
     KEY_HEADER,

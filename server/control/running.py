@@ -60,8 +60,8 @@ def run_gateway(home: ServerHome, settings: ServerSettings, places: Places) -> N
     Raises:
         SetupError: If its port cannot be taken.
     """
+    from server.connections import ConnectionLimits
     from server.control.clocks import CLOCKS_FILE, Clocks
-    from server.control.connections import ConnectionLimits
     from server.control.gateway import Gateway, serve, upstream_client
     from server.control.tally import Tally
 

@@ -1,48 +1,67 @@
-"""The pages: runs, one run, its curves, live; JSON and CSV of the same.
+"""The pages as one application: runs, sites, models and the audit log, live; JSON and CSV of the same.
 
-Bound to this machine, read-only, no cookie, no outside request.
+Where there is a centre, people sign in; where there is none, everybody on this machine may look. No outside request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
-from types import FrameType
 
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import JSONResponse, Response
 
-from popmi_core.errors import ConfigError, RunError
+from popmi_core.errors import RunError
+from server.centre.sessions import SessionLimits, alive
 from server.dashboard import api, metrics
 from server.dashboard.access import Refused
-from server.dashboard.access.answers import refused
+from server.dashboard.access.answers import away, refused
+from server.dashboard.access.binding import Binding
+from server.dashboard.access.guard import Guard
 from server.dashboard.catalogue import NotFound, open_catalogue
 from server.dashboard.events import Watcher
+from server.dashboard.pages import account, accounts, signin
 from server.dashboard.pages import audit as audit_pages
 from server.dashboard.pages import models as models_pages
 from server.dashboard.pages import runs as runs_pages
 from server.dashboard.pages import sites as sites_pages
 from server.dashboard.rendering import render
-from server.dashboard.security import LocalOnly, require_loopback
+from server.dashboard.security import Hardened
 
 STATIC = Path(__file__).parent / "static"
 
 
-def create_app(runs: str | Path, *, metrics_name: str | None = None) -> FastAPI:
+def create_app(
+    runs: str | Path,
+    *,
+    binding: Binding | None = None,
+    centre: Engine | None = None,
+    runs_folder: Path | None = None,
+    limits: SessionLimits | None = None,
+) -> FastAPI:
     """Return the application over a folder of runs, one run folder, or a database URL.
 
-    ``metrics_name`` is a further host name under which ``/metrics`` answers.
+    Args:
+        runs: Where the records are.
+        binding: Where the pages listen; default: this machine only.
+        centre: The centre, with the accounts; None: nobody signs in, and nobody can act.
+        runs_folder: Folder with the runs' model files; None: beside their records, where those are files.
+        limits: How long a session lasts.
 
     Raises:
         ConfigError: If ``runs`` is a file.
     """
-    catalogue = open_catalogue(runs)
-    watcher = Watcher(catalogue)
+    catalogue, limits, binding = open_catalogue(runs), limits or SessionLimits(), binding or Binding()
+
+    def let_in(sessions: Collection[str]) -> Collection[str]:
+        return sessions if centre is None else alive(centre, sessions, limits)
+
+    watcher = Watcher(catalogue, let_in)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -55,7 +74,11 @@ def create_app(runs: str | Path, *, metrics_name: str | None = None) -> FastAPI:
         title="POPMI runs", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json", lifespan=lifespan
     )
     app.state.catalogue, app.state.watcher = catalogue, watcher
-    app.add_middleware(LocalOnly, metrics_name=metrics_name)
+    app.state.binding, app.state.centre, app.state.limits = binding, centre, limits
+    app.state.runs_folder = runs_folder
+    # The last one added is the first one asked.
+    app.add_middleware(Guard, binding=binding, centre=centre, limits=limits)
+    app.add_middleware(Hardened, binding=binding)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.include_router(api.router)
     app.include_router(metrics.router)
@@ -63,65 +86,14 @@ def create_app(runs: str | Path, *, metrics_name: str | None = None) -> FastAPI:
     app.include_router(models_pages.router)
     app.include_router(audit_pages.router)
     app.include_router(sites_pages.router)
+    for signed in (signin, account, accounts):
+        app.include_router(signed.router)
     app.add_exception_handler(NotFound, _unknown)
     app.add_exception_handler(RunError, _unreadable)
     app.add_exception_handler(404, _unknown)
     app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(SQLAlchemyError, away)
     return app
-
-
-def serve(
-    runs: str | Path,
-    *,
-    host: str,
-    port: int,
-    published_on: str | None = None,
-    metrics_name: str | None = None,
-    ready: Callable[[], None] | None = None,
-) -> None:
-    """Serve the pages until Ctrl-C; ``ready`` is called once the port is taken.
-
-    Args:
-        runs: Folder of runs, one run folder, or a database URL.
-        host: Address to listen on.
-        port: Port to listen on.
-        published_on: In a container, the machine's address on which its port is published.
-        metrics_name: A further host name under which ``/metrics`` answers.
-        ready: Called before the first answer.
-
-    Raises:
-        ConfigError: If others than this machine could reach the pages, or ``port`` is taken.
-    """
-    require_loopback(host, published_on=published_on)
-    app = create_app(runs, metrics_name=metrics_name)
-    listener = _listen(host, port)
-    if ready is not None:
-        ready()
-    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=3)
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its own orderly end
-        _Server(config).run(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """Ends the event streams first: uvicorn would wait for them for ever."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-        application = self.config.app
-        if isinstance(application, FastAPI):
-            application.state.watcher.stop()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.") from error
-    return listener
 
 
 def _unknown(request: Request, _: Exception) -> Response:

@@ -22,7 +22,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="the browser test
 
 SUPPORT = Path(__file__).parents[1] / "support"
 SERVE = (
-    "from server.dashboard.app import serve; import sys; serve(sys.argv[1], host='127.0.0.1', port=int(sys.argv[2]))"
+    "import sys; from server.dashboard.access.binding import Binding; from server.dashboard.serving import serve; "
+    "serve(sys.argv[1], Binding(port=int(sys.argv[2])))"
 )
 
 

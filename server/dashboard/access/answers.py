@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from server.dashboard.access.person import Refused
-from server.dashboard.language import N_, language_of, translations
+from server.dashboard.language import N_
 from server.dashboard.rendering import render
 
+log = logging.getLogger("popmi.dashboard")
+_AWAY = N_(
+    "The database with the accounts does not answer, so nobody can be let in just now. The federation goes on without "
+    "it. Try again in a moment; if it stays, the server's operator must look after the database."
+)
 _NO_CENTRE = N_(
     "Nobody signs in here, so everybody may look and nobody may act: these pages have no server's home behind them. "
     "To act, open the pages of the server: `popmi server up`, or `popmi serve --home FOLDER`."
@@ -29,6 +36,12 @@ def refused(request: Request, error: Exception) -> Response:
     )  # fmt: skip
 
 
+def away(request: Request, error: Exception) -> Response:
+    """Return the answer where the centre's database does not answer."""
+    log.warning("the centre does not answer: %s", type(error).__name__)
+    return no(request, 503, N_("The database does not answer"), _AWAY, headers={"Retry-After": "5"})
+
+
 def no(
     request: Request, status: int, title: str, text: str, *, headers: dict[str, str] | None = None, **named: object
 ) -> Response:
@@ -45,10 +58,7 @@ def no(
     if for_program(request):
         answer: Response = JSONResponse({"detail": text % named if named else text}, status_code=status)
     else:
-        said = translations(language_of(request)).gettext
-        answer = render(
-            request, "message.html", status=status, title=said(title), text=said(text) % named if named else said(text)
-        )
+        answer = render(request, "message.html", status=status, title=title, text=text, values=named)
     answer.headers.update(headers or {})
     return answer
 

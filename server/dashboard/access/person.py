@@ -7,7 +7,7 @@ from typing import Literal
 
 from starlette.requests import Request
 
-from server.centre.people import ROLES, Role
+from server.centre.people import ROLES, Doer, Role
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Person:
     def may(self, role: Role) -> bool:
         """Say whether they may do what ``role`` may."""
         return ROLES.index(self.role) >= ROLES.index(role)
+
+    def doer(self) -> Doer:
+        """Return them as the audit log names them."""
+        return Doer(self.name, self.via)
 
 
 NOBODY = Person()

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from popmi_core.errors import RunError
+from server.dashboard.access.person import person_of
 from server.dashboard.catalogue import Catalogue, NotFound
 from server.dashboard.exports import as_csv, rows_of
 from server.dashboard.health import State
@@ -116,7 +117,8 @@ def _run(request: Request, template: str, key: str, split: str | None, version: 
 
 def _stream(request: Request, key: str | None, seen: str) -> Response:
     # A browser that comes back by itself says what it saw last.
-    events = request.app.state.watcher.stream(key, request.headers.get("last-event-id", seen))
+    seen = request.headers.get("last-event-id", seen)
+    events = request.app.state.watcher.stream(key, seen, person_of(request).session)
     return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 

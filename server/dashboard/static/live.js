@@ -30,6 +30,7 @@
     source = null;
     clearTimeout(retry);
     retry = setTimeout(listen, RETRY_MS);
+    document.dispatchEvent(new Event("popmi:lost"));
   };
   const listen = () => {
     if (source) source.close();
@@ -41,6 +42,7 @@
       hear();
       htmx.trigger(live, "popmi:change");
     });
+    source.addEventListener("ended", () => location.reload()); // signed out elsewhere: the page to sign in comes
     source.addEventListener("error", lose);
   };
 

@@ -16,8 +16,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from popmi_core.errors import ConfigError
-from server.dashboard.app import STATIC, create_app, serve
-from server.dashboard.security import require_loopback
+from server.dashboard.access.binding import Binding, check
+from server.dashboard.app import STATIC, create_app
+from server.dashboard.serving import serve
 from server.store import RunWriter
 
 LOCAL = "http://127.0.0.1:8080"
@@ -193,7 +194,7 @@ def test_every_answer_is_hardened(written: Callable[..., Path], path: str) -> No
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["x-frame-options"] == "DENY"
-    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["referrer-policy"] == "same-origin"
     assert "set-cookie" not in headers
 
 
@@ -254,12 +255,12 @@ def test_the_api_gives_undefined_as_null(written: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.4", "::", "example.org", ""])
 def test_listening_where_others_could_look_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match=r"no loopback address, expected 127\.0\.0\.1"):
-        require_loopback(host)
+        check(Binding(host=host), login=False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.2"])
 def test_listening_on_this_machine_is_fine(host: str) -> None:
-    require_loopback(host)
+    check(Binding(host=host), login=False)
 
 
 def test_a_taken_port_is_an_error_a_person_can_act_on(tmp_path: Path) -> None:
@@ -269,7 +270,7 @@ def test_a_taken_port_is_an_error_a_person_can_act_on(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigError, match=r"cannot listen on .*Choose another with --port"):
-            serve(tmp_path, host="127.0.0.1", port=taken.getsockname()[1])
+            serve(tmp_path, Binding(port=taken.getsockname()[1]))
 
 
 def test_a_file_is_no_folder_of_runs(tmp_path: Path) -> None:

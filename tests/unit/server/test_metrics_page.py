@@ -14,10 +14,10 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from popmi_core.errors import ConfigError
+from server.dashboard.access.binding import Binding, check
 from server.dashboard.app import create_app
 from server.dashboard.families import STATES
 from server.dashboard.metrics import RUNS_TOLD
-from server.dashboard.security import require_loopback
 from server.store import RunReader, RunWriter
 
 ROOT = Path(__file__).parents[3]
@@ -195,7 +195,7 @@ def test_a_panel_without_a_time_axis_shows_what_is_now_and_nothing_of_before() -
 def test_prometheus_may_ask_by_the_services_name_for_metrics_and_for_nothing_else(
     written: Callable[..., Path], host: str
 ) -> None:
-    app = create_app(written(rounds=1), metrics_name="dashboard")
+    app = create_app(written(rounds=1), binding=Binding(metrics_name="dashboard"))
     with TestClient(app, base_url=LOCAL) as client:
         assert client.get("/metrics", headers={"Host": host}).status_code == 200
         for path in ("/", "/api/v1/runs", "/metrics/", "/healthz"):
@@ -210,13 +210,13 @@ def test_without_a_name_a_foreign_host_is_refused_metrics_too(written: Callable[
 
 @pytest.mark.parametrize("published", ["127.0.0.1", "::1", "localhost"])
 def test_a_container_may_listen_to_its_network_when_its_port_is_published_here_only(published: str) -> None:
-    require_loopback("0.0.0.0", published_on=published)
+    check(Binding(host="0.0.0.0", published_on=published), login=False)
 
 
 @pytest.mark.parametrize("published", ["0.0.0.0", "", "192.0.2.7", "pages.example.org"])
 def test_a_container_published_to_others_is_refused(published: str) -> None:
     with pytest.raises(ConfigError, match=r"which is no loopback address, expected 127\.0\.0\.1"):
-        require_loopback("0.0.0.0", published_on=published)
+        check(Binding(host="0.0.0.0", published_on=published), login=False)
     # Not even when it listens to itself only: what was said is wrong.
     with pytest.raises(ConfigError, match=r"Publish the container's port as 127\.0\.0\.1:8080:8080"):
-        require_loopback("127.0.0.1", published_on=published)
+        check(Binding(host="127.0.0.1", published_on=published), login=False)

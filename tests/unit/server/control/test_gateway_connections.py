@@ -11,8 +11,9 @@ import time
 import pytest
 from fake_superlink import FakeSuperLink, behind
 
-from server.control import connections, gateway
-from server.control.connections import BoundedServer, Bounds, ConnectionLimits
+from server import connections
+from server.connections import BoundedServer, Bounds, ConnectionLimits
+from server.control import gateway
 from server.control.gateway import serve
 
 HERE = "127.0.0.1"

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from popmi_core.errors import SetupError
+from server.connections import BoundedServer
 from server.control import gateway
-from server.control.connections import BoundedServer
 from server.control.gateway import Gateway, serve, upstream_client
 
 

@@ -1,9 +1,9 @@
-"""How long a stranger may say nothing, and how many of the gateway's connections one address may hold.
+"""How long a stranger may say nothing, and how many connections one address may hold, at the gateway and the pages.
 
 uvicorn waits for ever for the first request of a connection, and counts the silent ones against everybody: a thousand
 of them, which nobody needs a key for, would shut the door before every site. So each connection is counted from the
 moment it is accepted, has a bounded time for its TLS handshake and for every request's header, and an address may hold
-so many. A hospital network's many sites behind one address are why that number is large, and can be set.
+so many. A hospital network's many sites behind one address are why that number is large, and can be set at the gateway.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-log = logging.getLogger("popmi.gateway")
+log = logging.getLogger("popmi.connections")
 OPEN_FILES = 8_192
 """Open files asked of the system at most: two for each connection, with room for others."""
 OUT_OF_FILES_SECONDS = 0.5
