@@ -21,21 +21,24 @@ import pytest
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright (popmi[dev])")
 
 SUPPORT = Path(__file__).parents[1] / "support"
-SERVE = (
-    "import sys; from server.dashboard.access.binding import Binding; from server.dashboard.serving import serve; "
-    "serve(sys.argv[1], Binding(port=int(sys.argv[2])))"
-)
+POPMI = "from popmi_core.cli.main import app; app()"
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path])}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("POPMI_")}
+    return {**kept, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path])}
 
 
 class PageServer:
-    """The page server as its own process, on a port that stays its own over restarts."""
+    """`popmi serve` as its own process, on a port that stays its own over restarts.
 
-    def __init__(self, runs: Path) -> None:
-        self.runs = runs
+    Args:
+        runs: The folder of runs.
+        words: Further words of the command.
+    """
+
+    def __init__(self, runs: Path, *words: str) -> None:
+        self.runs, self.words = runs, words
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -43,9 +46,8 @@ class PageServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(self.runs), str(self.port)], env=environment()
-        )
+        command = [sys.executable, "-c", POPMI, "serve", str(self.runs), "--port", str(self.port), *self.words]
+        self.process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 30
         while True:
             try:
