@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
@@ -103,6 +103,18 @@ def mirrored(engine: Engine) -> tuple[int, str]:
         last = select(AuditLine.number, AuditLine.digest).order_by(AuditLine.number.desc()).limit(1)
         found = session.execute(last).first()
         return (0, "") if found is None else (found.number, found.digest)
+
+
+def forget_copy(engine: Engine) -> int:
+    """Take the copy out, for the keeper to copy the log from its first line; return how many lines it had.
+
+    Raises:
+        RunError: If the centre cannot be written now.
+    """
+    with reaching(engine, "take the audit log's copy out"), writing(engine) as session:
+        count = session.scalar(select(func.count()).select_from(AuditLine)) or 0
+        session.execute(delete(AuditLine))
+        return count
 
 
 def trail(
@@ -233,15 +245,3 @@ def _told(row: AuditLine) -> TrailLine:
         details.pop(name, None)
     names = ("number", "time", "event", "who", "run", "site", "digest", "line")
     return TrailLine(details=details, **{name: getattr(row, name) for name in names})
-
-
-def in_pieces(lines: Iterable[tuple[int, str]], size: int = _PIECE) -> Iterator[list[tuple[int, str]]]:
-    """Hand lines out a piece at a time, as ``mirror`` takes them."""
-    piece: list[tuple[int, str]] = []
-    for item in lines:
-        piece.append(item)
-        if len(piece) == size:
-            yield piece
-            piece = []
-    if piece:
-        yield piece

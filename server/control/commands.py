@@ -282,6 +282,18 @@ def verify(
         typer.echo(f"{torn} bytes of a line that was not finished follow: a crash, or the end was cut off.")
 
 
+@audit.command("recopy")
+def recopy(home: Home = HOME) -> None:
+    """Have the keeper copy the log for the pages anew, as after the home was put back from a backup."""
+    from server.centre import centre_database, open_centre
+    from server.centre.trail import forget_copy
+
+    place = _home(home)
+    lines = forget_copy(open_centre(centre_database(place.folder)))
+    place.note("log.recopied", lines=lines)
+    typer.echo(f"{lines} copied lines are taken out of the database; the keeper copies the log anew")
+
+
 @audit.command("show")
 def show(
     last: Annotated[int, typer.Option(min=1, help="How many lines, newest last.")] = 50,

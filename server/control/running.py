@@ -80,19 +80,28 @@ def run_gateway(home: ServerHome, settings: ServerSettings, places: Places) -> N
 
 
 def run_keeper(home: ServerHome, settings: ServerSettings, places: Places) -> None:
-    """Be the keeper.
+    """Be the keeper, and the one whom the pages ask.
 
     Raises:
         SetupError: If there is another.
     """
+    from server.control.centreside import at_the_centre
     from server.control.flower import FlowerControl, pack_bundle
     from server.control.keeper import Keeper
 
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    with home.alone("keeper"), FlowerControl(settings.superlink, home.ca) as control:
-        Keeper(home, control, pack=pack_bundle, confirm_from=places.confirm_from, refused=places.refused).run(ended)
+
+    def control() -> FlowerControl:
+        return FlowerControl(settings.superlink, home.ca)
+
+    with (
+        home.alone("keeper"),
+        control() as own,
+        at_the_centre(home, ended, control=control, code=lambda: pack_bundle()[1], refused=places.refused),
+    ):
+        Keeper(home, own, pack=pack_bundle, confirm_from=places.confirm_from, refused=places.refused).run(ended)
 
 
 def _log_to_terminal() -> None:
