@@ -192,9 +192,9 @@ class BoundedServer(uvicorn.Server):
 
         greeted = False
         try:
-            await loop.connect_accepted_socket(
-                make, connection, ssl=self.config.ssl, ssl_handshake_timeout=self._limits.handshake_seconds
-            )
+            # asyncio takes no time for a handshake where there is none.
+            patience = None if self.config.ssl is None else self._limits.handshake_seconds
+            await loop.connect_accepted_socket(make, connection, ssl=self.config.ssl, ssl_handshake_timeout=patience)
             greeted = True
         except OSError as error:
             # No TLS, no common version, silence, or gone: every scanner of the internet comes by.

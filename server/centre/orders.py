@@ -19,6 +19,7 @@ from popmi_core.errors import RunError
 from server.centre.kinds import parse_order
 from server.centre.opening import writing
 from server.centre.reaching import reaching
+from server.centre.remarks import REMARK
 from server.centre.schema import Order
 
 MOST_WAITING = 50
@@ -159,7 +160,7 @@ def find(engine: Engine, number: int) -> OrderRow | None:
     """
     with reaching(engine, "read an order"), Session(engine) as session:
         found = session.get(Order, number) if number < 2**31 else None
-        return None if found is None else _row(found)
+        return None if found is None or found.state == REMARK else _row(found)
 
 
 def count_waiting(engine: Engine) -> int:
@@ -180,7 +181,7 @@ def history(
     Raises:
         RunError: If the centre cannot be read now.
     """
-    wanted = select(Order).order_by(Order.id.desc()).limit(limit)
+    wanted = select(Order).where(Order.state != REMARK).order_by(Order.id.desc()).limit(limit)
     if state is not None:
         wanted = wanted.where(Order.state == state)
     if before is not None:

@@ -29,6 +29,7 @@ from server.control.kits import post_kit
 from server.control.leaving import exclude, include
 from server.control.operate import resume, start, stop
 from server.control.pins import pin, read_pins, unpin
+from server.control.remarking import write_remarks
 from server.control.revoking import revoke
 from server.control.sites import add_site, confirm
 
@@ -81,11 +82,12 @@ class Carrier:
         }  # fmt: skip
 
     def look(self) -> None:
-        """Carry out every order that waits.
+        """Carry out every order that waits, and write down what was done to accounts.
 
         Raises:
             RunError: If the centre cannot be read or written now.
         """
+        write_remarks(self.home, self.centre)
         for number, answer, done in self._exports.ended():
             decide(self.centre, number, "done" if done else "refused", answer, clock=self._clock)
         while (taken := take(self.centre, besides=self._exports.numbers, clock=self._clock)) is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from popmi_core.errors import AuditError
-from server.control import choosing
+from server.control import accounts, choosing
 from server.control.options import HOME, AsJson, Home
 from server.control.options import open_control as _control
 from server.control.options import open_home as _home
@@ -17,6 +17,7 @@ app = typer.Typer(help="Run a federation's server: set up, sites, runs.", no_arg
 audit = typer.Typer(help="The server's audit log.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 app.add_typer(choosing.app)
+app.add_typer(accounts.app, name="account")
 
 Part = Literal["superlink", "runner", "gateway", "keeper", "dashboard"]
 

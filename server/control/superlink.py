@@ -120,7 +120,7 @@ def dashboard_command(home: ServerHome, settings: ServerSettings, places: Places
     del settings
     return [
         str(programs() / "popmi"),
-        *("serve", str(home.runs), "--host", places.dashboard_host, "--port", str(places.dashboard_port)),
+        *("serve", "--home", str(home.folder), "--host", places.dashboard_host, "--port", str(places.dashboard_port)),
     ]
 
 
