@@ -26,6 +26,7 @@ from popmi_core.cli.geometry import geometry
 from popmi_core.cli.onnx import onnx
 from popmi_core.cli.serve import serve
 from popmi_core.cli.simulate import simulate
+from popmi_core.cli.tracking import mlflow
 from popmi_core.errors import PopmiError
 
 commands = typer.Typer(
@@ -47,6 +48,7 @@ commands.command()(evaluate)
 commands.command()(fit)
 commands.command()(distill)
 commands.command()(onnx)
+commands.command()(mlflow)
 
 
 @commands.callback(invoke_without_command=True)
