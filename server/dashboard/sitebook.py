@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from popmi_core.errors import RunError
 from server.dashboard.catalogue import Catalogue, NotFound
@@ -12,6 +12,7 @@ from server.dashboard.language import N_
 from server.store import RunReader, RunSummary
 from server.store.looks import SiteDigest, site_digests
 
+Tone = Literal["good", "warn", "bad", "idle"]
 APPROVAL = "waiting for approval"
 """How a site's answer begins that has not approved the run's code."""
 
@@ -72,7 +73,7 @@ class SiteLine:
     kept: SiteKept | None
     runs: tuple[SiteInRun, ...]
     word: str
-    tone: str
+    tone: Tone
     detail: str
 
     @property
@@ -152,7 +153,7 @@ class SiteBook:
         return [(item.digest.site, item) for item in held[1]]
 
 
-def judge_site(kept: SiteKept | None, runs: Sequence[SiteInRun]) -> tuple[str, str, str]:
+def judge_site(kept: SiteKept | None, runs: Sequence[SiteInRun]) -> tuple[str, Tone, str]:
     """Return how a site is: a word, its tone and the detail; never better than the worst that is known."""
     newest = runs[0] if runs else None
     if kept is not None:
@@ -162,7 +163,7 @@ def judge_site(kept: SiteKept | None, runs: Sequence[SiteInRun]) -> tuple[str, s
     if newest is not None and newest.refused:
         return N_("waiting for approval"), "warn", newest.digest.reason or ""
     if newest is not None and newest.digest.outcome != "ok":
-        tone = "bad" if newest.digest.outcome in ("failed", "quarantined") else "warn"
+        tone: Tone = "bad" if newest.digest.outcome in ("failed", "quarantined") else "warn"
         return newest.digest.outcome, tone, newest.digest.reason or ""
     if kept is None and newest is not None and newest.silent:
         return N_("has not answered yet"), "idle", ""
@@ -175,7 +176,7 @@ def judge_site(kept: SiteKept | None, runs: Sequence[SiteInRun]) -> tuple[str, s
     return N_("well when it last answered"), "good", ""
 
 
-def _standing(kept: SiteKept) -> tuple[str, str, str] | None:
+def _standing(kept: SiteKept) -> tuple[str, Tone, str] | None:
     if kept.state == "revoked":
         return N_("revoked"), "idle", kept.note
     if kept.excluded is not None:

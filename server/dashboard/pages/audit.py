@@ -23,7 +23,7 @@ from server.dashboard.rendering import render_live
 router = APIRouter(include_in_schema=False)
 LINES_A_PAGE = 100
 COLUMNS = ("number", "time", "event", "who", "run", "site", "details", "digest")
-Asked = Annotated[str, Field(max_length=200)]
+Asked = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 
 
 class Search(BaseModel):
@@ -38,11 +38,12 @@ class Search(BaseModel):
     since: Asked = ""
     until: Asked = ""
     text: Asked = ""
-    before: Annotated[int | None, Field(ge=1)] = None
+    before: Annotated[int | None, Field(ge=1, le=2**31 - 1)] = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = LINES_A_PAGE
 
     def query(self) -> str:
         """Return the fields that are filled in, for a link."""
-        return urlencode({name: value for name, value in self.model_dump(exclude={"before"}).items() if value})
+        return urlencode({name: value for name, value in self.model_dump(exclude={"before", "limit"}).items() if value})
 
     def filter(self) -> Filter:
         """Return what is asked for.
