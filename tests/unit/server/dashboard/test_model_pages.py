@@ -52,7 +52,7 @@ def test_a_long_run_is_shown_in_pages(tmp_path: Path, visiting: Visit, believabl
         assert "first=100" in page
         older = client.get("/models?run=long&first=100").text
         assert "101 to 120 of 120" in older
-        assert "/models/long/1\"" in older
+        assert '/models/long/1"' in older
         assert "119 to" not in client.get("/models?run=long&first=5000").text
 
 
@@ -84,7 +84,7 @@ def test_card_verdict_and_certificate_are_shown(federation: Any, visiting: Visit
     assert "Trained on a phantom" in page
     assert "The weights keep the group C4" in page
     assert "coverage.level" in page
-    assert "Read from the model&#39;s own file." in page
+    assert "Read from the model's own file." in page
 
 
 def test_weights_that_do_not_keep_their_group_are_never_shown_as_fine(
