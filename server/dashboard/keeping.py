@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Request
 
 from popmi_core.errors import RunError
-from server.centre.board import STALE, read_board
+from server.centre.board import STALE, SUBJECTS, card_key, read_board
 from server.dashboard.modelbook import Kept, KeptModel
 from server.dashboard.sitebook import SiteKept
 
@@ -53,8 +53,15 @@ def told(request: Request, key: str) -> Told:
     except RunError as error:
         last = heard.get(key, Told())
         return Told(last.value, last.time, str(error))
-    heard[key] = Told() if notice is None else Told(notice.value, notice.time)
-    return heard[key]
+    found = Told() if notice is None else Told(notice.value, notice.time)
+    if key in SUBJECTS:
+        heard[key] = found
+    return found
+
+
+def kept_card(request: Request, sha256: str) -> Mapping[str, Any] | None:
+    """Return the card that the keeper read in a model's file; None where it told of none."""
+    return told(request, card_key(sha256)).mapping() or None
 
 
 def kept_models(request: Request) -> Kept:
@@ -81,7 +88,6 @@ def _kept_model(item: Mapping[str, Any]) -> KeptModel:
         pinned_by=pinned.get("by"),
         pinned_at=pinned.get("time"),
         pin_note=pinned.get("note"),
-        card=item.get("card"),
     )
 
 
@@ -106,5 +112,7 @@ def _kept_site(item: Mapping[str, Any]) -> SiteKept:
         last_seen=item.get("last_seen"),
         clock_skew=item.get("clock_skew"),
         excluded=item.get("excluded"),
+        excluded_by=item.get("excluded_by"),
+        excluded_since=item.get("excluded_since"),
         note=str(item.get("note") or ""),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,6 @@ class KeptModel:
     pinned_by: str | None = None
     pinned_at: float | None = None
     pin_note: str | None = None
-    card: Mapping[str, Any] | None = None
 
     @property
     def pinned(self) -> bool:
@@ -128,11 +127,12 @@ def folder_of(catalogue: Catalogue, key: str, run: RunSummary) -> str:
 
 @dataclass(frozen=True)
 class Shelves:
-    """Where models are looked for: the runs' records, the files, and what the keeper told."""
+    """Where models are looked for: the runs' records, the files, and what the keeper told, cards by a file's sha256."""
 
     catalogue: Catalogue
     shelf: Shelf
     kept: Kept
+    kept_card: Callable[[str], Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ def view_model(where: Shelves, key: str, server_round: int) -> ModelView:
     (line,) = _lines(where, opened, mine)
     files = where.shelf.files(opened.folder, server_round)
     card, card_from = parse_card(read_card(files["safetensors"].path) if "safetensors" in files else None), "file"
-    if card is None:
-        card, card_from = parse_card(line.kept.card), "keeper"
+    if card is None and line.sha256 is not None:
+        card, card_from = parse_card(where.kept_card(line.sha256)), "keeper"
     return ModelView(
         key=key,
         run=run,

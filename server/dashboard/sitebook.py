@@ -31,6 +31,8 @@ class SiteKept:
     last_seen: float | None = None
     clock_skew: float | None = None
     excluded: str | None = None
+    excluded_by: str | None = None
+    excluded_since: float | None = None
     note: str = ""
 
 

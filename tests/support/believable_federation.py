@@ -120,6 +120,7 @@ def write_centre(database: str | Path, runs: Path, now: float) -> None:
         write_board(engine, key, value)
     log = runs.parent / "audit.jsonl"
     write_audit(log, now)
+    write_board(engine, "audit", {"lines": len(log.read_text(encoding="utf-8").splitlines()), "trouble": ""})
     mirror(engine, list(enumerate(log.read_text(encoding="utf-8").splitlines(), start=1)))
     engine.dispose()
 
@@ -151,7 +152,7 @@ def sites(now: float) -> list[dict[str, Any]]:
         known = {
             "name": name, "state": "enrolled", "since": begun, "fingerprint": f"SHA256:{digest[:43]}",
             "node_id": int(digest[:8], 16), "online": True, "last_seen": now, "note": "", "excluded": None,
-            "clock_skew": 0.1,
+            "clock_skew": 0.1, "clock_at": now, "excluded_by": None, "excluded_since": None,
         }  # fmt: skip
         return known | changes
 
@@ -160,7 +161,7 @@ def sites(now: float) -> list[dict[str, Any]]:
         site("msk"),
         site("rosendahl", clock_skew=3.4),
         site("vidir_modern", online=False, last_seen=now - 2 * HOUR),
-        site("vidir_molemax", excluded=EXCLUDED),
+        site("vidir_molemax", excluded=EXCLUDED, excluded_by="lin", excluded_since=now - 4 * HOUR),
         site("vienna_dias", clock_skew=-0.4),
         site("oslo", **nothing, state="invited", since=now - 26 * HOUR),
         site("genova", **nothing, state="revoked", since=now - 5 * 24 * HOUR),
@@ -172,9 +173,13 @@ def models(runs: Path, now: float) -> dict[str, dict[str, Any]]:
     told: dict[str, dict[str, Any]] = {}
     for file in sorted(runs.glob("*/models/round-*.safetensors")):
         run, number = file.parents[1].name, int(file.stem.removeprefix("round-"))
-        entry: dict[str, Any] = {"here": True, "size": file.stat().st_size, "onnx": file.with_suffix(".onnx").exists()}
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        entry: dict[str, Any] = {
+            "here": True, "size": file.stat().st_size, "onnx": file.with_suffix(".onnx").exists(), "sha256": digest,
+            "pin": None,
+        }  # fmt: skip
         if (run, number) == ("melanoma-2", 11):
-            entry["pin"] = {"by": "lin", "time": now - 30 * HOUR, "note": PIN_NOTE}
+            entry["pin"] = {"round": number, "by": "lin", "time": now - 30 * HOUR, "note": PIN_NOTE}
         told.setdefault(run, {})[str(number)] = entry
     return told
 

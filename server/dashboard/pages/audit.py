@@ -17,6 +17,7 @@ from popmi_core.errors import RunError
 from server.centre.trail import Filter, TrailLine, Verified, Verifier, count_trail, events_of, trail
 from server.dashboard.catalogue import NotFound
 from server.dashboard.downloads import disposition, table_row
+from server.dashboard.keeping import Told, told
 from server.dashboard.language import N_
 from server.dashboard.rendering import render_live
 
@@ -85,7 +86,7 @@ def audit_page(request: Request, search: Annotated[Search, Query()]) -> Response
     centre = centre_of(request)
     known: dict[str, Any] = {
         "search": search, "lines": (), "number": 0, "events": (), "chain": None, "trouble": "",
-        "older": None, "before": before,
+        "older": None, "copying": Told(), "before": before,
     }  # fmt: skip
     if centre is None:
         return render_live(request, "audit", **known)
@@ -101,6 +102,7 @@ def audit_page(request: Request, search: Annotated[Search, Query()]) -> Response
             "number": count_trail(centre, wanted),
             "events": events_of(centre),
             "chain": verified(request, centre),
+            "copying": told(request, "audit"),
             "older": lines[LINES_A_PAGE - 1].number if len(lines) > LINES_A_PAGE else None,
         }
     except RunError as error:

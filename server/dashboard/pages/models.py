@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -11,7 +12,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from popmi_core.errors import RunError
 from server.dashboard.catalogue import FolderCatalogue, NotFound
 from server.dashboard.downloads import disposition, table_file
-from server.dashboard.keeping import kept_models
+from server.dashboard.keeping import kept_card, kept_models
 from server.dashboard.language import N_
 from server.dashboard.modelbook import (
     LINES_A_PAGE,
@@ -44,7 +45,7 @@ def shelves(request: Request) -> Shelves:
     if not hasattr(state, "shelf"):
         beside = state.catalogue.root if isinstance(state.catalogue, FolderCatalogue) else None
         state.shelf = Shelf(getattr(state, "runs_folder", None) or beside)
-    return Shelves(state.catalogue, state.shelf, kept_models(request))
+    return Shelves(state.catalogue, state.shelf, kept_models(request), partial(kept_card, request))
 
 
 @router.get("/models")

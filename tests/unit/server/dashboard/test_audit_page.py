@@ -18,6 +18,7 @@ from sqlalchemy import text
 
 from popmi_core.audit import AuditLog
 from server.centre import open_centre
+from server.centre.board import write_board
 from server.centre.trail import mirror
 
 Visit = Callable[..., AbstractContextManager[TestClient]]
@@ -168,3 +169,18 @@ def test_a_script_in_a_line_is_shown_as_text(tmp_path: Path, visiting: Visit) ->
     assert "<img src=x" not in page
     assert 'value="&lt;b&gt;"' in page
     centre.dispose()
+
+
+def test_a_log_that_was_cut_off_is_told_though_its_copy_is_whole(federation: Any, visiting: Visit) -> None:
+    write_board(federation.centre, "audit", {"lines": 21, "trouble": "line 9 was written anew"})
+    with visiting(federation.runs, federation.centre) as client:
+        page = client.get("/audit").text
+    assert "The log itself was cut off or changed." in page
+    assert "line 9 was written anew" in page
+
+
+def test_a_silent_keeper_is_told_beside_the_log(federation: Any, visiting: Visit) -> None:
+    with federation.centre.begin() as connection:
+        connection.execute(text("UPDATE board SET time = time - 7200"))
+    with visiting(federation.runs, federation.centre) as client:
+        assert "The keeper is silent." in client.get("/audit").text

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from server.centre.board import card_key, write_board
+from server.dashboard.modelfiles import read_card
 from server.store import RunReader, RunWriter
 
 Visit = Callable[..., AbstractContextManager[TestClient]]
@@ -261,3 +263,14 @@ def test_the_record_of_the_federation_knows_its_files(federation: Any) -> None:
         rows = {row.server_round: row.model_sha256 for row in reader.rounds(reader.run().id)}
     path = federation.runs / "melanoma-2" / "models" / "round-011.safetensors"
     assert rows[11] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_where_the_file_lies_elsewhere_the_keeper_tells_the_card(federation: Any, visiting: Visit) -> None:
+    path = federation.runs / "melanoma-2" / "models" / "round-010.safetensors"
+    digest, card = hashlib.sha256(path.read_bytes()).hexdigest(), read_card(path)
+    write_board(federation.centre, card_key(digest), card)
+    path.unlink()
+    with visiting(federation.runs, federation.centre) as client:
+        page = client.get("/models/melanoma-2/10").text
+    assert "As the keeper read it" in page
+    assert "lies at the server" in page

@@ -215,3 +215,14 @@ def test_a_site_is_never_shown_better_than_the_worst_that_is_known(
     kept: SiteKept | None, run: SiteInRun, word: str, tone: str
 ) -> None:
     assert judge_site(kept, [run])[:2] == (word, tone)
+
+
+def test_what_the_server_needs_a_look_at_stands_on_top(
+    federation: Any, visiting: Visit, federation_source: Any
+) -> None:
+    status = federation_source.status() | {"trouble": ["the disk has 0.4 GB left"], "certificate_days": 12}
+    write_board(federation.centre, "status", status)
+    with visiting(federation.runs, federation.centre) as client:
+        page = client.get("/sites").text
+    assert "the disk has 0.4 GB left" in page
+    assert "renew it: start popmi server up anew" in page
