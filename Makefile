@@ -11,7 +11,7 @@ DEMO_FLAGS ?=
 # Where the tests that take minutes are looked for.
 SLOW ?= tests
 
-.PHONY: demo test check lint slow browser compose lock clean setup
+.PHONY: demo test check lint slow browser messages screenshots compose lock clean setup
 
 setup: $(STAMP)
 
@@ -50,6 +50,11 @@ check: lint test
 
 browser: $(STAMP)
 	$(BIN)/python -m pytest -m browser
+
+# Gathers the pages' texts: what is new or was changed waits in dashboard.po for its translation.
+messages: $(STAMP)
+	$(BIN)/pybabel -q extract -F babel.cfg --no-location --sort-output --project POPMI --copyright-holder "the POPMI authors" -o build/dashboard.pot .
+	$(BIN)/pybabel -q update -i build/dashboard.pot -d server/dashboard/locale -D dashboard -l zh_Hant --no-fuzzy-matching --ignore-obsolete --ignore-pot-creation-date
 
 # Builds the image, runs three sites for two rounds in containers, then a second run with a sixth site, down and up
 # again, then a hospital by deploy/site/compose.yaml and a run whose parts are killed; takes them down; logs lie in runs/compose-test.

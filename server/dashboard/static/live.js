@@ -22,10 +22,10 @@
   };
   const hear = () => {
     heard = Date.now();
-    say("live", "live");
+    say("live", link.dataset.live);
   };
   const lose = () => {
-    say("lost", "connection lost, trying again");
+    say("lost", link.dataset.lost);
     if (source) source.close();
     source = null;
     clearTimeout(retry);
