@@ -51,6 +51,10 @@ check: lint test
 browser: $(STAMP)
 	$(BIN)/python -m pytest -m browser
 
+# Pictures of the pages in docs/dashboard, of phantom data; needs chromium.
+screenshots: $(STAMP)
+	PYTHONPATH=$(CURDIR) $(BIN)/python benchmarks/dashboard/screenshots.py --out docs/dashboard
+
 # Gathers the pages' texts: what is new or was changed waits in dashboard.po for its translation.
 messages: $(STAMP)
 	$(BIN)/pybabel -q extract -F babel.cfg --no-location --sort-output --project POPMI --copyright-holder "the POPMI authors" -o build/dashboard.pot .

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -28,13 +28,14 @@ class Pages:
         tree: Where its code lies.
         folder: Holds ``runs`` and gets the server's log.
         database: SQLAlchemy URL of the runs, instead of ``runs``.
+        more: Further words of the command line.
     """
 
-    def __init__(self, tree: Path, folder: Path, database: str | None) -> None:
+    def __init__(self, tree: Path, folder: Path, database: str | None, more: Sequence[str] = ()) -> None:
         self.tree, self.folder, self.cookie = tree, folder, ""
         self._env = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
         self._env.pop("POPMI_DATABASE", None)
-        self._words = [str(folder / "runs")]
+        self._words = [str(folder / "runs"), *more]
         if database is not None:
             self._env["POPMI_DATABASE"] = database
         with socket.socket() as taken:

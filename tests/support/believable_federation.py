@@ -15,9 +15,13 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+from sqlalchemy.engine import Engine
+
 from popmi_core.audit import AuditLog
+from popmi_core.config import RunConfig
 from server.centre import open_centre
 from server.centre.board import write_board
+from server.centre.orders import decide, place
 from server.centre.trail import mirror
 from server.store import RunWriter
 from server.store.schema import RECORD_NAME
@@ -182,6 +186,29 @@ def models(runs: Path, now: float) -> dict[str, dict[str, Any]]:
             entry["pin"] = {"round": number, "by": "lin", "time": now - 30 * HOUR, "note": PIN_NOTE}
         told.setdefault(run, {})[str(number)] = entry
     return told
+
+
+def plan() -> dict[str, Any]:
+    """Return what the keeper tells of the run that is planned next."""
+    return {
+        "project": "Melanoma (phantom)", "classes": list(believable.CLASSES), "sites": list(believable.SITES),
+        "config": RunConfig(rounds=20).model_dump(mode="json", exclude_none=True),
+    }  # fmt: skip
+
+
+def write_orders(engine: Engine, now: float) -> None:
+    """Write orders: two that were carried out, one that was refused, one that waits."""
+    for hours, kind, arguments, answer in (
+        (30, "pin", {"run": "melanoma-2", "round": 11, "note": PIN_NOTE}, "round 11 of melanoma-2 is pinned"),
+        (4, "exclude", {"site": "vidir_molemax", "reason": EXCLUDED}, "vidir_molemax is asked no more"),
+        (3, "stop", {"run": "melanoma-2"}, ""),
+    ):
+        number = place(engine, kind, arguments, who="lin", via="page", clock=lambda at=hours: now - at * HOUR)
+        state, said = (
+            ("done", answer) if answer else ("refused", "run melanoma-2 has finished: there is nothing to stop")
+        )
+        decide(engine, number, state, said, clock=lambda at=hours: now - at * HOUR + 2)
+    place(engine, "include", {"site": "vidir_molemax"}, who="okafor", via="page", clock=lambda: now - 1)
 
 
 def write_audit(path: Path, now: float) -> None:
