@@ -13,10 +13,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
+import believable_federation
 import pytest
+import throwaway_postgres
+from sqlalchemy import create_engine, text
+
+from server.centre import accounts, open_centre
+from server.centre.people import Doer
+from server.store import RunWriter
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright (popmi[dev])")
 
@@ -97,22 +105,115 @@ def pages(tmp_path: Path) -> Iterator[PageServer]:
         server.stop()
 
 
+@dataclass
+class Federation:
+    """The pages of a server with two finished runs, seven sites, an audit log and three people.
+
+    Attributes:
+        pages: The page server.
+        runs: The folder of runs.
+        centre: The centre's file or database URL.
+        browse: Opens a page in a browser of its own.
+        cookies: What a browser keeps of each role's session, by role.
+    """
+
+    pages: PageServer
+    runs: Path
+    centre: str | Path
+    browse: Callable[..., playwright.Page]
+    cookies: dict[str, object] = field(default_factory=dict)
+
+    def open(self, path: str = "/", role: str = "viewer", **options: object) -> playwright.Page:
+        """Open a page as somebody of this role."""
+        if role not in self.cookies:
+            page = self.browse(f"{self.pages.url}/login")
+            self.sign_in(page, role)
+            self.cookies[role] = page.context.storage_state()
+        return self.browse(self.pages.url + path, storage_state=self.cookies[role], **options)
+
+    def sign_in(self, page: playwright.Page, name: str, password: str | None = None) -> None:
+        """Fill in the page for signing in and send it; every role has an account of its name."""
+        page.get_by_label("Name").fill(name)
+        page.get_by_label("Password").fill(password or secret_of(name))
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_load_state()
+
+
+def secret_of(name: str) -> str:
+    """Return the password of an account."""
+    return f"the {name} walks along the river"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A PostgreSQL for the tests of this process."""
+    if throwaway_postgres.programs() is None:
+        pytest.skip("PostgreSQL's programs are not installed here")
+    with throwaway_postgres.running() as address:
+        yield address
+
+
+@pytest.fixture
+def federation(
+    request: pytest.FixtureRequest, tmp_path: Path, browse: Callable[..., playwright.Page]
+) -> Iterator[Federation]:
+    """A server's pages; its records and its centre are files, or with the parameter ``postgresql`` in that."""
+    database: str | None = None
+    if getattr(request, "param", "sqlite") == "postgresql":
+        database = request.getfixturevalue("postgres")
+        emptied(database)
+    runs, centre = believable_federation.build(tmp_path, time.time(), database=database)
+    words = ["--centre", str(centre), "--runs", str(runs)]
+    if database is not None:
+        words += ["--database", database]
+        write_records(database, runs)
+    engine = open_centre(centre)
+    for role in ("viewer", "operator", "admin"):
+        accounts.add(engine, role, role, secret_of(role), Doer("root", "terminal"))
+    engine.dispose()
+    server = PageServer(runs, *words)
+    server.start()
+    yield Federation(server, runs, centre, browse)
+    if server.process is not None and server.process.poll() is None:
+        server.stop()
+
+
+def emptied(database: str) -> None:
+    """Take every table of another test away."""
+    engine = create_engine(database)
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+    engine.dispose()
+
+
+def write_records(database: str, runs: Path) -> None:
+    """Write the runs that lie in folders into the database as well."""
+    for name, rounds in (("melanoma-1", 8), ("melanoma-2", 12)):
+        with RunWriter(database, heartbeat=0) as writer:
+            believable_federation.begin_run(writer, name, rounds)
+            for number in range(1, rounds + 1):
+                believable_federation.add_model_round(writer, runs / name, number, rounds)
+            writer.finish_run("finished")
+
+
 @pytest.fixture
 def browse(chromium: playwright.Browser) -> Iterator[Callable[..., playwright.Page]]:
     """Return a function that opens a page; at the end none may have complained or asked elsewhere."""
     contexts: list[playwright.BrowserContext] = []
     complaints: list[str] = []
+    # A lost connection is reported by the browser itself; losing it is part of a test. So is a refusal.
+    foreseen = ["ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED"]
 
     def complain(message: playwright.ConsoleMessage) -> None:
-        # A lost connection is reported by the browser itself; losing it is part of a test.
-        if "ERR_CONNECTION_REFUSED" not in message.text and "ERR_INCOMPLETE_CHUNKED" not in message.text:
+        if not any(words in message.text for words in foreseen):
             complaints.append(f"{message.type}: {message.text}")
 
     def watch(request: playwright.Request) -> None:
         if not request.url.startswith(("http://127.0.0.1:", "file://")):
             complaints.append(f"request to {request.url}")
 
-    def open_page(url: str, **options: object) -> playwright.Page:
+    def open_page(url: str, refusals: tuple[int, ...] = (), **options: object) -> playwright.Page:
+        foreseen.extend(f"the server responded with a status of {status}" for status in refusals)
         context = chromium.new_context(**options)
         contexts.append(context)
         page = context.new_page()
