@@ -88,7 +88,7 @@ def test_another_site_cannot_have_a_browser_sign_out_or_act(federation: Any) -> 
     ))  # fmt: skip
     page.goto("http://127.0.0.1:1/")
     page.evaluate("document.getElementById('f').submit()")
-    page.wait_for_load_state()
+    page.wait_for_url(f"{federation.pages.url}/logout")
     assert page.locator("text=Not accepted").or_(page.locator("text=Signed out")).first.is_visible()
     page.goto(f"{federation.pages.url}/")
     assert page.get_by_text("melanoma-2").first.is_visible()
