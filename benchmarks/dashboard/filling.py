@@ -20,8 +20,14 @@ from sqlalchemy import insert, update
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
+import believable_federation
 import believable_run as believable
 
+from popmi_core.audit import AuditLog
+from server.centre import accounts, open_centre, sessions
+from server.centre.board import write_board
+from server.centre.people import Doer
+from server.centre.trail import mirror
 from server.store import RunWriter
 from server.store.cleaning import finite, jsonable
 from server.store.schema import Base, Round, Run
@@ -29,6 +35,7 @@ from server.store.schema import Base, Round, Run
 SITES = tuple(f"site{number:02d}" for number in range(20))
 TROUBLED = 17
 """Every so many rounds a site is late."""
+AUDIT_LINES = 2000
 
 
 class BulkWriter(RunWriter):
@@ -81,6 +88,26 @@ def fill(database: str | Path, name: str, rounds: int, *, planned: int) -> int:
         # Left as a killed writer leaves it: the run is not over.
         writer._run_id = None
     return run_id
+
+
+def fill_centre(database: str | Path, folder: Path, run: str, rounds: int, viewers: int) -> list[str]:
+    """Write what the keeper tells the pages, and sign viewers in; return the secrets of their sessions."""
+    engine = open_centre(database)
+    example = believable_federation.sites(time.time())[0]
+    write_board(engine, "sites", [example | {"name": site} for site in SITES])
+    write_board(engine, "status", believable_federation.status())
+    here = {"here": True, "size": 11_400, "onnx": False}
+    write_board(engine, "models", {run: {str(number): here for number in range(1, rounds + 1)}})
+    log = AuditLog(folder / "audit.jsonl")
+    for number in range(AUDIT_LINES):
+        at = {"run": run, "site": SITES[number % len(SITES)], "round": number // 2 + 1}
+        log.append("site.late", who="server app", reason="no answer within 60 s", **at)
+    mirror(engine, list(enumerate(log.path.read_text().splitlines(), start=1)))
+    person = accounts.add(engine, "viewer", "viewer", "long enough for a study", Doer("study", "terminal"))
+    limits = sessions.SessionLimits()
+    opened = [sessions.begin(engine, person, address="127.0.0.1", agent="", limits=limits) for _ in range(viewers)]
+    engine.dispose()
+    return [each.secret for each in opened]
 
 
 def go_on(database: str, run_id: int, first: int, count: int, seconds: float, out: Path) -> None:

@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import httpx
-from filling import fill
+from filling import fill, fill_centre
 from page import report
 from pageserver import Pages, cold_start
 
@@ -46,7 +46,6 @@ def main() -> None:
     parser.add_argument("--viewers", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long rounds are written")
     parser.add_argument("--every", type=float, default=2.0, help="seconds from round to round")
-    parser.add_argument("--tree", type=Path, default=ROOT, help="code of the pages: this repository, or another copy")
     parser.add_argument("--from-json", action="store_true", help="run nothing; print the page from OUT.json again")
     parser.add_argument("--out", type=Path, required=True, help="path without ending; .json and .md are written")
     given = parser.parse_args()
@@ -55,7 +54,7 @@ def main() -> None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         found: dict[str, Any] = {
             "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "rounds": given.rounds, "sites": 20,
-            "viewers": given.viewers, "seconds": given.seconds, "every": given.every, "assets": assets(given.tree),
+            "viewers": given.viewers, "seconds": given.seconds, "every": given.every, "assets": assets(),
             "cases": {},
         }  # fmt: skip
         for name in given.databases.split(","):
@@ -65,9 +64,9 @@ def main() -> None:
     given.out.with_suffix(".md").write_text(report(json.loads(told.read_text())))
 
 
-def assets(tree: Path) -> list[dict[str, Any]]:
+def assets() -> list[dict[str, Any]]:
     """Return what each file that a page loads weighs, bytes, as it lies there and compressed."""
-    folder = tree / "server" / "dashboard" / "static"
+    folder = ROOT / "server" / "dashboard" / "static"
     files = sorted(item for item in folder.rglob("*") if item.suffix in (".css", ".js", ".svg"))
     return [
         {
@@ -86,8 +85,11 @@ def case(name: str, given: argparse.Namespace) -> dict[str, Any]:
         begun = time.monotonic()
         run_id = fill(long, "long", given.rounds, planned=5000)
         other = fill(short, "short", max(1, given.rounds // 10), planned=5000)
+        centre = folder / "centre.sqlite" if name == "sqlite" else long
+        secrets = fill_centre(centre, folder, "long", given.rounds, given.viewers + 1)
         filled = time.monotonic() - begun
-        pages = Pages(given.tree, folder, None if name == "sqlite" else str(long))
+        pages = Pages(folder, None if name == "sqlite" else str(long))
+        (folder / "cookies").write_text("\n".join(pages.sign_in(secrets)[1:]))
         keys = ("long", "short") if name == "sqlite" else (str(run_id), str(other))
         row: dict[str, Any] = {"fill_seconds": filled, "megabytes": size(long) / 1e6}
         row["cold"] = cold_start(pages, f"/runs/{keys[0]}")
@@ -127,7 +129,7 @@ def loaded(
     """Have viewers look while rounds are written; return delays, seconds of every page, memory and processor time."""
     path, out, diary = f"/runs/{keys[0]}", pages.folder / "seen.json", pages.folder / "written.jsonl"
     before = pages.cpu_seconds()
-    viewers = _start("viewers.py", pages.url, path, given.viewers, out, pages.cookie, stdin=subprocess.PIPE)
+    viewers = _start("viewers.py", pages.url, path, pages.folder / "cookies", out, stdin=subprocess.PIPE)
     assert viewers.stdout is not None
     if viewers.stdout.readline().strip() != b"ready":
         raise RuntimeError("the viewers did not get their pages; their words are above")

@@ -9,34 +9,35 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
 import httpx
 
+ROOT = Path(__file__).parents[2]
 POPMI = "from popmi_core.cli.main import app; app()"
 PATIENCE = 120.0
 COLD_STARTS = 5
 
 
 class Pages:
-    """A page server over a folder of runs, or a database.
+    """A page server over a folder of runs and a centre, or over a database of both.
 
     Args:
-        tree: Where its code lies.
-        folder: Holds ``runs`` and gets the server's log.
-        database: SQLAlchemy URL of the runs, instead of ``runs``.
-        more: Further words of the command line.
+        folder: Holds ``runs`` and ``centre.sqlite``, and gets the server's log.
+        database: SQLAlchemy URL of runs and centre, instead of the two.
     """
 
-    def __init__(self, tree: Path, folder: Path, database: str | None, more: Sequence[str] = ()) -> None:
-        self.tree, self.folder, self.cookie = tree, folder, ""
-        self._env = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    def __init__(self, folder: Path, database: str | None) -> None:
+        self.folder, self.cookie = folder, ""
+        self._env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self._env.pop("POPMI_DATABASE", None)
-        self._words = [str(folder / "runs"), *more]
-        if database is not None:
+        self._words = ["--runs", str(folder / "runs")]
+        if database is None:
+            self._words += [str(folder / "runs"), "--centre", str(folder / "centre.sqlite")]
+        else:
             self._env["POPMI_DATABASE"] = database
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
@@ -44,12 +45,17 @@ class Pages:
         self.url = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
 
+    def sign_in(self, secrets: list[str]) -> list[str]:
+        """Return the cookies of sessions; the first becomes this client's own."""
+        cookies = [f"popmi-{self._port}={secret}" for secret in secrets]
+        self.cookie = cookies[0]
+        return cookies
+
     def start(self) -> None:
         """Start it; it may not answer yet."""
         command = [sys.executable, "-c", POPMI, "serve", *self._words, "--port", str(self._port)]
         with (self.folder / "serve.log").open("ab") as log:
-            # In the tree, because Python looks for modules there first.
-            self._process = subprocess.Popen(command, env=self._env, cwd=self.tree, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, env=self._env, cwd=ROOT, stdout=log, stderr=log)
 
     def wait_for(self, path: str) -> float:
         """Wait until a path is answered with 200; return when, by the monotonic clock.

@@ -112,7 +112,7 @@ def served(folder: Path) -> Iterator[str]:
             federation.add_model_round(writer, home, number, LIVE_ROUNDS, trouble=trouble)
         keeper = threading.Thread(target=tell, args=(centre, runs, now, ended))
         keeper.start()
-        pages = Pages(ROOT, folder, None, ["--centre", str(database), "--runs", str(runs)])
+        pages = Pages(folder, None)
         try:
             pages.start()
             pages.wait_for("/healthz")

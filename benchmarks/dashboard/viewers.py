@@ -1,10 +1,10 @@
-"""Fifty people who look at one run: each opens the page, keeps its event stream, and fetches what the page fetches.
+"""People who look at one run: each opens the page, keeps its event stream, and fetches what the page fetches.
 
-    python benchmarks/dashboard/viewers.py URL PAGE COUNT OUT [COOKIE]
+    python benchmarks/dashboard/viewers.py URL PAGE COOKIES OUT
 
-Says ``ready`` when all pages are open; looks until its standard input ends; then writes OUT as JSON. What a page
-fetches is read from its HTML: parts that htmx asks for with ``load`` or at ``popmi:change``, and the series of its
-curves.
+COOKIES is a file with a line for each of them. Says ``ready`` when all pages are open; looks until its standard input
+ends; then writes OUT as JSON. What a page fetches is read from its HTML: parts that htmx asks for with ``load`` or at
+``popmi:change``, and the series of its curves.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def read(text: str) -> Page:
 class Viewer:
     """One person's browser."""
 
-    def __init__(self, client: httpx.AsyncClient, path: str, told: dict[str, Any]) -> None:
-        self._client, self._path, self._told = client, path, told
+    def __init__(self, client: httpx.AsyncClient, path: str, cookie: str, told: dict[str, Any]) -> None:
+        self._client, self._path, self._told, self._key = client, path, told, {"Cookie": cookie}
         self._marks: dict[str, str] = {}
         self._wake: list[asyncio.Event] = []
         self.tasks: list[asyncio.Task[None]] = []
@@ -89,7 +89,7 @@ class Viewer:
 
     async def get(self, path: str, what: str) -> str:
         """Fetch a path as a browser does: compressed, and not again what it has; note how long it took."""
-        headers = {"If-None-Match": self._marks[path]} if path in self._marks else {}
+        headers = self._key | ({"If-None-Match": self._marks[path]} if path in self._marks else {})
         begun, kind = time.perf_counter(), f"{what}: {_kind(path)}"
         try:
             answer = await self._client.get(path, headers=headers)
@@ -120,7 +120,7 @@ class Viewer:
     async def _listen(self, path: str) -> None:
         while True:
             try:
-                async with self._client.stream("GET", path, timeout=httpx.Timeout(10.0)) as answer:
+                async with self._client.stream("GET", path, headers=self._key, timeout=10.0) as answer:
                     self.opened.set()
                     async for line in answer.aiter_lines():
                         if line == "event: change":
@@ -132,15 +132,14 @@ class Viewer:
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def look(url: str, path: str, count: int, cookie: str) -> dict[str, Any]:
+async def look(url: str, path: str, cookies: list[str]) -> dict[str, Any]:
     """Look until standard input ends; return what was seen."""
     told: dict[str, Any] = {
         "fetched": defaultdict(list), "bytes": defaultdict(int), "status": defaultdict(int), "trouble": defaultdict(int)
     }  # fmt: skip
-    headers = {"Cookie": cookie} if cookie else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=TIMEOUT) as client:
-        viewers = [Viewer(client, path, told) for _ in range(count)]
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=TIMEOUT) as client:
+        viewers = [Viewer(client, path, cookie, told) for cookie in cookies]
         await asyncio.gather(*(each.open() for each in viewers))
         sys.stdout.write("ready\n")
         sys.stdout.flush()
@@ -186,6 +185,6 @@ def _rounds(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    where, page, many, out, *key = sys.argv[1:]
-    result = asyncio.run(look(where, page, int(many), key[0] if key else ""))
+    where, page, cookies, out = sys.argv[1:]
+    result = asyncio.run(look(where, page, Path(cookies).read_text().splitlines()))
     Path(out).write_text(json.dumps(result))

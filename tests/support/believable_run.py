@@ -107,7 +107,7 @@ def add_round(
             "weights": weights_of(server_round, sites, trouble),
             **(notes or {}),
         },
-        model_sha256=sha256 or f"{server_round:02d}" * 32,
+        model_sha256=sha256 or (f"{server_round:02d}" * 32)[:64],
     )
 
 
