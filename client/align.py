@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Generator, Tensor, nn
 
@@ -14,6 +14,7 @@ from popmi_core.fusion.path import line_judge
 from popmi_core.matching import Matched, Matcher, Symmetry
 from popmi_core.matching.elements import Element
 from popmi_core.matching.learn import learn_match
+from popmi_core.matching.moves import LayerTold, told_moves
 from popmi_core.matching.probes import starts_from_probes
 from popmi_core.matching.starts import start_from
 from popmi_core.matching.statistics import cross_statistics
@@ -24,12 +25,13 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Aligned:
-    """The update in its new basis; ``gains`` and ``identity`` by space as the server's matching tells them."""
+    """The update in its new basis; ``gains``, ``identity`` and ``moves`` by space as the server's matching tells."""
 
     state: dict[str, Tensor]
     gains: dict[str, float]
     identity: dict[str, bool]
     note: str = ""
+    moves: LayerTold = field(default_factory=LayerTold)
 
 
 def align(
@@ -58,19 +60,19 @@ def align(
         symmetry = symmetry.permutations_only()
     matcher = Matcher(start, symmetry, sweeps=config.sweeps, restarts=config.starts - 1)
     if config.method in ("opm", "permutations"):
-        return _told(matcher.match(state, site=site))
+        return _told(matcher.match(state, site=site), matcher)
     if not symmetry.names() <= set(start):
         # Images would be run through layers that the two models do not have of their own.
-        found = _told(matcher.match(state, site=site))
+        found = _told(matcher.match(state, site=site), matcher)
         return replace(found, note=f"matched by weights, images not looked at: not every layer travels; {found.note}")
     if config.method == "probes":
         seed = derive_seed("probes", instruction.seed, site, instruction.server_round)
         size, generator = instruction.model.image_size, Generator().manual_seed(seed)
         starts = starts_from_probes(model, start, state, symmetry, image_size=size, generator=generator)
         # No judge: how the midpoint answers to noise says little of how it answers to images.
-        return _told(matcher.match(state, site=site, starts=starts))
+        return _told(matcher.match(state, site=site, starts=starts), matcher)
     images, _ = some_images(data, model, instruction, site)
-    return _told(_by_images(matcher, model, state, start, symmetry, images, instruction, site))
+    return _told(_by_images(matcher, model, state, start, symmetry, images, instruction, site), matcher)
 
 
 def _by_images(
@@ -106,5 +108,6 @@ def _by_images(
     )
 
 
-def _told(matched: Matched) -> Aligned:
-    return Aligned(dict(matched.state), matched.gains, matched.identity, matched.note)
+def _told(matched: Matched, matcher: Matcher) -> Aligned:
+    moves = told_moves(matched, matcher.symmetry)
+    return Aligned(dict(matched.state), matched.gains, matched.identity, matched.note, moves)

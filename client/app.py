@@ -16,15 +16,18 @@ from client.evaluate import Ensemble, evaluate_images, judge_images
 from client.kept import load_kept, save_kept
 from client.ledger import Ledger
 from client.load import assignment_of, read_data
-from client.prior import OwnPrior, class_counts, prior_shift
+from client.prior import OwnPrior, class_counts, class_table, prior_shift
 from client.privacy import PrivateRound
 from client.receive import State, read_tensors, receive_ensemble, receive_model, split_kept
 from client.reply import array_record, finite_or_none, guarded, read_instruction, reply, tensor_record
 from client.statistics import measure_activations, measure_grams, measure_norms, refuse_bare_statistics
 from client.train import TrainReport, train_locally
+from client.turning import turn_validation
+from popmi_core import __version__
 from popmi_core.data import SiteData
 from popmi_core.errors import PrivacyError
 from popmi_core.limits import MIN_CELL
+from popmi_core.metrics.confusions import Told
 from popmi_core.models import exchanged_state, load_exchanged, normalise
 from popmi_core.protocol import (
     ACTIVATIONS,
@@ -65,6 +68,8 @@ def join(message: Message, context: Context) -> Message:
         skipped_rows=len(data.skipped) if len(data.skipped) >= MIN_CELL else 0,
         phantom=data.phantom,
         split_sizes={"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        popmi=__version__,
+        class_table=class_table(data, private=instruction.privacy is not None),
     )
     return reply(message, report)
 
@@ -117,14 +122,19 @@ def evaluate(message: Message, context: Context) -> Message:
     assignment = assignment_of(context, instruction)
     data = read_data(assignment, instruction)
     begun = time.perf_counter()
+    if "train" in instruction.splits:
+        refuse_bare_statistics(instruction, "judging training images")
     model = received_to_judge(message, instruction, assignment, data)
     metrics: dict[str, float] = {}
     arrays: dict[str, ArrayRecord] = {}
+    tables: dict[str, Told] = {}
     sizes = {split: len(getattr(data, split)) for split in instruction.splits}
     for split in (split for split in instruction.splits if sizes[split]):
-        figures, summary = evaluate_images(model, getattr(data, split))
+        figures, summary, tables[split] = evaluate_images(model, getattr(data, split))
         metrics |= {f"{split}.{name}": value for name, value in figures.items()}
         arrays[SCORES_PREFIX + split] = array_record(summary.to_arrays())
+    seed = derive_seed("turning", instruction.seed, assignment.site)
+    turned = None if instruction.turning is None else turn_validation(model, data.val, instruction.turning, seed=seed)
     report = Report(
         run=instruction.run,
         server_round=instruction.server_round,
@@ -134,6 +144,8 @@ def evaluate(message: Message, context: Context) -> Message:
         seconds=time.perf_counter() - begun,
         metrics=finite_or_none(metrics),
         phantom=data.phantom,
+        confusion=tables,
+        turned=turned,
     )
     return reply(message, report, arrays)
 
@@ -269,5 +281,11 @@ def matching_told(aligned: Aligned | None) -> dict[str, object]:
     """Return what a report says about matching at the site; nothing where there was none."""
     if aligned is None:
         return {}
-    note = aligned.note[:MAX_REASON]
-    return {"gains": finite_or_none(aligned.gains), "identity": aligned.identity, "match_note": note}
+    return {
+        "gains": finite_or_none(aligned.gains),
+        "identity": aligned.identity,
+        "match_note": aligned.note[:MAX_REASON],
+        "angles": finite_or_none(aligned.moves.angles),
+        "moved": aligned.moves.moved,
+        "units": aligned.moves.units,
+    }

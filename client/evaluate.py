@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from popmi_core.data import ImageSet
 from popmi_core.metrics import ScoreSummary, classification_metrics, summarise_scores
+from popmi_core.metrics.confusions import Told, confusion_to_tell
 from popmi_core.metrics.figures import rotation_consistency, rotation_total_variation
 from popmi_core.metrics.summary import MIN_CELL
 from popmi_core.models import predict
@@ -33,8 +34,8 @@ class Ensemble(nn.Module):
         return torch.logsumexp(torch.stack(scores), dim=0)
 
 
-def evaluate_images(model: nn.Module, data: ImageSet) -> tuple[dict[str, float], ScoreSummary]:
-    """Return the figures of one split and its poolable summary.
+def evaluate_images(model: nn.Module, data: ImageSet) -> tuple[dict[str, float], ScoreSummary, Told]:
+    """Return the figures of one split, its poolable summary, and its confusion table with small cells hidden.
 
     Beside the classification figures: ``rotation_consistency`` and ``rotation_variation`` over exact turns by 0, 90,
     180 and 270 degrees (four passes), and ``num_examples``. Of fewer than ``MIN_CELL`` images only their number is
@@ -42,8 +43,9 @@ def evaluate_images(model: nn.Module, data: ImageSet) -> tuple[dict[str, float],
     """
     scores = predict(model, data.images)
     summary = summarise_scores(scores, data.targets)
+    table = confusion_to_tell(scores, data.targets, summary)
     if len(data) < MIN_CELL:
-        return {"num_examples": float(len(data))}, summary
+        return {"num_examples": float(len(data))}, summary, table
     turned = np.stack([scores, *(predict(model, data.images, quarter_turns=turns) for turns in (1, 2, 3))])
     figures = classification_metrics(scores, data.targets)
     figures |= {
@@ -51,7 +53,7 @@ def evaluate_images(model: nn.Module, data: ImageSet) -> tuple[dict[str, float],
         "rotation_variation": rotation_total_variation(turned),
         "num_examples": float(len(data)),
     }
-    return figures, summary
+    return figures, summary, table
 
 
 def judge_images(model: nn.Module, data: ImageSet) -> dict[str, float]:

@@ -11,13 +11,15 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from popmi_core.data import ImageSet
+from popmi_core.data import ImageSet, SiteData
 from popmi_core.errors import UpdateError
 from popmi_core.metrics.summary import MIN_CELL
+from popmi_core.metrics.suppression import classes_to_tell
 
 
 class OwnPrior(nn.Module):
@@ -39,6 +41,21 @@ def class_counts(data: ImageSet, num_classes: int) -> tuple[int, ...]:
     """Return the number of images of every class as it may leave the site: below ``MIN_CELL`` it is told as 0."""
     counts = np.bincount(data.targets, minlength=num_classes)
     return tuple(int(count) if count >= MIN_CELL else 0 for count in counts)
+
+
+def class_table(data: SiteData, *, private: bool) -> dict[str, tuple[int | None, ...]]:
+    """Return the number of images of every class in each split as it may leave the site; None where it may not.
+
+    Hidden are counts below ``MIN_CELL``, zero included, and further ones until known sums give none away: the same as
+    in a score summary. Of training images that a privacy budget protects (``private``) nothing is counted.
+    """
+    splits = {"val": data.val, "test": data.test} | ({} if private else {"train": data.train})
+    return {split: _tell(images.counts(len(data.classes))) for split, images in splits.items() if len(images)}
+
+
+def _tell(counts: npt.NDArray[np.int64]) -> tuple[int | None, ...]:
+    told = classes_to_tell(counts, min_cell=MIN_CELL)
+    return tuple(int(count) if known else None for count, known in zip(counts, told, strict=True))
 
 
 def prior_shift(own: Sequence[int], together: Sequence[int]) -> tuple[float, ...]:

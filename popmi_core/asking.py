@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from popmi_core.config import MatchConfig, RunConfig
+from popmi_core.measure import TurningAsk
 from popmi_core.protocol import JUDGE, MEASURE_NORMS, Assignment, Instruction, Split, Statistic
 from popmi_core.strategies import SCORING_RULES
 
@@ -17,7 +18,9 @@ from popmi_core.strategies import SCORING_RULES
 JOINING, TRAINING, EVALUATING = "query", "train", "evaluate"
 JUDGING, MEASURING = f"evaluate.{JUDGE}", f"query.{MEASURE_NORMS}"
 
-Part = Literal["class_counts", "epsilon", "control", "gram", "activations", "matching", "judged", "norms"]
+Part = Literal[
+    "class_counts", "epsilon", "control", "gram", "activations", "matching", "judged", "norms", "turned", "trained_on"
+]  # fmt: skip
 """What answers hold in some runs only, beside the model, its loss and the figures of an evaluation."""
 
 
@@ -61,6 +64,8 @@ class Asks:
             "matching": self.match is not None,
             "judged": self.judged,
             "norms": self.norms,
+            "turned": self.turning(final=True) is not None,
+            "trained_on": "train" in self.splits(final=True),
         }
         return tuple(part for part, asked in held.items() if asked)
 
@@ -100,8 +105,25 @@ class Asks:
         return self.config.fuse.repair and self.norm_layers and bool(common_rules(self.config))
 
     def splits(self, *, final: bool) -> tuple[Split, ...]:
-        """Return the splits that are evaluated; the test split is looked at in the last round only."""
-        return ("val", "test") if final else ("val",)
+        """Return the splits that are evaluated; test and training images are looked at in the last round only.
+
+        Figures of training images would leave without noise, so a run with a privacy budget has none.
+        """
+        if not final:
+            return ("val",)
+        train = self.config.measure.train_figures == "last" and self.config.privacy is None
+        return ("val", "test", "train") if train else ("val", "test")
+
+    def turning(self, *, final: bool) -> TurningAsk | None:
+        """Return how sites turn their validation images in a round; None where they do not."""
+        measure = self.config.measure
+        if measure.turning == "never" or (measure.turning == "last" and not final):
+            return None
+        return TurningAsk(angles=measure.angles, images=measure.turned_images, lee_images=measure.lee_images)
+
+    def evaluating(self, *, final: bool) -> dict[str, Any]:
+        """Return the fields of an instruction that belong to the evaluation of a round."""
+        return {"splits": self.splits(final=final), "turning": self.turning(final=final)}
 
     def instruction(
         self,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -106,20 +107,27 @@ class FileState(Mapping[str, Tensor]):
             KeyError: If there is none of this name.
             RunError: If the file was changed or removed since it was opened.
         """
-        if name in self.more:
-            return self.more[name]
+        return self.more[name] if name in self.more else self._read(name, lambda file: file.get_tensor(name))
+
+    def _read(self, name: str, part: Callable[[Any], Tensor]) -> Tensor:
         if name not in self._inside:
             raise KeyError(name)
         try:
             with safe_open(self.path, "pt") as file:
                 # A copy, for a tensor that came in this way keeps the whole file mapped.
-                tensor: Tensor = file.get_tensor(name).clone()
+                tensor = part(file).clone()
             unchanged = _identity(self.path) == self._seen
         except (OSError, SafetensorError) as error:
             raise RunError(f"{self.path} can no longer be read: {error}. Leave the file alone meanwhile.") from error
         if not unchanged:
             raise RunError(f"{self.path} was changed while it was in use. Leave the file alone meanwhile.")
         return tensor
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Read the rows ``start`` to ``stop`` of one tensor of at least one axis; errors as of ``[name]``."""
+        if name in self.more:
+            return self.more[name][start:stop]
+        return self._read(name, lambda file: file.get_slice(name)[start:stop])
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({*self._inside, *self.more}))
@@ -138,6 +146,11 @@ class FileState(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len({*self._inside, *self.more})
+
+
+def rows_of(state: Mapping[str, Tensor], name: str, start: int, stop: int) -> Tensor:
+    """Return rows of one tensor of a state; of one that lies in a file only these are read."""
+    return state.rows(name, start, stop) if isinstance(state, FileState) else state[name][start:stop]
 
 
 def with_more(state: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 
 from popmi_core.errors import ConfigError
 from popmi_core.limits import LimitsConfig
+from popmi_core.measure import MeasureConfig
 from popmi_core.strategies import GRAM_RULES as GRAM_RULES
 from popmi_core.strategies import MATCHING_RULES as MATCHING_RULES
 from popmi_core.strategies import PRESETS as PRESETS
@@ -232,6 +233,7 @@ class RunConfig(_Frozen):
     min_sites: int = Field(default=1, ge=1, description="fewer usable updates and the round is void")
     timeout: Positive = Field(default=3600.0, description="seconds from a question to its deadline")
     limits: LimitsConfig = LimitsConfig()
+    measure: MeasureConfig = MeasureConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     local: LocalConfig = LocalConfig()
@@ -242,8 +244,9 @@ class RunConfig(_Frozen):
     privacy: PrivacyConfig | None = None
 
     @model_serializer(mode="wrap")
-    def _without_usual_limits(self, handler: Any) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if key != "limits" or self.limits != LimitsConfig()}
+    def _without_usual_parts(self, handler: Any) -> dict[str, Any]:
+        usual = {"limits": self.limits == LimitsConfig(), "measure": self.measure == MeasureConfig()}
+        return {key: value for key, value in handler(self).items() if not usual.get(key, False)}
 
     @model_validator(mode="before")
     @classmethod

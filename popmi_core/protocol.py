@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
 from popmi_core.config import LocalConfig, MatchConfig, ModelConfig, PrivacyConfig, RunConfig
 from popmi_core.errors import UpdateError
+from popmi_core.measure import TurnedTold, TurningAsk
 
 # Record names inside a message.
 INSTRUCTION = "instruction"
@@ -71,6 +72,8 @@ Count = Annotated[int, Field(ge=0, le=MAX_EXAMPLES)]
 Figure = Annotated[float, Field(allow_inf_nan=False)] | None
 _NO_CONTROL_LETTERS = r"^[^\x00-\x1f\x7f]+$"
 Label = Annotated[str, Field(max_length=200, pattern=_NO_CONTROL_LETTERS)]
+Counts = Annotated[tuple[Count | None, ...], Field(max_length=100_000)]
+"""Numbers of images in order of the classes; None where a number may not be told."""
 
 
 class _Frozen(BaseModel):
@@ -110,6 +113,12 @@ class Instruction(_Frozen):
     candidate: str = Field(default="", description="whom a judged model stands for")
     num_models: int = Field(default=1, ge=1, description="models to be judged together, as an ensemble")
     ledger_entries: int = Field(default=0, ge=0, description="entries the site's privacy ledger is known to have had")
+    turning: TurningAsk | None = Field(default=None, description="turn validation images and tell what it changes")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked(self, handler: Any) -> dict[str, Any]:
+        # A site of an earlier version refuses what it does not know; it is never asked to turn images.
+        return {key: value for key, value in handler(self).items() if key != "turning" or value is not None}
 
 
 class RunPlan(_Frozen):
@@ -161,6 +170,13 @@ class Report(_Frozen):
     )
     identity: dict[Label, bool] = Field(default_factory=dict, max_length=10_000)
     match_note: str = Field(default="", max_length=MAX_REASON)
+    angles: dict[Label, Figure] = Field(default_factory=dict, max_length=10_000, description="degrees by layer")
+    moved: dict[Label, Count] = Field(default_factory=dict, max_length=10_000, description="units by layer")
+    units: dict[Label, Count] = Field(default_factory=dict, max_length=10_000)
+    popmi: str = Field(default="", max_length=40, description="version; empty from versions that do not tell it")
+    class_table: dict[Split, Counts] = Field(default_factory=dict, description="images by split and class")
+    confusion: dict[Split, Annotated[tuple[Counts, ...], Field(max_length=100)]] = Field(default_factory=dict)
+    turned: TurnedTold | None = None
 
 
 def model_record(number: int) -> str:

@@ -156,7 +156,7 @@ class Attendance:
     def _let_in(self, nodes: list[int], names: Mapping[int, str]) -> list[str]:
         instruction = self.desk.instruction(0, **self.desk.asks.joining())
         classes = len(self.plan.classes) if instruction.count_classes else 0
-        entry = Entry(names, self.plan.phantom, classes)
+        entry = Entry(names, self.plan.phantom, classes, len(self.plan.classes))
         questions = [Question(entry.label(node), 0, ask(node, JOINING, instruction, {})) for node in nodes]
         round_ = Round()
         expected = Expected(

@@ -44,6 +44,17 @@ def prepare(plan: RunPlan, model: nn.Module) -> Symmetry | None:
         return None
 
 
+def tell_parts(plan: RunPlan) -> None:
+    """Log which four parts a run is made of, and its classes: a misspelt label shows up as one."""
+    parts = plan.config
+    log.info("%d classes: %s", len(plan.classes), ", ".join(plan.classes))
+    log.info(
+        "strategy %s: local %s, match %s, fuse %s, server optimiser %s",
+        parts.strategy, parts.local.objective, parts.match.method,
+        " or ".join(parts.fuse.rules), parts.server_optimizer.name,
+    )  # fmt: skip
+
+
 def require_private(config: RunConfig) -> None:
     """Refuse parts that look at a site's images outside DP-SGD in a run with a privacy budget.
 

@@ -10,8 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from popmi_core.fusion import Fused
+from popmi_core.matching.moves import LayerTold
 from popmi_core.matching.statistics import CrossStatistics
-from popmi_core.metrics import Bounded, PooledMetrics
+from popmi_core.measure import TurnedTold
+from popmi_core.metrics import Bounded, PooledMetrics, ScoreSummary
+from popmi_core.metrics.confusions import Told
 from popmi_core.protocol import Report
 
 POOLED_FIGURES = ("auroc", "auprc", "macro_f1", "balanced_accuracy", "accuracy", "ece")
@@ -65,7 +68,10 @@ class Validated:
 
 @dataclass(frozen=True)
 class MatchedUpdate:
-    """A site's model in the reference's basis; gains are relative decreases of squared distance by layer."""
+    """A site's model in the reference's basis; gains are relative decreases of squared distance by layer.
+
+    ``moves``: by what angle, and how many of how many units, each layer was moved.
+    """
 
     site: str
     state: Mapping[str, Tensor]
@@ -75,6 +81,7 @@ class MatchedUpdate:
     note: str = ""
     grams: Mapping[str, Tensor] = field(default_factory=dict)
     statistics: CrossStatistics | None = None
+    moves: LayerTold = field(default_factory=LayerTold)
 
 
 @dataclass(frozen=True)
@@ -89,11 +96,17 @@ class Judgement:
 
 @dataclass
 class Evaluation:
-    """Figures by site and split, pooled by split, and the site reports they came with."""
+    """Figures by site and split, and pooled by split.
+
+    By split and site also score summaries and confusion tables, and by site what turned images changed.
+    """
 
     sites: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
     pooled: dict[str, PooledMetrics] = field(default_factory=dict)
     external: dict[str, float] = field(default_factory=dict)
+    summaries: dict[str, dict[str, ScoreSummary]] = field(default_factory=dict)
+    tables: dict[str, dict[str, Told]] = field(default_factory=dict)
+    turned: dict[str, TurnedTold] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,7 @@ class RoundResult:
 
     Seconds are wall time at the server; ``seconds_judge``, what sites took between training and evaluation, is part of
     ``seconds_combine``. ``equivariance``: what the global model's weights are worth under the group it promises to
-    respect; None for a model without one.
+    respect; None for a model without one. ``similarity``: cosines and norms of the sites' updates, where measured.
     """
 
     server_round: int
@@ -117,6 +130,17 @@ class RoundResult:
     judged: Mapping[str, Mapping[str, Judgement]] = field(default_factory=dict)
     seconds_judge: float = 0.0
     equivariance: Mapping[str, Any] | None = None
+    similarity: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What became of a round's usable updates: as matched, the fused model (None where void, and why), how alike."""
+
+    matched: list[MatchedUpdate] = field(default_factory=list)
+    fused: Fused | None = None
+    note: str = ""
+    similarity: Mapping[str, Any] | None = None
 
 
 def taken_out(updates: list[TrainedUpdate]) -> Iterator[TrainedUpdate]:

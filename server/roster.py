@@ -9,6 +9,7 @@ from flwr.app import Message
 
 from popmi_core.errors import UpdateError
 from popmi_core.protocol import POOLED_SITE, Report
+from server.measured import check_classes
 from server.replies import Expected, open_replies, read_report
 from server.results import SiteOutcome
 
@@ -21,11 +22,13 @@ class Entry:
         names: Site by node id, for nodes whose key is registered for one; empty in a simulation.
         phantom: Whether the run is known to be on phantoms; a phantom never joins a run on real images.
         num_classes: How many classes' images the sites were asked to count; 0: they were not.
+        classes: How many classes the run has, for what sites tell of them; 0: it is not looked at.
     """
 
     names: Mapping[int, str] = field(default_factory=dict)
     phantom: bool = True
     num_classes: int = 0
+    classes: int = 0
 
     def label(self, node: int) -> str:
         """Return how a node is called before it has told its name."""
@@ -45,6 +48,8 @@ class Entry:
                 f"it counted images of {len(report.class_counts)} classes, expected {self.num_classes}. Give the site "
                 "the server's POPMI version."
             )
+        if self.classes and (why := check_classes(report, self.classes)):
+            return why
         if known_node != node:
             return f"a second node calls itself {report.site}. Give every site its own name."
         return ""

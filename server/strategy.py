@@ -21,15 +21,17 @@ from popmi_core.equivariance.certificate import promise_of
 from popmi_core.errors import RunError, UpdateError
 from popmi_core.fusion import Fused, ServerOptimizer, Update
 from popmi_core.fusion.fedma import schedule
+from popmi_core.measure import TurningAsk
 from popmi_core.models import build_model, exchanged_state
 from popmi_core.protocol import CONTROL, MODEL, RunPlan, Split, model_record
 from server.attendance import Attendance
 from server.carried import Carried
 from server.desk import Desk, split_layout
 from server.exchange import Exchange
-from server.planning import prepare
+from server.planning import prepare, tell_parts
 from server.replies import Expected, layout_of
 from server.results import (
+    Combined,
     Evaluation,
     MatchedUpdate,
     RoundResult,
@@ -46,6 +48,7 @@ from server.rounds.match import match_updates
 from server.rounds.record import RunRecorder
 from server.rounds.validate import validate
 from server.scorer import SiteScorer
+from server.similarity import MOST_SITES, TOO_MANY, similarity_of
 from server.spool import Spool
 from server.wire import tensor_record
 
@@ -133,7 +136,7 @@ class OpmStrategy(Strategy):
         self.roster.note_ledgers(updates.outcomes)
         combining = time.perf_counter()
         scorer = self.scorer(server_round)
-        matched, fused, note = self.combine(updates, scorer)
+        made = self.combine(updates, scorer)
         combined = time.perf_counter() - combining
         arrays = tensor_record(self.global_model)
         final = server_round == self.config.rounds or not self.trainers
@@ -146,9 +149,10 @@ class OpmStrategy(Strategy):
             seconds_combine=combined,
             train=self.roster.with_stopped(updates.outcomes),
             evaluate=self.desk.with_bytes(outcomes, aside=True),
-            matched=matched,
-            fused=fused,
-            note=note,
+            matched=made.matched,
+            fused=made.fused,
+            note=made.note,
+            similarity=made.similarity,
             evaluation=evaluation,
             judged=scorer.judged,
             seconds_judge=scorer.seconds,
@@ -158,20 +162,21 @@ class OpmStrategy(Strategy):
         self.spool.clear()
         return done
 
-    def combine(self, updates: Validated, scorer: SiteScorer) -> tuple[list[MatchedUpdate], Fused | None, str]:
+    def combine(self, updates: Validated, scorer: SiteScorer) -> Combined:
         """Turn the usable updates into the next global model; a void round leaves it as it is and says why.
 
         What comes back of the matched updates is what a record needs: their models are given up.
         """
         needed = 1 if self.config.strategy == "pooled" else self.config.min_sites
         if (count := len(updates.updates)) < needed:
-            return [], None, TOO_FEW.format(count, needed)
+            return Combined(note=TOO_FEW.format(count, needed))
         if not common_rules(self.config):
             # In memory: the spool's files end with the round, these models are what the next one starts from.
             self.site_models |= {update.site: dict(update.state) for update in updates.updates}
-            return [], Fused(self.global_model, {}, {"rule": "every site keeps its own model"}), ""
+            return Combined(fused=Fused(self.global_model, {}, {"rule": "every site keeps its own model"}))
         changes = {update.site: update.control_change or {} for update in updates.updates}
         matched: list[MatchedUpdate] = []
+        alike = None
         try:
             for update in match_updates(
                 taken_out(updates.updates),
@@ -182,7 +187,10 @@ class OpmStrategy(Strategy):
             ):
                 matched.append(self.spool.matched(update))
             if len(matched) < needed:
-                return without_models(matched), None, TOO_FEW.format(len(matched), needed)
+                return Combined(without_models(matched), note=TOO_FEW.format(len(matched), needed))
+            alike = similarity_of(matched, self.global_model)
+            if len(matched) > MOST_SITES:
+                self.recorder.warn(TOO_MANY.format(len(matched), MOST_SITES))
             fused = fuse_updates(
                 [Update(update.site, update.state, update.num_examples, update.grams) for update in matched],
                 reference=self.global_model,
@@ -194,11 +202,11 @@ class OpmStrategy(Strategy):
             )
             self.global_model = self.step(fused, scorer)
         except UpdateError as error:
-            return without_models(matched), None, f"void: {error}"
+            return Combined(without_models(matched), note=f"void: {error}", similarity=alike)
         if self.asks.control:
             taken = [changes[update.site] for update in matched]
             self.control = move_control(self.control, taken, num_sites=len(self.trainers) or 1)
-        return without_models(matched), replace(fused, state=self.global_model), ""
+        return Combined(without_models(matched), replace(fused, state=self.global_model), similarity=alike)
 
     def step(self, fused: Fused, scorer: SiteScorer) -> dict[str, Tensor]:
         """Return the model the server optimiser makes of the fused one, with BatchNorm statistics of its own.
@@ -219,11 +227,11 @@ class OpmStrategy(Strategy):
         return scorer.repaired(moved) if self.asks.norms else moved
 
     def evaluate(self, server_round: int, arrays: ArrayRecord, *, final: bool) -> tuple[Evaluation, list[SiteOutcome]]:
-        """Let every site evaluate; the test split is looked at in the last round only."""
-        splits = self.asks.splits(final=final)
-        replies = self.desk.exchange(self.evaluating(server_round, arrays, splits))
+        """Let every site evaluate; test and training images are looked at in the last round only."""
+        splits, turning = self.asks.splits(final=final), self.asks.turning(final=final)
+        replies = self.desk.exchange(self.evaluating(server_round, arrays, splits, turning))
         expected = self.desk.expected_scores(server_round, splits)
-        found, outcomes = collect(replies, expected, splits, num_classes=len(self.plan.classes))
+        found, outcomes = collect(replies, expected, splits, num_classes=len(self.plan.classes), turning=turning)
         return found, self.desk.with_busy(outcomes, self.roster.evaluators)
 
     # Flower's hooks: each is one step of the round above.
@@ -238,8 +246,8 @@ class OpmStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the next global model, or None for a void round."""
-        _, fused, _ = self.combine(validate(replies, self.expected(server_round)), self.scorer(server_round))
-        return (None if fused is None else tensor_record(self.global_model)), None
+        made = self.combine(validate(replies, self.expected(server_round)), self.scorer(server_round))
+        return (None if made.fused is None else tensor_record(self.global_model)), None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -259,14 +267,8 @@ class OpmStrategy(Strategy):
         )
 
     def summary(self) -> None:
-        """Log which four parts this run is made of, and the classes: a misspelt label shows up as one."""
-        parts = self.config
-        log.info("%d classes: %s", len(self.plan.classes), ", ".join(self.plan.classes))
-        log.info(
-            "strategy %s: local %s, match %s, fuse %s, server optimiser %s",
-            parts.strategy, parts.local.objective, parts.match.method,
-            " or ".join(parts.fuse.rules), parts.server_optimizer.name,
-        )  # fmt: skip
+        """Log which four parts this run is made of, and the classes."""
+        tell_parts(self.plan)
 
     # What the steps above share.
 
@@ -288,7 +290,9 @@ class OpmStrategy(Strategy):
             messages.append(self.desk.message(site, TRAINING, told, records))
         return messages
 
-    def evaluating(self, server_round: int, arrays: ArrayRecord, splits: tuple[Split, ...]) -> list[Message]:
+    def evaluating(
+        self, server_round: int, arrays: ArrayRecord, splits: tuple[Split, ...], turning: TurningAsk | None = None
+    ) -> list[Message]:
         """Return one message for every site that evaluates: the common model, its own, or all sites' together."""
         ensemble = self.config.strategy == "ensemble"
         members = [state for _, state in sorted(self.site_models.items())] if ensemble else []
@@ -298,7 +302,10 @@ class OpmStrategy(Strategy):
         for site in self.desk.free(self.roster.evaluators):
             own = members[0] if len(members) == 1 else self.site_models.get(site)
             records = together if len(members) > 1 else {MODEL: arrays if own is None else tensor_record(own)}
-            messages.append(self.desk.message(site, EVALUATING, instruction, records))
+            # An earlier version, which does not tell itself, knows nothing of turned images.
+            asked = turning if self.roster.reports[site].popmi else None
+            told = instruction.model_copy(update={"turning": asked})
+            messages.append(self.desk.message(site, EVALUATING, told, records))
         return messages
 
     def frozen(self, server_round: int) -> tuple[str, ...]:

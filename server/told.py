@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from popmi_core.errors import RecordError
+from server.measured import Detail, round_details
 from server.results import Figure, RoundResult, SiteOutcome
 from server.store import RunWriter
 
 
-def write_told(writer: RunWriter, done: RoundResult, pooled: Mapping[str, Mapping[str, Figure]]) -> list[str]:
-    """Write outcomes, figures, matches and judgements of a round, site by site; ``pooled`` figures come by split.
+def write_told(
+    writer: RunWriter, done: RoundResult, pooled: Mapping[str, Mapping[str, Figure]], classes: Sequence[str] = ()
+) -> list[str]:
+    """Write outcomes, figures, matches, judgements and details of a round, site by site.
+
+    ``pooled`` figures come by split; ``classes`` are the run's.
 
     Returns what the record refuses, a line for the diary each.
 
@@ -27,22 +32,32 @@ def write_told(writer: RunWriter, done: RoundResult, pooled: Mapping[str, Mappin
             _write_site(writer, number, phase, item, refused)
     for site, splits in done.evaluation.sites.items():
         for split, figures in splits.items():
+            # Of training images the loss that stands there is that of training, as in every other round.
+            known = {name: value for name, value in figures.items() if (split, name) != ("train", "nll")}
             with _fault_of(site, refused):
-                writer.record_metrics(number, site, split, _nan(figures))
+                writer.record_metrics(number, site, split, _nan(known))
     for split, figures_of_all in pooled.items():
         writer.record_metrics(number, "global", split, figures_of_all)
     if done.evaluation.external:
         writer.record_metrics(number, "external", "external", done.evaluation.external)
     for update in done.matched:
         with _fault_of(update.site, refused):
+            moves = update.moves
             writer.record_match(
-                number, update.site, gains=update.gains, identity=update.identity, note=update.note or None
-            )
+                number, update.site, gains=update.gains, identity=update.identity, note=update.note or None,
+                angles=moves.angles, moved=moves.moved, units=moves.units,
+            )  # fmt: skip
     for candidate, found in done.judged.items():
         for site, judgement in found.items():
             with _fault_of(site, refused):
                 writer.record_candidate(number, candidate, {site: asdict(judgement)})
-    return refused
+    details = round_details(done.evaluation, classes)
+    if done.similarity is not None:
+        details.setdefault("global", []).append(Detail("global", "train", "similarity", done.similarity))
+    for scope, some in details.items():
+        with _fault_of(scope, refused):
+            writer.record_details(number, some)
+    return [*refused, *(f"{site}: {told.note}" for site, told in done.evaluation.turned.items() if told.note)]
 
 
 def _write_site(writer: RunWriter, number: int, phase: str, item: SiteOutcome, refused: list[str]) -> None:

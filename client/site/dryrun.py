@@ -49,7 +49,7 @@ WHEN = {
     TRAINING: "in every round",
     JUDGING: "in every round, for every candidate that the rule or the gate compares",
     MEASURING: "in every round, for the fused model and for every candidate that is compared",
-    EVALUATING: "in every round; the test split in the last one only",
+    EVALUATING: "in every round; test and training images in the last one only, turned images as [measure] says",
 }
 """How often a question is asked."""
 MEANING = {
@@ -168,7 +168,7 @@ def _asked(asks: Asks, classes: tuple[str, ...], start: Mapping[str, Tensor], co
         JOINING: asks.joining(),
         TRAINING: asks.training(),
         JUDGING: {"candidate": NAME},
-        EVALUATING: {"splits": asks.splits(final=True)},
+        EVALUATING: asks.evaluating(final=True),
     }
     counts: tuple[int, ...] = ()
     for kind in asks.questions:

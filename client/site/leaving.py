@@ -44,9 +44,18 @@ PARTS: Mapping[Part, tuple[str, str]] = {
         "mean, variance and number of what every BatchNorm layer takes in, over training images; nothing of a model "
         "without such layers",
     ),
+    "turned": (
+        "In the rounds that [measure] names",
+        "how turning validation images changes the answers, by angle and, on a few of them, by layer: means over at "
+        f"least {MIN_CELL} images",
+    ),
+    "trained_on": (
+        "In the last round",
+        "the same figures and histograms of the training images as of the validation images",
+    ),
 }
 """What only some runs ask for: how often, and what it is."""
-BARE: frozenset[Part] = frozenset({"class_counts", "gram", "activations", "norms"})
+BARE: frozenset[Part] = frozenset({"class_counts", "gram", "activations", "norms", "trained_on"})
 """Refused in a run with a privacy budget: it would be told without noise."""
 SHORT: Mapping[Part, str] = {
     "class_counts": "the number of images of each class",
@@ -57,6 +66,8 @@ SHORT: Mapping[Part, str] = {
     "matching": "how layers were matched",
     "judged": "figures of candidates",
     "norms": "BatchNorm statistics",
+    "turned": "figures of turned images",
+    "trained_on": "figures of training images",
 }
 """The same in short, for a run that does not ask for it."""
 
@@ -70,15 +81,17 @@ def what_leaves(sizes: Mapping[str, int | None], config: RunConfig | None) -> tu
         sizes: Images per split, None for a small one.
         config: The planned run; without it, what a run may ask for is told as such.
     """
+    bare = ", none of the training images," if config is not None and config.privacy is not None else ""
     told = ", ".join(f"{size if size is not None else '(hidden here)'} {name}" for name, size in sizes.items())
     return (
-        f"Once: the site's name, the number of images in each split ({told or 'not known yet'}), and how many rows "
-        f"were left out (fewer than {MIN_CELL} as none).",
+        f"Once: the site's name, its POPMI version, the number of images in each split ({told or 'not known yet'}), "
+        f"how many of them are of each class{bare} (fewer than {MIN_CELL}, and what would give such a number away, "
+        f"hidden), and how many rows were left out (fewer than {MIN_CELL} as none).",
         _model(config),
         "Every round: the number of training images, the loss of training and how long it took.",
         f"Every round: loss and figures on the validation images, after the last one on the test images, too, and "
-        f"histograms of scores in which every cell holds at least {MIN_CELL} patients; of a split with fewer images "
-        "only their number.",
+        f"histograms of scores and a table of classes and answers in which every cell holds at least {MIN_CELL} "
+        "patients; of a split with fewer images only their number.",
         *_parts(config),
         "Texts of errors: kinds, counts and row numbers, never a name or a cell of the table.",
         NEVER,

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.table import Table
 
 from popmi_core.cli.fusing import Job, Outcome
-from popmi_core.cli.moves import LayerMove
 from popmi_core.cli.ruleinputs import AFTER_MATCHING
 from popmi_core.fusion import Fused, needs
+from popmi_core.matching.moves import LayerMove
 
 
 def moved(moves: Sequence[LayerMove]) -> bool:

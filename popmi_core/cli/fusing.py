@@ -9,7 +9,6 @@ from pathlib import Path
 
 from popmi_core.cli.aligning import WITH_IMAGES, Aligner
 from popmi_core.cli.cards import check_reference
-from popmi_core.cli.moves import LayerMove, layer_moves
 from popmi_core.cli.parents import FUSED, Architecture, Parent, fitted, read_parent
 from popmi_core.cli.placing import in_turn, to_one
 from popmi_core.cli.ruleinputs import AFTER_MATCHING, RuleInputs
@@ -23,6 +22,7 @@ from popmi_core.fusion.opm import Basis, Search, medoid
 from popmi_core.fusion.path import evaluate
 from popmi_core.fusion.shelf import shelf_for
 from popmi_core.matching import Matcher, describe_model
+from popmi_core.matching.moves import LayerMove, layer_moves
 from popmi_core.matching.symmetry import Symmetry
 
 # What no rule has chosen by comes first.

@@ -11,7 +11,6 @@ import numpy as np
 from torch import nn
 
 from popmi_core.cli.aligning import WITH_IMAGES, Aligner, check_method
-from popmi_core.cli.moves import LayerMove, layer_moves
 from popmi_core.cli.parents import Architecture, Parent, architecture_of, fitted, parse_arguments, read_parents
 from popmi_core.cli.sites import part_of, read_sites, together
 from popmi_core.data import ImageSet
@@ -29,6 +28,7 @@ from popmi_core.fusion.comparison import (
 from popmi_core.fusion.ensemble import ensemble
 from popmi_core.fusion.path import evaluate, on_line
 from popmi_core.matching import Matched, describe_model
+from popmi_core.matching.moves import LayerMove, layer_moves
 from popmi_core.matching.symmetry import Symmetry
 from popmi_core.metrics.calibration import negative_log_likelihood
 from popmi_core.metrics.linebound import LineBound

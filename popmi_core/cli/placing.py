@@ -8,12 +8,12 @@ from functools import partial
 from typing import Protocol
 
 from popmi_core.cli.aligning import Aligner
-from popmi_core.cli.moves import LayerMove, layer_moves
 from popmi_core.data import ImageSet
 from popmi_core.fusion import State, Update
 from popmi_core.fusion.average import streamed_mean
 from popmi_core.fusion.path import distance
 from popmi_core.fusion.shelf import Shelf
+from popmi_core.matching.moves import LayerMove, layer_moves
 
 
 @dataclass(frozen=True, eq=False)

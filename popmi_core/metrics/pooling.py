@@ -18,7 +18,7 @@ from popmi_core.metrics.bounds import (
 )
 from popmi_core.metrics.histograms import Runs, join_runs
 from popmi_core.metrics.hits import recall_and_f1
-from popmi_core.metrics.reliability import ece_from_runs
+from popmi_core.metrics.reliability import ReliabilityBin, ece_from_runs, reliability_bins
 from popmi_core.metrics.summary import ScoreSummary
 
 
@@ -106,10 +106,25 @@ def _accuracy(summaries: Sequence[ScoreSummary]) -> Bounded:
     return bounded((least + most) / 2 / total, least / total, most / total) if total else UNKNOWN
 
 
+def calibration_of(summaries: Sequence[ScoreSummary]) -> tuple[tuple[ReliabilityBin, ...], Bounded]:
+    """Return the reliability diagram over these sites' patients, and its ECE with bounds; no bins of too few.
+
+    The ECE is that of 15 bins whatever the number of bins returned.
+    """
+    summaries = sorted(summaries, key=_content)
+    wrong, right, few = _confidences(summaries)
+    return reliability_bins(wrong, right, **few), ece_from_runs(wrong, right, **few)
+
+
 def _ece(summaries: Sequence[ScoreSummary]) -> Bounded:
-    return ece_from_runs(
-        join_runs([summary.wrong for summary in summaries]),
-        join_runs([summary.right for summary in summaries]),
-        few_wrong=sum(s.num_examples - s.correct[0] for s in summaries if not s.wrong.total),
-        few_correct=sum(s.correct[1] for s in summaries if not s.right.total),
-    )
+    wrong, right, few = _confidences(summaries)
+    return ece_from_runs(wrong, right, **few)
+
+
+def _confidences(summaries: Sequence[ScoreSummary]) -> tuple[Runs, Runs, dict[str, int]]:
+    """Return confidence over misses and hits, and how many of either may lie among the other."""
+    few = {
+        "few_wrong": sum(s.num_examples - s.correct[0] for s in summaries if not s.wrong.total),
+        "few_correct": sum(s.correct[1] for s in summaries if not s.right.total),
+    }
+    return join_runs([s.wrong for s in summaries]), join_runs([s.right for s in summaries]), few

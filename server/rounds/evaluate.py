@@ -10,23 +10,34 @@ from torch import Tensor, nn
 
 from popmi_core.data import load_site
 from popmi_core.errors import DataError, UpdateError
+from popmi_core.measure import TurningAsk
 from popmi_core.metrics import ScoreSummary, classification_metrics, pool_summaries
 from popmi_core.models import load_exchanged, predict
 from popmi_core.protocol import SCORES_PREFIX, Report, Split
 from popmi_core.records import array_record
+from server.measured import check_table, check_turned
 from server.replies import Expected, open_replies, payload_bytes, read_report
 from server.results import Evaluation, SiteOutcome
 
 
 def collect(
-    replies: Iterable[Message], expected: Expected, splits: tuple[Split, ...], *, num_classes: int
+    replies: Iterable[Message],
+    expected: Expected,
+    splits: tuple[Split, ...],
+    *,
+    num_classes: int,
+    turning: TurningAsk | None = None,
 ) -> tuple[Evaluation, list[SiteOutcome]]:
-    """Return the evaluation of a round and one outcome for every site that was asked."""
+    """Return the evaluation of a round and one outcome for every site that was asked.
+
+    ``turning``: how sites were asked to turn their validation images, if they were.
+    """
     result = Evaluation()
     found: dict[str, dict[Split, ScoreSummary]] = {}
+    reports: dict[str, Report] = {}
 
     def read(site: str, message: Message) -> SiteOutcome:
-        size = payload_bytes(message)
+        size, where = payload_bytes(message), f"site {site}, round {expected.server_round}"
         try:
             report = read_report(message, site, expected)
             if report.error is not None:
@@ -36,9 +47,11 @@ def collect(
             summaries = {split: _summary(message, site, split, num_classes) for split in filled}
             for split, summary in summaries.items():
                 _check_counts(site, split, summary, report, expected)
+                check_table(report.confusion.get(split), summary, split, where)
+            check_turned(report.turned, turning, report, where)
         except UpdateError as error:
             return SiteOutcome(site, "quarantined", str(error), bytes_up=size)
-        found[site] = summaries
+        found[site], reports[site] = summaries, report
         result.sites[site] = {split: _figures(report, split) for split in filled}
         return SiteOutcome(site, "ok", bytes_up=size, report=report)
 
@@ -46,9 +59,12 @@ def collect(
     # In the order of names, whatever order the replies came in.
     result.sites = dict(sorted(result.sites.items()))
     for split in splits:
-        summaries = [found[site][split] for site in sorted(found) if split in found[site]]
+        summaries = {site: found[site][split] for site in sorted(found) if split in found[site]}
         if summaries:
-            result.pooled[split] = pool_summaries(summaries)
+            result.pooled[split] = pool_summaries(list(summaries.values()))
+            result.summaries[split] = summaries
+            result.tables[split] = {site: reports[site].confusion.get(split, ()) for site in summaries}
+    result.turned = {site: told for site, report in sorted(reports.items()) if (told := report.turned) is not None}
     return result, outcomes
 
 

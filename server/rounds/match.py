@@ -10,6 +10,7 @@ from torch import Tensor
 from popmi_core.config import MatchConfig
 from popmi_core.errors import UpdateError
 from popmi_core.matching import Matcher, Symmetry
+from popmi_core.matching.moves import LayerTold, told_moves
 from server.results import MatchedUpdate, TrainedUpdate
 
 
@@ -41,8 +42,9 @@ def match_updates(
         except UpdateError as error:
             quarantine(item.site, str(error))
             continue
+        moves = told_moves(found, matcher.symmetry)
         yield MatchedUpdate(
-            item.site, found.state, item.num_examples, found.gains, found.identity, found.note, item.grams
+            item.site, found.state, item.num_examples, found.gains, found.identity, found.note, item.grams, moves=moves
         )
 
 
@@ -60,5 +62,6 @@ def _as_it_came(item: TrainedUpdate, config: MatchConfig) -> MatchedUpdate:
     gains = {layer: math.nan if gain is None else gain for layer, gain in told.gains.items()}
     note = "; ".join(part for part in ("matched at the site", told.match_note) if part)
     return MatchedUpdate(
-        item.site, item.state, item.num_examples, gains, told.identity, note, item.grams, item.statistics
-    )
+        item.site, item.state, item.num_examples, gains, told.identity, note, item.grams, item.statistics,
+        LayerTold({name: angle for name, angle in told.angles.items() if angle is not None}, told.moved, told.units),
+    )  # fmt: skip

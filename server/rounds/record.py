@@ -23,6 +23,7 @@ from server.carried import Carried
 from server.environment import describe_environment
 from server.exchange import Late
 from server.faultlog import FaultLog
+from server.measured import joined_details
 from server.patience import wait_out
 from server.results import Figure, RoundResult, SiteOutcome, pooled_figures, round_notes
 from server.roster import Roster
@@ -145,6 +146,7 @@ class RunRecorder:
         self.faults.refused(roster.refused)
         self.faults.excluded(roster.excluded)
         self.patiently(lambda: self._note_refused(roster))
+        self.patiently(lambda: self._note_joined(roster))
         lines = [(f"{site} could not join: {reason}", "error") for site, reason in sorted(roster.refused.items())]
         lines += [
             (f"{site}: {report.skipped_rows} unusable row(s) skipped", "warning")
@@ -163,6 +165,12 @@ class RunRecorder:
             self.writer.drop_rounds(self.last_round)
             for site, reason in sorted(roster.refused.items()):
                 self.writer.record_site(self.last_round + 1, site, phase="train", outcome="failed", reason=reason)
+
+    def _note_joined(self, roster: Roster) -> None:
+        privacy = self.plan.config.privacy
+        promised = None if privacy is None else (privacy.target_epsilon, privacy.target_delta)
+        for _, report in sorted(roster.reports.items()):
+            self.writer.record_details(0, joined_details(report, self.plan.classes, promised))
 
     def warn(self, text: str) -> None:
         """Note what went wrong beside the rounds."""
@@ -248,7 +256,7 @@ class RunRecorder:
         self.faults.owe("run.resumed-by-itself", why, seconds=round(seconds, 1))
 
     def _write_round(self, done: RoundResult, global_model: State, carried: State) -> None:
-        refused = write_told(self.writer, done, pooled_figures(done.evaluation))
+        refused = write_told(self.writer, done, pooled_figures(done.evaluation), self.plan.classes)
         card = model_card(self.plan, done)
         digest = save_state(self._model_path(done.server_round), global_model, {"card": json.dumps(card)})
         write_card(self._model_path(done.server_round).with_suffix(".md"), self.plan.run, card, digest)

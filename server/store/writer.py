@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -214,7 +214,11 @@ class RunWriter(OpenRecord):
 
         ``scope`` is ``global``, ``external`` or a site; round 0 is before the first.
         """
-        self._replace([detail_row(self.run_id, server_round, scope, split, kind, value)])
+        self.record_details(server_round, [(scope, split, kind, value)])
+
+    def record_details(self, server_round: int, details: Iterable[tuple[str, str, str, Mapping[str, Any]]]) -> None:
+        """Record several details, each scope, split, kind and value, in one transaction."""
+        self._replace([detail_row(self.run_id, server_round, *detail) for detail in details])
 
     def record_candidate(self, server_round: int, candidate: str, found: Mapping[str, Mapping[str, Any]]) -> None:
         """Record what the sites found of a candidate: by site ``num_examples``, ``loss``, ``accuracy``, ``auroc``."""

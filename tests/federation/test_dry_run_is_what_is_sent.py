@@ -15,7 +15,7 @@ from client.app import app as client_app
 from client.reply import unpacked
 from client.site.dryrun import DryRun, Step, dry_run
 from client.site.leaving import PARTS, what_leaves
-from popmi_core.asking import JOINING, JUDGING, MEASURING, TRAINING, Asks, Part
+from popmi_core.asking import EVALUATING, JOINING, JUDGING, MEASURING, TRAINING, Asks, Part
 from popmi_core.config import PRESETS, RunConfig
 from popmi_core.protocol import JSON_KEY, REPORT, SCORES_PREFIX
 
@@ -48,6 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "statistics of activations": {"fuse": {"rule": "git_rebasin_activations"}, "match": {"num_images": 20}},
     "matched at the site by activations": {"match": BY_ACTIVATIONS},
     "matched at the site by probes": {"match": {"method": "probes", "where": "site"}},
+    "nothing measured beside figures": {"measure": {"turning": "never", "train_figures": "never"}},
     "budget": {"privacy": {"target_epsilon": 8.0, "target_delta": 1e-3}},
     "adapters only": {"model": {**MICRO, "lora": {"rank": 2, "train": "adapter"}}},
     "equivariant adapters only": {"model": {**MICRO, "adapter": {"group": "C4", "train": "adapter"}}},
@@ -93,7 +94,7 @@ def form_of_answer(answer: Message) -> Form:
 
 def parts_in(heard: Mapping[str, set[Form]]) -> set[Part]:
     """Return what was really sent beyond model, loss and figures, in the words of ``Asks.parts``."""
-    (joined,), (trained,) = heard[JOINING], heard[TRAINING]
+    (joined,), (trained,), (evaluated,) = heard[JOINING], heard[TRAINING], heard[EVALUATING]
     records = {line[0] for line in trained}
     found: dict[Part, bool] = {
         "class_counts": ("figure", "class_counts") in joined,
@@ -104,6 +105,8 @@ def parts_in(heard: Mapping[str, set[Form]]) -> set[Part]:
         "matching": any(line[0] == "figure" and str(line[1]).startswith("gains.") for line in trained),
         "judged": JUDGING in heard,
         "norms": MEASURING in heard,
+        "turned": any(line[0] == "figure" and str(line[1]).startswith("turned.") for line in evaluated),
+        "trained_on": any(line[0] == "scores.train" for line in evaluated),
     }
     return {part for part, sent in found.items() if sent}
 

@@ -214,19 +214,23 @@ def test_what_would_leave_is_said_in_words_with_the_runs_own_settings() -> None:
     unknown = _leaves(None)
 
     assert plain[1] == "Each of 3 rounds: the tensors of the model trained here (popmi_vit_nano)."
-    assert plain[4] == (
+    assert plain[4].startswith("In the rounds that [measure] names, because this run asks for it: how turning ")
+    assert plain[5].startswith("In the last round, because this run asks for it: the same figures and histograms of ")
+    assert plain[6] == (
         "Not asked for by this run: the number of images of each class, epsilon, control variates, Gram matrices, sums "
         "of activations, how layers were matched, figures of candidates, BatchNorm statistics."
     )
+    assert "none of the training images" not in plain[0]
     assert "tensors whose names hold norm stay here" in own[1]
     assert own[4].startswith("Once, because this run asks for it: the number of training images of every class")
-    assert "the number of images of each class" not in own[5]
+    assert "the number of images of each class" not in own[7]
     assert "with noise that keeps epsilon below 4" in private[1]
     assert private[4].startswith("Every round, because this run asks for it: how much of the privacy budget")
-    assert private[5] == (
+    assert private[6] == (
         "Refused here, because the run has a privacy budget: the number of images of each class, Gram matrices, sums "
-        "of activations, BatchNorm statistics."
+        "of activations, BatchNorm statistics, figures of training images."
     )
+    assert "how many of them are of each class, none of the training images, (fewer than 5" in private[0]
     assert sum(told.startswith("Only if the run asks for it: ") for told in unknown) == len(PARTS)
     assert all(told[-1].startswith("Never: an image") for told in (plain, own, private, unknown))
 

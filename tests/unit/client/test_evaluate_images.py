@@ -10,6 +10,7 @@ from torch import nn
 from client.evaluate import evaluate_images
 from popmi_core.data import ImageSet
 from popmi_core.metrics import classification_metrics
+from popmi_core.metrics.discrimination import confusion
 from popmi_core.metrics.summary import MIN_CELL
 from popmi_core.models import predict
 
@@ -35,7 +36,7 @@ def images(count: int) -> ImageSet:
 
 def test_the_figures_are_those_of_the_images():
     data = images(60)
-    figures, summary = evaluate_images(Brightest(), data)
+    figures, summary, _ = evaluate_images(Brightest(), data)
     for name, value in classification_metrics(predict(Brightest(), data.images), data.targets).items():
         assert figures[name] == value
     assert figures["num_examples"] == summary.num_examples == 60
@@ -52,9 +53,19 @@ def test_a_model_that_ignores_turns_is_consistent_and_one_that_does_not_is_not()
 
 @pytest.mark.parametrize("count", [1, MIN_CELL - 1])
 def test_of_a_handful_of_images_only_their_number_is_told(count):
-    figures, summary = evaluate_images(Brightest(), images(count))
+    figures, summary, table = evaluate_images(Brightest(), images(count))
     assert figures == {"num_examples": count}
     assert not summary.told.any()
+    assert {cell for row in table for cell in row} == {None}
+
+
+def test_cells_of_the_confusion_table_that_are_told_are_those_of_the_images():
+    data = images(400)
+    counts = confusion(predict(Brightest(), data.images).argmax(axis=1), data.targets, 3)
+    table = evaluate_images(Brightest(), data)[2]
+    told = [(int(counts[r, c]), table[r][c]) for r in range(3) for c in range(3) if table[r][c] is not None]
+    assert told
+    assert all(known == cell >= MIN_CELL for known, cell in told)
 
 
 def test_the_summary_holds_no_score_of_a_patient():

@@ -12,6 +12,7 @@ from client.ledger import Ledger
 from client.site.approval import Approvals
 from client.site.commands import app
 from client.site.dryrun import DryRun, as_text, dry_run, meaning
+from popmi_core import __version__
 from popmi_core.config import PrivacyConfig
 from popmi_core.deployment import bundle_files, code_hash
 from popmi_core.errors import SetupError
@@ -46,8 +47,21 @@ def test_the_three_questions_of_a_round_are_asked_and_their_figures_listed(plain
     assert join.tensors == ()
     assert join.figures["split_sizes"].keys() == {"train", "val", "test"}
     assert train.figures["metrics"].keys() == {"train.loss"}
-    assert {item.record for item in evaluate.tensors} <= {"scores.val", "scores.test"}
+    assert {item.record for item in evaluate.tensors} <= {"scores.val", "scores.test", "scores.train"}
     assert {item.dtype for item in evaluate.tensors} <= {"int64"}
+    assert join.figures["class_table"].keys() == {"train", "val", "test"}
+    assert join.figures["popmi"] == __version__
+    assert evaluate.figures["confusion"].keys() == {"train", "val", "test"}
+    assert len(evaluate.figures["turned"]["figures"]["flips"]) == 24
+    assert evaluate.figures["turned"]["layers"]
+
+
+def test_under_a_privacy_budget_no_training_image_is_counted_or_judged(tmp_path):
+    budget = PrivacyConfig(target_epsilon=5.0, target_delta=1e-3)
+    join, _, evaluate = dry_run(make_home(tmp_path / "site", make_kit(privacy=budget.model_dump()))).steps
+    assert join.figures["class_table"].keys() == {"val", "test"}
+    assert {item.record for item in evaluate.tensors} <= {"scores.val", "scores.test"}
+    assert evaluate.figures["turned"]["num_images"] >= 5
 
 
 def test_the_list_is_of_what_travels_as_one_block_and_weighs_what_travels(plain):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from popmi_core.matching import Matched
+from popmi_core.matching.opm import Matched
 from popmi_core.matching.settle import angles_turned, units_moved
 from popmi_core.matching.symmetry import Symmetry
 
@@ -29,6 +29,31 @@ class LayerMove:
     angle: float | None
     moved: int | None
     of: int
+
+
+@dataclass(frozen=True)
+class LayerTold:
+    """How far matching moved every layer, as it is told: what does not apply to a layer is left out.
+
+    Attributes:
+        angles: As in ``LayerMove``, by layer, degrees.
+        moved: Units in another place.
+        units: How many there are.
+    """
+
+    angles: dict[str, float] = field(default_factory=dict)
+    moved: dict[str, int] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
+
+
+def told_moves(matched: Matched, symmetry: Symmetry | None) -> LayerTold:
+    """Return how far the layers were moved of which the match tells a gain; ``symmetry`` is that of its ``Matcher``."""
+    found = [] if symmetry is None else [one for one in layer_moves(matched, symmetry) if one.layer in matched.gains]
+    return LayerTold(
+        {one.layer: one.angle for one in found if one.angle is not None},
+        {one.layer: one.moved for one in found if one.moved is not None},
+        {one.layer: one.of for one in found},
+    )
 
 
 def layer_moves(matched: Matched, symmetry: Symmetry) -> list[LayerMove]:
