@@ -22,6 +22,7 @@ from server.dashboard import api, federation_api, metrics
 from server.dashboard.access import Refused
 from server.dashboard.access.answers import away, refused
 from server.dashboard.access.binding import Binding
+from server.dashboard.access.described import describe
 from server.dashboard.access.guard import Guard
 from server.dashboard.catalogue import NotFound, open_catalogue
 from server.dashboard.events import Watcher
@@ -94,6 +95,7 @@ def create_app(
     app.add_exception_handler(404, _unknown)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(SQLAlchemyError, away)
+    describe(app)
     return app
 
 

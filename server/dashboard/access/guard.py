@@ -94,7 +94,7 @@ class Guard:
     async def _let_in(self, request: Request) -> Response | None:
         """Find out who asks; an answer to those who are not let in."""
         path = request.url.path
-        if self._centre is None or path.startswith("/static/"):
+        if self._centre is None or path.startswith("/static/") or path == "/healthz":
             return None
         kind, _, secret = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and path.startswith(("/api/", "/metrics")):

@@ -1,89 +1,40 @@
-"""A believable federation, written once, and pages over it for whoever asks."""
+"""Pages with a centre and an account of each role."""
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import signing_in
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy.engine import Engine
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.centre import open_centre
-from server.dashboard.access.person import Person, Role
-from server.dashboard.app import create_app
-
-_SOURCE = Path(__file__).parents[3] / "support" / "believable_federation.py"
-LOCAL = "http://127.0.0.1:8080"
-
-
-@dataclass(frozen=True)
-class Home:
-    """One copy of the federation that a test may change."""
-
-    runs: Path
-    centre: Engine
-
-
-class AsPerson:
-    """Has every request come from one person, as the guard would after a login."""
-
-    def __init__(self, app: ASGIApp, role: Role) -> None:
-        self._app, self._person = app, Person("lin", role, "token", "digest", "page", 1)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            scope.setdefault("state", {})["person"] = self._person
-        await self._app(scope, receive, send)
-
-
-@pytest.fixture(scope="session")
-def federation_source() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("believable_federation", _SOURCE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def written_federation(tmp_path_factory: pytest.TempPathFactory, federation_source: ModuleType) -> Path:
-    folder = tmp_path_factory.mktemp("federation")
-    federation_source.build(folder, time.time())
-    return folder
 
 
 @pytest.fixture
-def federation(written_federation: Path, tmp_path: Path) -> Iterator[Home]:
-    """Two finished runs with model files, and the centre with sites and audit log."""
-    home = tmp_path / "home"
-    shutil.copytree(written_federation, home)
-    centre = open_centre(home / "centre.sqlite")
-    yield Home(home / "runs", centre)
-    centre.dispose()
+def centre(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    signing_in.make_cheap(monkeypatch)
+    engine = open_centre(database)
+    signing_in.add_people(engine)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture
-def visiting() -> Callable[..., AbstractContextManager[TestClient]]:
-    """Return a function that opens the pages over runs and, if given, a centre, for a person of a role."""
+def runs(tmp_path: Path) -> Path:
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
 
-    @contextmanager
-    def visit(runs: Path, centre: Engine | None = None, role: Role = "viewer") -> Iterator[TestClient]:
-        app = create_app(runs)
-        app.state.centre = centre
-        if centre is not None:
-            # The last one is the innermost: behind the guard, which knows nobody here.
-            app.user_middleware.append(Middleware(AsPerson, role=role))
-        with TestClient(app, base_url=LOCAL) as client:
-            yield client
 
-    return visit
+@pytest.fixture
+def app(centre: Engine, runs: Path) -> FastAPI:
+    return signing_in.app_of(centre, runs)
+
+
+@pytest.fixture
+def browser(app: FastAPI) -> Iterator[TestClient]:
+    with signing_in.browser(app) as client:
+        yield client
