@@ -12,6 +12,8 @@ from server.dashboard.language import N_
 from server.store import RunReader, RunSummary
 from server.store.looks import SiteDigest, site_digests
 
+REGISTERED = (N_("invited"), N_("enrolled"), N_("revoked"))
+"""How a site stands in the server's registry."""
 Tone = Literal["good", "warn", "bad", "idle"]
 APPROVAL = "waiting for approval"
 """How a site's answer begins that has not approved the run's code."""
