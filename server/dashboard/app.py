@@ -26,7 +26,7 @@ from server.dashboard.access.described import describe
 from server.dashboard.access.guard import Guard
 from server.dashboard.catalogue import NotFound, open_catalogue
 from server.dashboard.events import Watcher
-from server.dashboard.pages import account, accounts, signin
+from server.dashboard.pages import account, accounts, act, act_confirm, act_start, signin
 from server.dashboard.pages import audit as audit_pages
 from server.dashboard.pages import models as models_pages
 from server.dashboard.pages import runs as runs_pages
@@ -88,7 +88,8 @@ def create_app(
     app.include_router(models_pages.router)
     app.include_router(audit_pages.router)
     app.include_router(sites_pages.router)
-    for signed in (signin, account, accounts):
+    # A run and an enrolment have pages of their own, which come before the page of any act.
+    for signed in (signin, account, accounts, act_start, act_confirm, act):
         app.include_router(signed.router)
     app.add_exception_handler(NotFound, _unknown)
     app.add_exception_handler(RunError, _unreadable)
