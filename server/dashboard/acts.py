@@ -137,12 +137,10 @@ def choices(kind: str, sites: Told, status: Told, models: Told) -> tuple[str, ..
 
 def run_going(status: Told) -> str | None:
     """Return the run that is wanted and has not ended, None where there is none."""
-    wanted = status.mapping().get("wanted")
-    if not isinstance(wanted, Mapping) or wanted.get("state") != "going":
-        return None
-    name = str(wanted.get("run"))
-    states = {str(item.get("name")): str(item.get("state", "")) for item in runs_of(status)}
-    return None if states.get(name, "").startswith(("finished", "failed")) else name
+    for item in runs_of(status):
+        if item.get("wanted") == "going" and not str(item.get("state", "")).startswith(("finished", "failed")):
+            return str(item.get("name"))
+    return None
 
 
 def runs_of(status: Told) -> Sequence[Mapping[str, Any]]:

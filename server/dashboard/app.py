@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from popmi_core.errors import RunError
 from server.centre.sessions import SessionLimits, alive
-from server.dashboard import api, federation_api, metrics
+from server.dashboard import api, federation_api, metrics, orders_api
 from server.dashboard.access import Refused
 from server.dashboard.access.answers import away, refused
 from server.dashboard.access.binding import Binding
@@ -83,6 +83,7 @@ def create_app(
     app.mount("/static", StaticFiles(directory=STATIC))
     app.include_router(api.router)
     app.include_router(federation_api.router)
+    app.include_router(orders_api.router)
     app.include_router(metrics.router)
     app.include_router(runs_pages.router)
     app.include_router(models_pages.router)
