@@ -14,7 +14,7 @@ from popmi_core.errors import ConfigError
 
 log = logging.getLogger("popmi.dashboard")
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|[0-9a-f:]*:[0-9a-f:.]*")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _HOST = re.compile(r"(\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(:(?P<port>\d{1,5}))?")
 _PROXY = re.compile(r"https://(?P<name>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:(?P<port>\d{1,5}))?/?", re.IGNORECASE)
 
@@ -113,7 +113,7 @@ def check(binding: Binding, *, login: bool) -> None:
     _check_proxy(binding)
     _check_certificate(binding)
     for name in (*binding.names, *([binding.metrics_name] if binding.metrics_name else [])):
-        if _NAME.fullmatch(name.lower()) is None:
+        if _NAME.fullmatch(name.lower()) is None and not _is_address(name):
             raise ConfigError(f"host name {name[:80]!r}: expected a name or an address alone, without scheme and port.")
     if not binding.public:
         return
@@ -194,6 +194,13 @@ def host_port(header: str) -> str:
     """Return the port in a ``Host`` header, empty where there is none."""
     found = _HOST.fullmatch(header.lower())
     return "" if found is None else found["port"] or ""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
 
 
 def is_loopback(host: str) -> bool:

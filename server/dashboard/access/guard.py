@@ -129,7 +129,8 @@ class Guard:
             expected.append(cookies.read(request, cookies.FORM))
         try:
             said = request.headers.get("x-csrf-token") or await form_field(scope, body, receive, "csrf")
-        except HTTPException:
+        except (HTTPException, ValueError):
+            # A form of several parts that is none ends in errors of the parser's own.
             title, text = _BODIES[400]
             return no(request, 400, title, text)
         if comes_from_here(request, self._binding) and any(same(said, one) for one in expected):
