@@ -156,7 +156,7 @@ def paths(keys: tuple[str, str]) -> dict[str, str]:
         "runs": "/",
         "run": f"/runs/{run}",
         "series": f"/runs/{run}/series?split=val",
-        "newest rounds of the series": f"/runs/{run}/series?split=val&since=1000",
+        "all sections of the run": f"/runs/{run}/live?split=val",
         "compare": f"/compare?run={run}&run={other}",
         "sites": "/sites",
         "site": "/sites/site03",

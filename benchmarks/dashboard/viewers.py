@@ -3,8 +3,8 @@
     python benchmarks/dashboard/viewers.py URL PAGE COOKIES OUT
 
 COOKIES is a file with a line for each of them. Says ``ready`` when all pages are open; looks until its standard input
-ends; then writes OUT as JSON. What a page fetches is read from its HTML: parts that htmx asks for with ``load`` or at
-``popmi:change``, and the series of its curves.
+ends; then writes OUT as JSON. A viewer does what static/live.js and charts.js do: after a change it asks for the
+sections that it has not, and when a round is over for the new points of the curves.
 """
 
 from __future__ import annotations
@@ -26,42 +26,53 @@ import httpx
 
 _TAG = re.compile(r"<[a-zA-Z][^>]*>")
 _ATTRIBUTE = re.compile(r'([\w:-]+)="([^"]*)"')
-_ROUNDS = re.compile(r'"rounds": ?\[([\d, ]*)\]')
 RETRY_SECONDS = 1.0
 TIMEOUT = 120.0
 
 
 @dataclass
 class Page:
-    """What a page asks for by itself.
+    """What a run's page asks for, and what it holds.
 
     Attributes:
         stream: Its event stream.
-        once: Fetched when it is open.
-        each: Fetched then and after every change.
-        series: Its curves: like ``each``, but from the newest known round on.
+        live: Where the sections come from.
+        series: Where the points of its curves come from.
+        parts: Digest of each section that it has.
+        clock: The run's epoch and last round, as the page tells them.
+        epoch: The epoch of the points that it has.
+        done: The last round that it has points of; -1 before the first.
     """
 
     stream: str = ""
-    once: list[str] = field(default_factory=list)
-    each: list[str] = field(default_factory=list)
-    series: list[str] = field(default_factory=list)
+    live: str = ""
+    series: str = ""
+    parts: dict[str, str] = field(default_factory=dict)
+    clock: tuple[str, str] = ("", "")
+    epoch: str = ""
+    done: int = -1
 
+    def read(self, text: str) -> None:
+        """Take in a page, or sections of it."""
+        for tag in _TAG.findall(text):
+            told = {name: html.unescape(value) for name, value in _ATTRIBUTE.findall(tag)}
+            if "data-changes" in told:
+                self.stream, self.live = told["data-changes"], told.get("hx-get", "")
+                self.series = told.get("data-series", "")
+            if "data-part" in told:
+                self.parts[told["id"]] = told["data-part"]
+            if told.get("id") == "clock":
+                self.clock = (told["data-epoch"], told["data-done"])
 
-def read(text: str) -> Page:
-    """Return what a page's HTML has a browser fetch."""
-    page = Page()
-    for tag in _TAG.findall(text):
-        told = {name: html.unescape(value) for name, value in _ATTRIBUTE.findall(tag)}
-        trigger = told.get("hx-trigger", "")
-        page.stream = told.get("data-changes", page.stream)
-        if "hx-get" in told and "popmi:change" in trigger:
-            page.each.append(told["hx-get"])
-        elif "hx-get" in told and "load" in trigger:
-            page.once.append(told["hx-get"])
-        if "data-series" in told:
-            page.series.append(told["data-series"])
-    return page
+    @property
+    def sections_wanted(self) -> str:
+        """Where the sections are that it has not."""
+        return _with(self.live, have=".".join(self.parts.values()))
+
+    @property
+    def points_wanted(self) -> str:
+        """Where the points are that it has not."""
+        return _with(self.series, epoch=self.epoch, since=str(self.done + 1)) if self.epoch else self.series
 
 
 class Viewer:
@@ -69,53 +80,50 @@ class Viewer:
 
     def __init__(self, client: httpx.AsyncClient, path: str, cookie: str, told: dict[str, Any]) -> None:
         self._client, self._path, self._told, self._key = client, path, told, {"Cookie": cookie}
-        self._marks: dict[str, str] = {}
-        self._wake: list[asyncio.Event] = []
+        self._page, self._news = Page(), asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
         self.opened = asyncio.Event()
         self.mine: dict[str, Any] = {"events": [], "shown": {}}
 
     async def open(self) -> None:
-        """Open the page with all its parts."""
-        page = read(await self.get(self._path, "page"))
-        for path in page.once:
-            await self.get(path, "part, once")
-        for path in (*page.each, *page.series):
-            wake = asyncio.Event()
-            self._wake.append(wake)
-            self.tasks.append(asyncio.create_task(self._keep(path, wake, series=path in page.series)))
-        self.tasks.append(asyncio.create_task(self._listen(page.stream)))
+        """Open the page with its curves and its stream."""
+        self._page.read(await self.get(self._path, "page"))
+        await self._points()
+        self.tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._listen(self._page.stream))]
         await self.opened.wait()
 
     async def get(self, path: str, what: str) -> str:
-        """Fetch a path as a browser does: compressed, and not again what it has; note how long it took."""
-        headers = self._key | ({"If-None-Match": self._marks[path]} if path in self._marks else {})
+        """Fetch a path as a browser does: compressed; note how long it took. Nothing where it fails."""
         begun, kind = time.perf_counter(), f"{what}: {_kind(path)}"
         try:
-            answer = await self._client.get(path, headers=headers)
+            answer = await self._client.get(path, headers=self._key)
         except httpx.HTTPError as error:
             self._told["trouble"][f"{type(error).__name__} {_kind(path)}"] += 1
             return ""
         self._told["fetched"][kind].append(time.perf_counter() - begun)
         self._told["bytes"][kind] += answer.num_bytes_downloaded
         self._told["status"][str(answer.status_code)] += 1
-        if answer.status_code not in (200, 304):
+        if answer.status_code != 200:
             self._told["trouble"][f"{answer.status_code} {_kind(path)}"] += 1
-        if "etag" in answer.headers and answer.status_code == 200:
-            self._marks[path] = answer.headers["etag"]
+            return ""
         return answer.text
 
-    async def _keep(self, path: str, wake: asyncio.Event, *, series: bool) -> None:
-        last = 0
+    async def _keep(self) -> None:
         while True:
-            # What changes while a part is fetched is fetched after it, once.
-            wake.clear()
-            text = await self.get(_since(path, last) if series else path, "series" if series else "part")
-            newest = max(_rounds(text), default=0)
-            last = max(last, newest)
-            if newest:
-                self.mine["shown"].setdefault(newest, time.time())
-            await wake.wait()
+            await self._news.wait()
+            # What changes while sections are fetched is fetched after them, once.
+            self._news.clear()
+            before = self._page.clock
+            self._page.read(await self.get(self._page.sections_wanted, "sections"))
+            if self._page.clock != before:
+                await self._points()
+
+    async def _points(self) -> None:
+        text = await self.get(self._page.points_wanted, "points, all" if self._page.done < 0 else "points, new")
+        if text:
+            found = json.loads(text)
+            self._page.epoch, self._page.done = found["epoch"], int(found["done"])
+            self.mine["shown"].setdefault(self._page.done, time.time())
 
     async def _listen(self, path: str) -> None:
         while True:
@@ -125,8 +133,7 @@ class Viewer:
                     async for line in answer.aiter_lines():
                         if line == "event: change":
                             self.mine["events"].append(time.time())
-                            for wake in self._wake:
-                                wake.set()
+                            self._news.set()
             except httpx.HTTPError:
                 self._told["trouble"]["stream lost"] += 1
             await asyncio.sleep(RETRY_SECONDS)
@@ -172,16 +179,9 @@ def _kind(path: str) -> str:
     return re.sub(r"\d+", "N", urlsplit(path).path)
 
 
-def _since(path: str, last: int) -> str:
+def _with(path: str, **asked: str) -> str:
     parts = urlsplit(path)
-    asked = dict(parse_qsl(parts.query)) | ({"since": str(last)} if last else {})
-    return parts._replace(query=urlencode(asked)).geturl()
-
-
-def _rounds(text: str) -> list[int]:
-    """Return the rounds that the curves in an answer are drawn over."""
-    found = _ROUNDS.search(html.unescape(text))
-    return [int(number) for number in re.findall(r"\d+", found[1])] if found else []
+    return parts._replace(query=urlencode(dict(parse_qsl(parts.query)) | asked)).geturl()
 
 
 if __name__ == "__main__":

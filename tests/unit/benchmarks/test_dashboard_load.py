@@ -11,13 +11,13 @@ from server.centre.sessions import SessionLimits, known
 from server.store import RunReader
 
 HTML = """
-<div id="live" data-changes="/runs/a%20b/changes?seen=1&amp;x=2" hx-get="/runs/a/live?split=val"
-  hx-trigger="popmi:change">
-<section hx-get="/runs/a/head" hx-trigger="load, popmi:change"></section>
-<details><div hx-get="/runs/a/table" hx-trigger="toggle from:closest details once"></div></details>
-<div hx-get="/runs/a/config" hx-trigger="load"></div>
-<figure data-series="/runs/a/series?split=val&amp;names=auroc"></figure>
+<div id="live" data-changes="/runs/a%20b/changes?seen=1&amp;x=2" data-series="/runs/a/series?split=val"
+  hx-get="/runs/a/live?split=val" hx-trigger="popmi:change">
+<div id="part-head" class="part" data-part="d1"><p id="clock" data-epoch="e1" data-done="1000"></p></div>
+<div id="part-curves" class="part" data-part="d2"></div>
+</div>
 """
+NEWS = '<div id="part-head" class="part" data-part="d3"><p id="clock" data-epoch="e1" data-done="1001"></p></div>'
 
 
 @pytest.fixture
@@ -35,23 +35,22 @@ def filling(load_from):
     return load_from("dashboard", "filling")
 
 
-def test_a_viewer_fetches_what_the_page_fetches_and_nothing_that_must_be_opened(viewers):
-    page = viewers.read(HTML)
+def test_a_viewer_asks_for_the_sections_that_it_has_not(viewers):
+    page = viewers.Page()
+    page.read(HTML)
     assert page.stream == "/runs/a%20b/changes?seen=1&x=2"
-    assert page.once == ["/runs/a/config"]
-    assert page.each == ["/runs/a/live?split=val", "/runs/a/head"]
-    assert page.series == ["/runs/a/series?split=val&names=auroc"]
+    assert page.sections_wanted == "/runs/a/live?split=val&have=d1.d2"
+    page.read(NEWS)
+    assert page.sections_wanted == "/runs/a/live?split=val&have=d3.d2"
+    assert page.clock == ("e1", "1001")
 
 
-def test_rounds_are_read_from_curves_in_a_page_and_from_json(viewers):
-    assert viewers._rounds('<div data-lines="{&#34;rounds&#34;: [1, 2, 1003]}">2000</div>') == [1, 2, 1003]
-    assert viewers._rounds(json.dumps({"rounds": [7]})) == [7]
-    assert viewers._rounds("nothing of 1003 here") == []
-
-
-def test_newer_rounds_are_asked_for_from_the_last_one_known(viewers):
-    assert viewers._since("/runs/a/series?split=val", 0) == "/runs/a/series?split=val"
-    assert viewers._since("/runs/a/series?split=val", 12) == "/runs/a/series?split=val&since=12"
+def test_a_viewer_asks_for_all_points_first_and_then_for_the_new_ones(viewers):
+    page = viewers.Page()
+    page.read(HTML)
+    assert page.points_wanted == "/runs/a/series?split=val"
+    page.epoch, page.done = "e1", 1000
+    assert page.points_wanted == "/runs/a/series?split=val&epoch=e1&since=1001"
 
 
 def test_delays_count_from_the_commit_to_the_first_event_and_to_the_page(load):
