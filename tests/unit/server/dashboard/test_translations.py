@@ -141,6 +141,8 @@ class _BareText(HTMLParser):
 
 
 def _says(text: str) -> bool:
+    if re.fullmatch(r'(?:\s*[\w-]+="[^"]*")+\s*', text):
+        return False  # attributes that an expression adds to a tag
     return bool(re.search(r"[A-Za-z]", SAME_EVERYWHERE.sub("", text)))
 
 
