@@ -11,9 +11,12 @@ from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from popmi_core.errors import RunError
@@ -26,6 +29,7 @@ from server.dashboard.access.described import describe
 from server.dashboard.access.guard import Guard
 from server.dashboard.catalogue import NotFound, open_catalogue
 from server.dashboard.events import Watcher
+from server.dashboard.language import N_
 from server.dashboard.pages import account, accounts, act, act_confirm, act_start, signin
 from server.dashboard.pages import audit as audit_pages
 from server.dashboard.pages import models as models_pages
@@ -35,6 +39,9 @@ from server.dashboard.rendering import render
 from server.dashboard.security import Hardened
 
 STATIC = Path(__file__).parent / "static"
+_NOTHING = N_("There is nothing at this address: no page, run, site, model or order of this name is known here.")
+_NOTHING_API = "there is nothing of this name: see /api/v1/openapi.json"
+_MISSPELT = N_("The address asks for something in a form that these pages do not know. Go back, and follow a link.")
 
 
 def create_app(
@@ -95,19 +102,28 @@ def create_app(
     app.add_exception_handler(NotFound, _unknown)
     app.add_exception_handler(RunError, _unreadable)
     app.add_exception_handler(404, _unknown)
+    app.add_exception_handler(RequestValidationError, _misspelt)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(SQLAlchemyError, away)
     describe(app)
     return app
 
 
-def _unknown(request: Request, _: Exception) -> Response:
+def _unknown(request: Request, error: Exception) -> Response:
     if request.url.path.startswith("/api/"):
-        return JSONResponse({"detail": "no such run or table"}, status_code=404)
-    return render(request, "message.html", status=404, title="Not found", text="There is no such page or run.")
+        said = error.detail if isinstance(error, HTTPException) and error.detail != "Not Found" else _NOTHING_API
+        return JSONResponse({"detail": said}, status_code=404)
+    return render(request, "message.html", status=404, title=N_("Not found"), text=_NOTHING)
+
+
+async def _misspelt(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    if request.url.path.startswith("/api/"):
+        return await request_validation_exception_handler(request, error)
+    return render(request, "message.html", status=422, title=N_("Not understood"), text=_MISSPELT)
 
 
 def _unreadable(request: Request, error: Exception) -> Response:
     if request.url.path.startswith("/api/"):
         return JSONResponse({"detail": str(error)}, status_code=503)
-    return render(request, "message.html", status=503, title="The record cannot be read", text=str(error))
+    return render(request, "message.html", status=503, title=N_("The record cannot be read"), text=str(error))
