@@ -285,7 +285,7 @@ def matching_told(aligned: Aligned | None) -> dict[str, object]:
         "gains": finite_or_none(aligned.gains),
         "identity": aligned.identity,
         "match_note": aligned.note[:MAX_REASON],
-        "angles": finite_or_none(aligned.moves.angles),
+        "angles": aligned.moves.angles,
         "moved": aligned.moves.moved,
         "units": aligned.moves.units,
     }

@@ -72,6 +72,8 @@ Count = Annotated[int, Field(ge=0, le=MAX_EXAMPLES)]
 Figure = Annotated[float, Field(allow_inf_nan=False)] | None
 _NO_CONTROL_LETTERS = r"^[^\x00-\x1f\x7f]+$"
 Label = Annotated[str, Field(max_length=200, pattern=_NO_CONTROL_LETTERS)]
+Angle = Annotated[float, Field(ge=0, le=181, allow_inf_nan=False)]
+"""Degrees; half a turn, and what a mean of rounded ones may be above it."""
 Counts = Annotated[tuple[Count | None, ...], Field(max_length=100_000)]
 """Numbers of images in order of the classes; None where a number may not be told."""
 
@@ -170,7 +172,7 @@ class Report(_Frozen):
     )
     identity: dict[Label, bool] = Field(default_factory=dict, max_length=10_000)
     match_note: str = Field(default="", max_length=MAX_REASON)
-    angles: dict[Label, Figure] = Field(default_factory=dict, max_length=10_000, description="degrees by layer")
+    angles: dict[Label, Angle] = Field(default_factory=dict, max_length=10_000)
     moved: dict[Label, Count] = Field(default_factory=dict, max_length=10_000, description="units by layer")
     units: dict[Label, Count] = Field(default_factory=dict, max_length=10_000)
     popmi: str = Field(default="", max_length=40, description="version; empty from versions that do not tell it")

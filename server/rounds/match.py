@@ -63,5 +63,5 @@ def _as_it_came(item: TrainedUpdate, config: MatchConfig) -> MatchedUpdate:
     note = "; ".join(part for part in ("matched at the site", told.match_note) if part)
     return MatchedUpdate(
         item.site, item.state, item.num_examples, gains, told.identity, note, item.grams, item.statistics,
-        LayerTold({name: angle for name, angle in told.angles.items() if angle is not None}, told.moved, told.units),
+        LayerTold(told.angles, told.moved, told.units),
     )  # fmt: skip

@@ -69,6 +69,7 @@ def check_update(message: Message, site: str, report: Report, expected: Expected
     """
     where = f"site {site}, round {expected.server_round}"
     expected.check_count(site, "train", report.num_examples, where, least=1)
+    _check_moves(report, where)
     content = message.content
     state = {**_tensors(array_record(content, MODEL), expected.layout, where), **expected.kept}
     if expected.promise is not None:
@@ -85,6 +86,15 @@ def check_update(message: Message, site: str, report: Report, expected: Expected
         _statistics(array_record(content, ACTIVATIONS), expected.seen, site) if expected.seen is not None else None
     )
     return TrainedUpdate(site, state, report.num_examples, change, grams, report, statistics)
+
+
+def _check_moves(report: Report, where: str) -> None:
+    for layer, moved in sorted(report.moved.items()):
+        if moved > (units := report.units.get(layer, 0)):
+            raise UpdateError(
+                f"{where}: {moved} units of '{layer[:80]}' were moved, expected at most its {units}. Check that the "
+                "site runs the same POPMI version."
+            )
 
 
 def _check_change(state: Mapping[str, Tensor], expected: Expected, where: str) -> None:

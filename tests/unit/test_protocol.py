@@ -28,6 +28,10 @@ def test_an_unreadable_report_names_the_fields_and_not_their_values():
     assert "patient" not in str(caught.value)
 
 
+SHARES = {"total_variation": [0.0, 0.5], "flips": [0.0, 0.25], "accuracy": [1.0, 0.75]}
+TURNED = {"num_images": 9, "figures": SHARES, "floor": SHARES}
+
+
 def told(**fields) -> str:
     return json.dumps({"run": "r", "server_round": 1, "site": "a", **fields})
 
@@ -40,6 +44,10 @@ def told(**fields) -> str:
         {"gains": {"blocks.0.attn": None}, "identity": {"blocks.0.attn": True}},
         {"error": "line\nline " + "x" * (MAX_REASON - 10)},
         {"split_sizes": {"train": 3, "val": 0, "test": MAX_EXAMPLES}, "epsilon": 0.0},
+        {"angles": {"stream": 90.0}, "moved": {"mlp": 3}, "units": {"mlp": 64, "stream": 32}},
+        {"popmi": "0.1.0", "class_table": {"train": [7, None]}, "confusion": {"val": [[9, None], [None, None]]}},
+        {"turned": TURNED},
+        {"turned": {**TURNED, "layers": [{"name": "norm (own)", "kind": "norm", "value": 0.25}], "lee_images": 5}},
     ],
 )
 def test_what_a_report_may_hold_is_taken(fields):
@@ -74,6 +82,22 @@ def test_what_a_report_may_hold_is_taken(fields):
         {"seconds": -1},
         {"seconds": 10**12},
         {"epsilon": -0.5},
+        {"angles": {"stream": 200.0}},
+        {"angles": {"w" * 201: 5.0}},
+        {"moved": {"mlp": -1}},
+        {"units": {f"w{i}": 5 for i in range(10_001)}},
+        {"popmi": "1" * 41},
+        {"class_table": {"patients": [7]}},
+        {"class_table": {"val": [-7]}},
+        {"confusion": {"val": [[10**12]]}},
+        {"confusion": {"val": [[7]] * 101}},
+        {"turned": {**TURNED, "num_images": 4}},
+        {"turned": {**TURNED, "patient": 7}},
+        {"turned": {**TURNED, "note": "n" * 401}},
+        {"turned": {**TURNED, "figures": {**TURNED["figures"], "flips": [1.5]}}},
+        {"turned": {**TURNED, "floor": {**TURNED["floor"], "accuracy": [0.5] * 361}}},
+        {"turned": {**TURNED, "layers": [{"name": "a\n", "kind": "norm", "value": 1}]}},
+        {"turned": {**TURNED, "layers": [{"name": "a", "kind": "norm", "value": -1}]}},
     ],
     ids=lambda fields: next(iter(fields)),
 )

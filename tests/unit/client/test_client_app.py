@@ -16,9 +16,12 @@ from client.app import app
 from client.load import read_data
 from client.receive import receive_model
 from client.reply import packed, tensor_record
+from popmi_core import __version__
 from popmi_core.config import LocalConfig, ModelConfig, PrivacyConfig
 from popmi_core.data import DERMOSCOPY_CLASSES, SkippedRow
 from popmi_core.errors import ModelError, UpdateError
+from popmi_core.limits import MIN_CELL
+from popmi_core.measure import TurningAsk
 from popmi_core.models import build_model, exchanged_state
 from popmi_core.protocol import CONTROL_CHANGE, INSTRUCTION, JSON_KEY, MODEL, REPORT, Instruction, Report
 
@@ -123,6 +126,35 @@ def test_evaluation_sends_figures_and_counts_but_no_list_as_long_as_the_patients
     fields = json.loads(reply.content.config_records[REPORT][JSON_KEY])
     assert not [name for name, value in fields.items() if isinstance(value, list) and value]
     assert all(value is None or isinstance(value, float) for value in report.metrics.values())
+
+
+def test_joining_tells_the_version_and_numbers_by_class_with_small_ones_hidden(tmp_path):
+    report = answered("query", tmp_path)[1]
+    assert report.popmi == __version__
+    assert report.class_table.keys() == {"train", "val", "test"}
+    for split, counts in report.class_table.items():
+        told = [count for count in counts if count is not None]
+        assert len(counts) == len(DERMOSCOPY_CLASSES)
+        assert all(count >= MIN_CELL for count in told)
+        assert len(told) < len(counts)
+        # What is hidden is not known from the sum either.
+        assert report.split_sizes[split] - sum(told) >= MIN_CELL
+
+
+def test_under_a_budget_training_images_are_not_counted_by_class_and_never_judged(tmp_path):
+    private = instruction(privacy=PrivacyConfig(target_epsilon=5.0, target_delta=1e-3), splits=("val", "train"))
+    assert answered("query", tmp_path, private)[1].class_table.keys() == {"val", "test"}
+    report = answered("evaluate", tmp_path, private)[1]
+    assert report.stopped
+    assert "judging training images would send what it saw in this site's images without noise" in report.error
+
+
+def test_validation_images_are_turned_only_where_that_is_asked(tmp_path):
+    assert answered("evaluate", tmp_path)[1].turned is None
+    asked = instruction(turning=TurningAsk(angles=6, images=6, lee_images=5))
+    told = answered("evaluate", tmp_path, asked)[1].turned
+    assert (told.num_images, told.lee_images, len(told.figures.flips)) == (6, 5, 6)
+    assert told.layers
 
 
 def test_a_message_without_a_model_and_one_with_another_model_are_refused(tmp_path):

@@ -23,9 +23,9 @@ def answer(node, report):
     return Message(content, reply_to=question)
 
 
-def enrolled(*reports, num_classes=0, names=None, phantom=False):
+def enrolled(*reports, num_classes=0, names=None, phantom=False, classes=0):
     roster = Roster()
-    entry = Entry(names or {}, phantom, num_classes)
+    entry = Entry(names or {}, phantom, num_classes, classes)
     asked = {f"m{node}": entry.label(node) for node in range(1, len(reports) + 1)}
     replies = [answer(node, report) for node, report in enumerate(reports, 1) if report is not None]
     roster.enrol(replies, Expected("r", 0, {}, asked), entry)
@@ -88,6 +88,13 @@ def test_a_site_that_counted_other_classes_is_refused(counts):
     roster = enrolled(report("a", class_counts=counts), num_classes=2)
     assert f"images of {len(counts)} classes, expected 2" in roster.refused["a"]
     assert not roster.nodes
+
+
+def test_a_site_whose_numbers_by_class_cannot_be_is_refused_and_one_that_tells_none_is_not():
+    wrong = report("a", split_sizes={"val": 9}, class_table={"val": (3, 6)})
+    roster = enrolled(wrong, report("b"), classes=2)
+    assert "it told of 2 classes with 9 of 9 val images, expected 2 classes, each of at least 5" in roster.refused["a"]
+    assert list(roster.nodes) == ["b"]
 
 
 def test_a_phantom_stays_out_of_a_run_on_real_images():

@@ -103,6 +103,14 @@ def test_an_impossible_number_of_images_is_refused_and_nothing_of_it_is_kept(cou
     assert "unreadable report (fields: num_examples: " in refused.reason
 
 
+def test_more_moved_units_than_there_are_put_the_site_aside():
+    told = {"gains": {"mlp": 0.5}, "moved": {"mlp": 9}, "units": {"mlp": 8}}
+    _, found = outcome(answer({MODEL: tensor_record(GLOBAL)}, **told))
+    assert found.outcome == "quarantined"
+    assert "site a, round 2: 9 units of 'mlp' were moved, expected at most its 8" in found.reason
+    assert outcome(answer({MODEL: tensor_record(GLOBAL)}, **{**told, "moved": {"mlp": 8}}))[1].outcome == "ok"
+
+
 def test_a_site_s_own_error_is_its_reason_and_a_broken_promise_stops_it():
     assert outcome(answer({}, error="DataError: x"))[1].outcome == "failed"
     assert outcome(answer({}, error="PrivacyError: spent", stopped=True))[1].outcome == "stopped"
