@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 
 from popmi_core.errors import RunError
 from server.dashboard.exports import as_json, rows_of, run_as_json
-from server.dashboard.views import view_state
+from server.dashboard.health import judge
 
 router = APIRouter()
 
@@ -37,7 +37,9 @@ def run(request: Request, key: str) -> dict[str, Any]:
     """Return a run's head: state in words, progress, config, environment."""
     reader, run_id = request.app.state.catalogue.open(key)
     summary = reader.run(run_id)
-    return run_as_json(key, summary, view_state(reader, summary, time.time()))
+    since = summary.rounds_done
+    state = judge(summary, reader.rounds(run_id, since=since), reader.sites(run_id, since=since), time.time())
+    return run_as_json(key, summary, state)
 
 
 @router.get("/api/v1/runs/{key}/{table}")

@@ -17,6 +17,7 @@ from fastapi.staticfiles import StaticFiles
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, Response
 
 from popmi_core.errors import RunError
@@ -33,9 +34,12 @@ from server.dashboard.language import N_
 from server.dashboard.pages import account, accounts, act, act_confirm, act_start, signin
 from server.dashboard.pages import audit as audit_pages
 from server.dashboard.pages import models as models_pages
+from server.dashboard.pages import run as run_pages
 from server.dashboard.pages import runs as runs_pages
 from server.dashboard.pages import sites as sites_pages
 from server.dashboard.rendering import render
+from server.dashboard.runlines import RunLines
+from server.dashboard.sections import RunSections
 from server.dashboard.security import Hardened
 
 STATIC = Path(__file__).parent / "static"
@@ -82,9 +86,11 @@ def create_app(
         title="POPMI runs", docs_url=None, redoc_url=None, openapi_url="/api/v1/openapi.json", lifespan=lifespan
     )
     app.state.catalogue, app.state.watcher = catalogue, watcher
+    app.state.sections, app.state.lines = RunSections(catalogue), RunLines(catalogue)
     app.state.binding, app.state.centre, app.state.limits = binding, centre, limits
     app.state.runs_folder = runs_folder
-    # The last one added is the first one asked.
+    # The last one added is the first one asked. Event streams are not packed, nor what was packed once for many.
+    app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=4)
     app.add_middleware(Guard, binding=binding, centre=centre, limits=limits)
     app.add_middleware(Hardened, binding=binding)
     app.mount("/static", StaticFiles(directory=STATIC))
@@ -93,6 +99,7 @@ def create_app(
     app.include_router(orders_api.router)
     app.include_router(metrics.router)
     app.include_router(runs_pages.router)
+    app.include_router(run_pages.router)
     app.include_router(models_pages.router)
     app.include_router(audit_pages.router)
     app.include_router(sites_pages.router)

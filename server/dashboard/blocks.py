@@ -66,8 +66,8 @@ class SiteTable:
     @property
     def nbytes(self) -> int:
         """Memory in bytes, a fault counted as 400."""
-        tables = [self.outcomes, *self.sums.values(), *self.trained.values()]
-        return sum(table.nbytes for table in tables) + 400 * len(self.faults)
+        tables = sum(table.nbytes for table in (*self.sums.values(), *self.trained.values()))
+        return self.outcomes.nbytes + tables + 400 * len(self.faults)
 
     @property
     def last(self) -> int:

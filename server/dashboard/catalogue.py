@@ -142,4 +142,9 @@ class DatabaseCatalogue:
 def _fingerprint(found: Pulse | RunError) -> str:
     if isinstance(found, RunError):
         return f"unreadable: {found}"
-    return f"{found.revision}-{found.status}-{is_silent(found.status, found.heartbeat, time.time()):d}"
+    return fingerprint(found.revision, found.status, found.heartbeat)
+
+
+def fingerprint(revision: int, status: str, heartbeat: float) -> str:
+    """Return a text that changes when a run does, or falls silent; it ends in ``-1`` for a silent run."""
+    return f"{revision}-{status}-{is_silent(status, heartbeat, time.time()):d}"

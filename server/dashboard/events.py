@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable, Collection
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from server.dashboard.catalogue import Catalogue
+from server.dashboard.catalogue import Catalogue, fingerprint
+from server.store import RunSummary
 
 log = logging.getLogger("popmi.dashboard")
 POLL_SECONDS = 0.3
@@ -133,6 +134,11 @@ class Watcher:
             self._versions = versions
             async with self._changed:
                 self._changed.notify_all()
+
+
+def version_of(run: RunSummary) -> str:
+    """Return the text that a watcher gives a run as it is held; another one is news."""
+    return _version({"": fingerprint(run.revision, run.status, run.heartbeat)}, "")
 
 
 def _version(versions: dict[str, str], key: str | None) -> str:

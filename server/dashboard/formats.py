@@ -5,17 +5,34 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from server.dashboard.health import span
+from server.dashboard.words import N_
 from server.store import MetricRow
 
-UNDEFINED = "undefined"
+UNDEFINED = N_("undefined")
 ABSENT = "\N{EN DASH}"
 
 
-def figure(value: float | None) -> str:
-    """Return a figure with three decimals; None is *undefined*."""
+_SPLITS = {
+    "val": N_("validation"),
+    "train": N_("training"),
+    "test": N_("test"),
+    "external": N_("external"),
+    "test+external": N_("test, and the external set"),
+}
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """Return a figure with so many decimals; None is *undefined*."""
     if value is None:
         return UNDEFINED
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+    return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def share(value: float | None) -> str:
+    """Return a share in per cent; one that is not nothing is never shown as nothing."""
+    if value is None:
+        return ABSENT
+    return "< 0.1 %" if 0 < value < 0.001 else f"{100 * value:.1f} %"
 
 
 def bounded(row: MetricRow | None) -> str:
@@ -65,4 +82,4 @@ def count(value: int | None) -> str:
 
 def split_name(split: str) -> str:
     """Return a split in a whole word."""
-    return {"val": "validation", "train": "training"}.get(split, split)
+    return _SPLITS.get(split, split)

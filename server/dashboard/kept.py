@@ -27,10 +27,10 @@ class Part:
         return gzip.compress(self.data, compresslevel=4, mtime=0)
 
 
-def part(text: str) -> Part:
-    """Return a part of this text."""
+def part(text: str, digest: str | None = None) -> Part:
+    """Return a part of this text; ``digest`` None: that of the text."""
     data = text.encode("utf-8", "replace")
-    return Part(text, data, hashlib.sha256(data).hexdigest()[:12])
+    return Part(text, data, digest or hashlib.sha256(data).hexdigest()[:12])
 
 
 class Kept:
@@ -47,8 +47,11 @@ class Kept:
         self._lock = threading.Lock()
         self.nbytes = 0
 
-    def get(self, key: Hashable, make: Callable[[], str]) -> Part:
-        """Return the part of this key; ``make`` is called if it is not kept, once for all who wait."""
+    def get(self, key: Hashable, make: Callable[[], str], digest: Callable[[], str] | None = None) -> Part:
+        """Return the part of this key; ``make`` is called if it is not kept, once for all who wait.
+
+        ``digest`` gives the part another digest than its text's: one that stays while only a part of the text changes.
+        """
         with self._lock:
             if (found := self._find(key)) is not None:
                 return found
@@ -58,7 +61,7 @@ class Kept:
                 if (found := self._find(key)) is not None:
                     return found
             try:
-                made = part(make())
+                made = part(make(), digest() if digest is not None else None)
                 self._keep(key, made)
             finally:
                 with self._lock:

@@ -7,10 +7,11 @@ import io
 from functools import lru_cache
 from pathlib import Path
 
-from babel import negotiate_locale
-from babel.messages.mofile import write_mo
-from babel.messages.pofile import read_po
 from starlette.requests import Request
+
+from server.dashboard.words import N_
+
+__all__ = ["COOKIE", "LANGUAGES", "N_", "SOURCE", "language_of", "translations"]
 
 COOKIE = "popmi_language"
 SOURCE = "en"
@@ -21,17 +22,16 @@ _LOCALE = Path(__file__).parent / "locale"
 _ASKED = {"zh_Hant": "zh-Hant", "zh_TW": "zh-Hant", "zh_HK": "zh-Hant", "zh_MO": "zh-Hant", "zh": "zh-Hant", "en": "en"}
 
 
-def N_(text: str) -> str:
-    """Mark a text of Python's for translation; it is translated where it is rendered."""
-    return text
-
-
 @lru_cache(maxsize=len(LANGUAGES))
 def translations(language: str) -> gettext.NullTranslations:
     """Return the texts of a language; a text without a translation stays English."""
     path = _LOCALE / language.replace("-", "_") / "LC_MESSAGES" / "dashboard.po"
     if language == SOURCE or not path.exists():
         return gettext.NullTranslations()
+    # Not needed for English: a server that only writes reports has no Babel.
+    from babel.messages.mofile import write_mo
+    from babel.messages.pofile import read_po
+
     compiled = io.BytesIO()
     with path.open("rb") as file:
         write_mo(compiled, read_po(file))
@@ -44,6 +44,8 @@ def language_of(request: Request) -> str:
     chosen = request.query_params.get("language") or request.cookies.get(COOKIE, "")
     if chosen in LANGUAGES:
         return chosen
+    from babel import negotiate_locale
+
     asked = [part.partition(";")[0].strip().replace("-", "_") for part in _accepted(request)]
     found = negotiate_locale(asked, list(_ASKED))
     return _ASKED.get(found or SOURCE, SOURCE)

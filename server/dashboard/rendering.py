@@ -16,9 +16,11 @@ from starlette.responses import HTMLResponse, Response
 
 from server.dashboard import formats
 from server.dashboard.access.person import person_of
-from server.dashboard.charts import Chart, label
+from server.dashboard.charts import Chart
 from server.dashboard.health import span
 from server.dashboard.language import COOKIE, LANGUAGES, N_, SOURCE, language_of, translations
+from server.dashboard.pictures import bar, diagram, heat, largest, ribbon
+from server.dashboard.speaking import filters
 from server.dashboard.svg import draw
 from server.dashboard.views import flatten
 
@@ -46,10 +48,13 @@ def environment(language: str = SOURCE) -> Environment:
         extensions=["jinja2.ext.i18n"],
     )
     found.install_gettext_translations(translations(language), newstyle=True)  # type: ignore[attr-defined]
-    for name in ("figure", "bounded", "moment", "minute", "duration", "size", "count", "split_name"):
+    for name in ("moment", "minute", "duration", "size", "count", "share"):
         found.filters[name] = getattr(formats, name)
     found.filters["say"] = _saying(language)
-    found.filters |= {"label": label, "flatten": flatten, "path": _path, "plot": _plot, "draw": draw, "ago": span}
+    found.filters |= filters(translations(language).gettext)
+    found.filters |= {"flatten": flatten, "path": _path, "plot": _plot, "draw": draw, "ago": span}
+    found.filters |= {"heat": heat, "bar": bar, "diagram": diagram, "most_of": largest}
+    found.globals["ribbon"] = ribbon
     return found
 
 

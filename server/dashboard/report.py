@@ -9,6 +9,7 @@ from pathlib import Path
 
 from popmi_core.errors import RunError
 from server.dashboard.charts import SITE_FIGURES
+from server.dashboard.language import SOURCE
 from server.dashboard.rendering import environment
 from server.dashboard.views import RunView, view_run
 from server.store import RunReader
@@ -16,15 +17,15 @@ from server.store import RunReader
 _STYLE = Path(__file__).parent / "static" / "page.css"
 
 
-def render_report(reader: RunReader, run_id: int, *, now: float | None = None) -> str:
+def render_report(reader: RunReader, run_id: int, *, now: float | None = None, language: str = SOURCE) -> str:
     """Return the report; charts of every split with curves, tables, config, environment and limits."""
     now = time.time() if now is None else now
     view = view_run(reader, run_id, split=None, now=now)
     views = _with_curves([view_run(reader, run_id, split=split, now=now) for split in view.splits])
     style = _STYLE.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
-    template = environment().get_template("report.html")
-    return template.render(view=view, views=views, style=style, digest=digest, now=now)
+    template = environment(language).get_template("report.html")
+    return template.render(view=view, views=views, style=style, digest=digest, now=now, language=language)
 
 
 def _with_curves(views: list[RunView]) -> list[RunView]:

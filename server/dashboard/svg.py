@@ -15,11 +15,14 @@ _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _COLOURS = 8
 
 
-def draw(chart: Chart) -> Markup:
-    """Return the chart with its axes and legend; colours come from the page's style sheet."""
+def draw(chart: Chart, title: str = "", worst: str = "worst") -> Markup:
+    """Return the chart with its axes and legend; colours come from the page's style sheet.
+
+    ``title`` is its name for those who do not see it, ``worst`` the word for the worst site, in the page's language.
+    """
     low, high = _range([value for line in chart.lines for value in line.values if value is not None])
     parts = [
-        f'<svg class="drawn" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)} over rounds">'
+        f'<svg class="drawn" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title or chart.title)}">'
     ]
     for tick in _ticks(low, high):
         y = _y(tick, low, high)
@@ -27,12 +30,12 @@ def draw(chart: Chart) -> Markup:
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
     for number in _round_ticks(chart.rounds):
         x = _x(number, chart.rounds)
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{number}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{number:g}</text>')
     # The global line last, so that it lies on top.
     for line in sorted(chart.lines, key=lambda item: item.kind == "global"):
         parts.append(_line(line, chart, low, high))
     parts.append("</svg>")
-    return Markup("".join(parts)) + _legend(chart)
+    return Markup("".join(parts)) + _legend(chart, worst)
 
 
 def _line(line: Line, chart: Chart, low: float, high: float) -> str:
@@ -59,10 +62,10 @@ def _line(line: Line, chart: Chart, low: float, high: float) -> str:
 _KEY = '<li><svg viewBox="0 0 22 6" width="22" height="6" aria-hidden="true"><path {} d="M0 3H22"/></svg> {}{}</li>'
 
 
-def _legend(chart: Chart) -> Markup:
+def _legend(chart: Chart, worst: str) -> Markup:
     items = [
         Markup(_KEY).format(
-            Markup(_look(line, chart.worst)), line.scope, " (worst)" if line.scope == chart.worst else ""
+            Markup(_look(line, chart.worst)), line.scope, f" ({worst})" if line.scope == chart.worst else ""
         )
         for line in chart.lines
     ]

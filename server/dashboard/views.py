@@ -1,45 +1,25 @@
-"""Turn records into what a page or a report prints; no HTML here."""
+"""Turn a held run into what a page or a report prints; no HTML here, and nothing is read before it is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from server.dashboard.candidates import CandidateTable, candidate_table
-from server.dashboard.charts import Chart, build_charts, label, splits_of
-from server.dashboard.formats import split_name
-from server.dashboard.health import State, judge
-from server.store import EventRow, MatchRow, MetricRow, RoundRow, RunReader, RunSummary, SiteRow
+import numpy as np
+
+from server.dashboard.attendance import Attendance, Cell, SiteCost, attendance_of, cells_of, costs_of
+from server.dashboard.blocks import Block
+from server.dashboard.charts import Chart, charts_of, label, splits_by, styles_of
+from server.dashboard.health import State, judge, time_left
+from server.dashboard.held import Held, hold
+from server.dashboard.looks import RoundLook, Told
+from server.dashboard.rotation import rotation_charts
+from server.dashboard.running import running_charts
+from server.store import EventRow, MetricRow, RoundRow, RunReader, SiteRow
 
 ROUNDS_SHOWN = 40
-_SEVERITY = {"ok": 0, "stopped": 1, "late": 2, "unreachable": 3, "failed": 4, "quarantined": 5}
-CODES = {"ok": "✓", "stopped": "S", "late": "L", "unreachable": "U", "failed": "F", "quarantined": "Q"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One site in one round: ``code`` on the page, ``outcome`` and ``reason`` in words."""
-
-    code: str
-    outcome: str
-    reason: str
-    phase: str
-
-
-@dataclass(frozen=True)
-class SiteCost:
-    """One site over the whole run; bytes and seconds are sums, loss and epsilon the newest."""
-
-    site: str
-    rounds_ok: int
-    rounds_all: int
-    num_examples: int | None
-    seconds: float | None
-    bytes_up: int | None
-    bytes_down: int | None
-    epsilon: float | None
-    train_loss: float | None
 
 
 @dataclass(frozen=True)
@@ -53,106 +33,195 @@ class FigureTable:
 
     @property
     def title(self) -> str:
-        """The split in whole words."""
+        """The split, or both where the external set stands beside the test images; for ``split_name``."""
         both = self.split == "test" and "external" in self.scopes
-        return "test, and the external set" if both else split_name(self.split)
+        return "test+external" if both else self.split
 
 
-@dataclass(frozen=True)
-class MatchTable:
-    """The newest matching: layers down, sites across."""
-
-    server_round: int
-    sites: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[MatchRow | None, ...]], ...]
-
-
-@dataclass(frozen=True)
 class RunView:
-    """Everything a run's page shows."""
+    """Everything a run's page shows, part by part.
 
-    run: RunSummary
-    state: State
-    split: str
-    splits: tuple[str, ...]
-    charts: tuple[Chart, ...]
-    figures: tuple[FigureTable, ...]
-    rounds: tuple[RoundRow, ...]
-    site_names: tuple[str, ...]
-    shown: tuple[int, ...]
-    cells: Mapping[str, Mapping[int, Cell]]
-    faults: tuple[SiteRow, ...]
-    costs: tuple[SiteCost, ...]
-    match: MatchTable | None
-    candidates: CandidateTable | None
-    events: tuple[EventRow, ...]
-    best: MetricRow | None
+    Args:
+        held: The run.
+        reader: Where to read what belongs to one round only.
+        split: Which images the curves are of; None or unknown: the split with most figures.
+        now: Seconds since 1970 UTC.
+        picked: The round to look at closely; None: the newest.
+        upto: The last round of the table of participation; None: the newest.
+        scope: Whose rotation, calibration and confusion to show; None: all sites together.
+    """
 
-    def chart(self, name: str) -> Chart | None:
-        """Return a chart by its metric, None when the run has no such figure."""
-        return next((item for item in self.charts if item.id == name), None)
+    def __init__(
+        self,
+        held: Held,
+        reader: RunReader,
+        *,
+        split: str | None,
+        now: float,
+        picked: int | None = None,
+        upto: int | None = None,
+        scope: str | None = None,
+    ) -> None:
+        self.held, self.run, self.rounds = held, held.run, held.rounds
+        self._reader, self._now, self._upto, self.scope = reader, now, upto, scope
+        counts = {
+            name: sum(int((~np.isnan(block.values)).sum()) for key, block in held.figures.items() if key[0] == name)
+            for name in {key[0] for key in held.figures} - {"external"}
+        }
+        found = splits_by(counts) or ("test",)
+        self.split = split if split in found else found[0]
+        self.splits = tuple(sorted(found, key=lambda item: (item == "train", item != "val", item)))
+        self.site_names = tuple(sorted({*held.run.sites, *held.sites.names}))
+        scopes = {scope for block in held.figures.values() for scope in block.scopes}
+        self.styles = styles_of({*self.site_names, *scopes})
+        self.look = RoundLook(reader, held, picked)
 
-    def headline(self, name: str) -> MetricRow | None:
-        """Return the newest global figure of the split in view."""
-        for table in self.figures:
-            if table.split == self.split and "global" in table.scopes:
-                place = table.scopes.index("global")
-                return next((row[place] for title, row in table.rows if title == name), None)
-        return None
+    @cached_property
+    def joined(self) -> Mapping[str, Mapping[str, Any]]:
+        """What each site told of itself when it joined."""
+        rows = self._reader.details(self.run.id, kind="joined", server_round=0)
+        return {row.scope: row.value for row in rows}
 
-    def external(self, name: str) -> MetricRow | None:
-        """Return the newest figure on the external test set."""
-        for table in self.figures:
-            if "external" in table.scopes:
-                place = table.scopes.index("external")
-                return next((row[place] for title, row in table.rows if title == name), None)
-        return None
+    @cached_property
+    def state(self) -> State:
+        """How the run is now."""
+        joined = self.joined if self.run.status == "waiting" else None
+        return judge(self.run, self.rounds, self.held.sites.recent(self.run.rounds_done), self._now, joined=joined)
+
+    @cached_property
+    def time_left(self) -> float | None:
+        """An estimate in seconds, None where there is none."""
+        return time_left(self.run, self.rounds, self.state)
+
+    @cached_property
+    def blocks(self) -> dict[str, Block]:
+        """The figures of the split in view, the external set beside ``test``, then what training itself reports."""
+        blocks = {name: block for (split, name), block in self.held.figures.items() if split == self.split}
+        if self.split == "test":
+            for (split, name), block in self.held.figures.items():
+                if split == "external":
+                    blocks[name] = _beside(blocks.get(name, Block()), block)
+        if self.split != "train":
+            for name, values in self.held.sites.trained.items():
+                known = values[:, : self.held.done + 1]
+                blocks[name] = Block(self.held.sites.names, known, ~np.isnan(known).all(axis=0))
+        return blocks
+
+    def charts_since(self, since: int) -> tuple[Chart, ...]:
+        """Return the curves, from a round on."""
+        return charts_of(self.blocks, self.styles, since=since)
+
+    @cached_property
+    def charts(self) -> tuple[Chart, ...]:
+        """Every curve, whole."""
+        return self.charts_since(0)
+
+    @cached_property
+    def shells(self) -> tuple[Chart, ...]:
+        """Every curve without its points."""
+        return self.charts_since(self.held.done + 1)
+
+    def running(self, since: int = 0) -> tuple[Chart, ...]:
+        """Return the curves of the rounds themselves: weights, seconds by phase, megabytes."""
+        return running_charts(self.held, self.styles, since)
+
+    def rotation(self, told: Told) -> tuple[Chart, ...]:
+        """Return what the model answers by angle."""
+        return rotation_charts(told, self.styles)
+
+    @cached_property
+    def figures(self) -> tuple[FigureTable, ...]:
+        """The newest figures of every split, with bounds."""
+        newest: dict[str, int] = {}
+        for (split, _), block in self.held.figures.items():
+            seen = np.flatnonzero(block.present)
+            newest[split] = max(newest.get(split, 0), int(seen[-1]) if seen.size else 0)
+        rows = {number: self._reader.metrics(self.run.id, server_round=number) for number in set(newest.values())}
+        return figure_tables({split: rows[number] for split, number in newest.items()}, newest)
+
+    @cached_property
+    def shown(self) -> tuple[int, ...]:
+        """The rounds of the table of participation."""
+        known = [item.server_round for item in self.rounds if item.server_round > 0]
+        upto = self._upto if self._upto is not None else max(known, default=0)
+        return tuple(number for number in known if number <= upto)[-ROUNDS_SHOWN:]
+
+    @cached_property
+    def cells(self) -> Mapping[str, Mapping[int, Cell]]:
+        """Sites and rounds of that table."""
+        return cells_of(self.held.sites, self.shown)
+
+    @cached_property
+    def attendance(self) -> tuple[Attendance, ...]:
+        """Who took part over the whole run."""
+        return attendance_of(self.held.sites, self.site_names)
+
+    @property
+    def faults(self) -> tuple[SiteRow, ...]:
+        """What went wrong, newest first."""
+        return self.held.sites.faults[::-1]
+
+    @cached_property
+    def costs(self) -> tuple[SiteCost, ...]:
+        """Every site over the whole run."""
+        limit = (self.run.config.get("privacy") or {}).get("target_epsilon")
+        return costs_of(self.held.sites, self.site_names, self.joined, limit)
 
     @property
     def bytes_moved(self) -> int:
         """Bytes up and down, all sites and rounds."""
         return sum((item.bytes_up or 0) + (item.bytes_down or 0) for item in self.costs)
 
+    @cached_property
+    def events(self) -> tuple[EventRow, ...]:
+        """The newest lines of the diary, newest first."""
+        return self._reader.events(self.run.id, last=100)[::-1]
+
+    @property
+    def best(self) -> MetricRow | None:
+        """The best round."""
+        return best_round(self.held)
+
+    @property
+    def last_done(self) -> RoundRow | None:
+        """The newest round that has ended and whose length is known."""
+        return next((row for row in reversed(self.rounds) if row.seconds_total is not None), None)
+
+    def chart(self, name: str) -> Chart | None:
+        """Return a chart by its metric, None when the run has no such figure."""
+        return next((item for item in self.shells if item.id == name), None)
+
+    def headline(self, name: str) -> MetricRow | None:
+        """Return the newest global figure of the split in view."""
+        return self._figure(self.split, "global", name)
+
+    def external(self, name: str) -> MetricRow | None:
+        """Return the newest figure on the external test set."""
+        return self._figure("test", "external", name) or self._figure("external", "external", name)
+
+    def _figure(self, split: str, scope: str, name: str) -> MetricRow | None:
+        for table in self.figures:
+            if table.split == split and scope in table.scopes:
+                place = table.scopes.index(scope)
+                return next((row[place] for title, row in table.rows if title == name), None)
+        return None
+
 
 def view_run(reader: RunReader, run_id: int, *, split: str | None, now: float) -> RunView:
-    """Read one run; ``split`` picks the curves (None or unknown: the split with most figures)."""
-    run = reader.run(run_id)
-    rounds, sites = reader.rounds(run_id), reader.sites(run_id)
-    metrics, matches = reader.metrics(run_id), reader.matches(run_id)
-    splits = splits_of(metrics) or ("test",)
-    chosen = split if split in splits else splits[0]
-    names = tuple(sorted({*run.sites, *(row.site for row in sites)}))
-    recent = [row for row in sites if row.server_round >= run.rounds_done]
-    return RunView(
-        run=run,
-        state=judge(run, rounds, recent, now),
-        split=chosen,
-        splits=tuple(sorted(splits, key=lambda item: (item == "train", item != "val", item))),
-        charts=build_charts(metrics, sites, chosen),
-        figures=_figure_tables(metrics),
-        rounds=rounds,
-        site_names=names,
-        shown=tuple(item.server_round for item in rounds if item.server_round > 0)[-ROUNDS_SHOWN:],
-        cells=_cells(sites),
-        faults=tuple(row for row in sites if row.outcome != "ok")[::-1],
-        costs=tuple(_cost(name, [row for row in sites if row.site == name]) for name in names),
-        match=_match_table(matches),
-        candidates=candidate_table(reader.candidates(run_id), rounds),
-        events=reader.events(run_id, last=100)[::-1],
-        best=best_round(metrics),
-    )
+    """Read one run from its record; ``split`` picks the curves."""
+    return RunView(hold(reader, run_id), reader, split=split, now=now)
 
 
-def view_state(reader: RunReader, run: RunSummary, now: float) -> State:
-    """Return a run's state from its newest rounds only, for the list of runs."""
-    rounds = reader.rounds(run.id, since=run.rounds_done)
-    return judge(run, rounds, reader.sites(run.id, since=run.rounds_done), now)
-
-
-def best_round(metrics: Sequence[MetricRow]) -> MetricRow | None:
+def best_round(held: Held) -> MetricRow | None:
     """Return the best global AUROC on validation images: choosing by test images would flatter the run."""
-    rows = [row for row in metrics if (row.scope, row.split, row.name) == ("global", "val", "auroc")]
-    return max((row for row in rows if row.value is not None), key=lambda row: row.value or 0.0, default=None)
+    block = held.figures.get(("val", "auroc"))
+    if block is None or "global" not in block.scopes:
+        return None
+    values = block.values[block.scopes.index("global")]
+    if np.isnan(values).all():
+        return None
+    best = int(np.nanargmax(values))
+    return MetricRow(best, "global", "val", "auroc", float(values[best]), None, None)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -167,64 +236,29 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
     return lines
 
 
-def _figure_tables(metrics: Sequence[MetricRow]) -> tuple[FigureTable, ...]:
+def figure_tables(rows: Mapping[str, tuple[MetricRow, ...]], newest: Mapping[str, int]) -> tuple[FigureTable, ...]:
+    """Return a table a split of its newest round's rows; the external set stands beside the sites' test images."""
     tables = []
-    splits = sorted({row.split for row in metrics}, key=lambda item: (item == "train", item != "test", item))
-    for split in splits:
-        # The external test set stands beside the sites' own test images.
-        beside = {"external"} if split == "test" else set()
-        if split == "external" and "test" in splits:
+    for split in sorted(newest, key=lambda item: (item == "train", item != "test", item)):
+        if split == "external" and newest.get("test") == newest["external"]:
             continue
-        here = [row for row in metrics if row.split in {split} | beside]
-        newest = max(row.server_round for row in here)
-        found = {(row.name, row.scope): row for row in here if row.server_round == newest}
+        beside = {"external"} if split == "test" else set()
+        found = {(row.name, row.scope): row for row in rows[split] if row.split in {split} | beside}
         scopes = tuple(
             sorted({scope for _, scope in found}, key=lambda item: (item != "global", item == "external", item))
         )
         names = sorted({name for name, _ in found}, key=lambda item: (item != "auroc", label(item)))
-        rows = tuple((name, tuple(found.get((name, scope)) for scope in scopes)) for name in names)
-        tables.append(FigureTable(split, newest, scopes, rows))
+        lines = tuple((name, tuple(found.get((name, scope)) for scope in scopes)) for name in names)
+        tables.append(FigureTable(split, newest[split], scopes, lines))
     return tuple(tables)
 
 
-def _cells(sites: Sequence[SiteRow]) -> dict[str, dict[int, Cell]]:
-    cells: dict[str, dict[int, Cell]] = {}
-    for row in sites:
-        line = cells.setdefault(row.site, {})
-        held = line.get(row.server_round)
-        if held is None or _SEVERITY[row.outcome] > _SEVERITY[held.outcome]:
-            line[row.server_round] = Cell(CODES[row.outcome], row.outcome, row.reason or "", row.phase)
-    return cells
-
-
-def _cost(site: str, rows: Sequence[SiteRow]) -> SiteCost:
-    train = [row for row in rows if row.phase == "train"]
-
-    def total(name: str) -> Any:
-        values = [value for row in rows if (value := getattr(row, name)) is not None]
-        return sum(values) if values else None
-
-    def newest(name: str) -> Any:
-        return next((value for row in reversed(train) if (value := getattr(row, name)) is not None), None)
-
-    return SiteCost(
-        site=site,
-        rounds_ok=sum(row.outcome == "ok" for row in train),
-        rounds_all=len(train),
-        num_examples=newest("num_examples"),
-        seconds=total("seconds"),
-        bytes_up=total("bytes_up"),
-        bytes_down=total("bytes_down"),
-        epsilon=newest("epsilon"),
-        train_loss=newest("train_loss"),
-    )
-
-
-def _match_table(matches: Sequence[MatchRow]) -> MatchTable | None:
-    if not matches:
-        return None
-    newest = max(row.server_round for row in matches)
-    found = {(row.layer, row.site): row for row in matches if row.server_round == newest}
-    sites = tuple(sorted({site for _, site in found}))
-    layers = list(dict.fromkeys(layer for layer, _ in found))
-    return MatchTable(newest, sites, tuple((name, tuple(found.get((name, site)) for site in sites)) for name in layers))
+def _beside(block: Block, other: Block) -> Block:
+    width = max(block.present.size, other.present.size)
+    values = np.full((len(block.scopes) + len(other.scopes), width), np.nan)
+    values[: len(block.scopes), : block.present.size] = block.values
+    values[len(block.scopes) :, : other.present.size] = other.values
+    present = np.zeros(width, dtype=bool)
+    present[: block.present.size] |= block.present
+    present[: other.present.size] |= other.present
+    return Block((*block.scopes, *other.scopes), values, present)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, Row, func, select
 
@@ -61,13 +61,15 @@ def site_rows(connection: Connection, run_id: int, since: int) -> Sequence[Row[A
     return connection.execute(query.order_by(*order)).all()
 
 
-def metric_rows(connection: Connection, run_id: int, names: Sequence[str], since: int, last: int) -> Sequence[Row[Any]]:
+def metric_rows(
+    connection: Connection, run_id: int, names: Sequence[str], since: int, last: int
+) -> Sequence[tuple[int, str, str, str, float | None]]:
     """Return ``METRIC_COLUMNS`` of these figures in rounds ``since`` to ``last``, in no order."""
     wanted = [getattr(Metric, name) for name in METRIC_COLUMNS]
     query = select(*wanted).where(
         Metric.run_id == run_id, Metric.server_round.between(since, last), Metric.name.in_(names)
     )
-    return connection.execute(query).all()
+    return cast("Sequence[tuple[int, str, str, str, float | None]]", connection.execute(query).all())
 
 
 def newest_round(connection: Connection, table: Any, run_id: int, last: int, *conditions: Any) -> int | None:

@@ -110,10 +110,13 @@ class RunReader:
         name: str | None = None,
         split: str | None = None,
         scope: str | None = None,
+        server_round: int | None = None,
         since: int = 0,
     ) -> tuple[MetricRow, ...]:
         """Return figures by name, split, scope and round; each argument narrows."""
         query = select(Metric).where(Metric.run_id == run_id)
+        if server_round is not None:
+            query = query.where(Metric.server_round == server_round)
         if since > 0:
             query = query.where(Metric.server_round >= since)
         for column, wanted in ((Metric.name, name), (Metric.split, split), (Metric.scope, scope)):
@@ -134,14 +137,14 @@ class RunReader:
         if server_round is not None:
             query = query.where(MatchLayer.server_round == server_round)
         query = query.order_by(MatchLayer.server_round, MatchLayer.site, MatchLayer.layer)
-        if self._has(MatchLayer, "angle"):
+        if self.has(MatchLayer, "angle"):
             return self._rows(MatchRow, query)
         earlier = ("server_round", "site", "layer", "gain", "identity", "note")
         return self._rows(MatchRow, query.options(load_only(*(getattr(MatchLayer, each) for each in earlier))), earlier)
 
     def candidates(self, run_id: int, server_round: int | None = None) -> tuple[CandidateRow, ...]:
         """Return what sites found of candidates in one round, or in all, by round, candidate and site."""
-        if not self._has(Candidate):
+        if not self.has(Candidate):
             return ()
         query = select(Candidate).where(Candidate.run_id == run_id)
         if server_round is not None:
@@ -158,7 +161,7 @@ class RunReader:
         since: int = 0,
     ) -> tuple[DetailRow, ...]:
         """Return details from round ``since`` on by round, kind, split and scope; each argument narrows."""
-        if not self._has(Detail):
+        if not self.has(Detail):
             return ()
         query = select(Detail).where(Detail.run_id == run_id)
         for column, wanted in ((Detail.kind, kind), (Detail.scope, scope), (Detail.server_round, server_round)):
@@ -194,7 +197,7 @@ class RunReader:
         with self._session() as session:
             return tuple(value(**{name: getattr(row, name) for name in names}) for row in session.scalars(query))
 
-    def _has(self, table: type[Base], column: str | None = None) -> bool:
+    def has(self, table: type[Base], column: str | None = None) -> bool:
         """Return whether the record has a table, or a column of it; one of an earlier release may lack it."""
         name = f"{table.__tablename__}.{column or ''}"
         if name not in self._present:

@@ -57,20 +57,69 @@
   addEventListener("pagehide", () => { if (source) source.close(); source = null; clearTimeout(retry); });
   addEventListener("pageshow", (event) => { if (event.persisted) listen(); });
 
-  // A redraw must not close what a person opened, nor lose their place in a wide table.
-  let open = new Set();
-  let places = new Map();
-  live.addEventListener("htmx:beforeSwap", () => {
-    open = new Set([...live.querySelectorAll("details[open][id]")].map((item) => item.id));
-    places = new Map([...live.querySelectorAll(".scroll[aria-label]")].map((item) => [item.ariaLabel, [item.scrollLeft, item.scrollTop]]));
+  // A page in sections says which it has; only the others come, each to be put in its place.
+  live.addEventListener("htmx:configRequest", (event) => {
+    const parts = [...live.querySelectorAll(".part[data-part]")];
+    if (event.detail.elt === live && parts.length) event.detail.parameters.have = parts.map((part) => part.dataset.part).join(".");
   });
-  live.addEventListener("htmx:afterSwap", () => {
-    for (const id of open) document.getElementById(id)?.setAttribute("open", "");
-    for (const item of live.querySelectorAll(".scroll[aria-label]")) {
-      const [left, top] = places.get(item.ariaLabel) || [0, 0];
+
+  // A redraw must not close what a person opened or untick what they ticked, nor lose their place in a wide table.
+  let kept = null;
+  const remember = (home) => {
+    kept = {
+      open: [...home.querySelectorAll("details[open][id]")].map((item) => item.id),
+      shown: [...home.querySelectorAll("[popover][id]")].filter((item) => item.matches(":popover-open")).map((item) => item.id),
+      ticked: new Map([...home.querySelectorAll("input[type=checkbox][id], input[type=radio][id]")].map((item) => [item.id, item.checked])),
+      typed: new Map([...home.querySelectorAll("input[type=search][id], input[type=number][id], select[id]")].map((item) => [item.id, item.value])),
+      places: new Map([...home.querySelectorAll(".scroll[aria-label]")].map((item) => [item.ariaLabel, [item.scrollLeft, item.scrollTop]])),
+      late: new Map([...home.querySelectorAll("details.lazy[open][id] > .late")].map((item) => [item.parentElement.id, item.innerHTML])),
+      focus: home.contains(document.activeElement) ? document.activeElement.id : "",
+    };
+  };
+  const restore = (home) => {
+    if (!kept) return;
+    for (const [id, html] of kept.late) {
+      const late = document.getElementById(id)?.querySelector(":scope > .late");
+      if (late) late.innerHTML = html;
+    }
+    for (const id of kept.open) document.getElementById(id)?.setAttribute("open", "");
+    for (const [id, checked] of kept.ticked) {
+      const box = document.getElementById(id);
+      if (box) box.checked = checked;
+    }
+    for (const [id, value] of kept.typed) {
+      const field = document.getElementById(id);
+      if (field && id !== "picked") field.value = value;
+    }
+    for (const id of kept.shown) document.getElementById(id)?.showPopover();
+    for (const item of home.querySelectorAll(".scroll[aria-label]")) {
+      const [left, top] = kept.places.get(item.ariaLabel) || [0, 0];
       item.scrollLeft = left;
       item.scrollTop = top;
     }
+    if (kept.focus) document.getElementById(kept.focus)?.focus({ preventScroll: true });
+    kept = null;
+  };
+  const told = () => {
+    const clock = document.getElementById("clock");
+    return clock ? `${clock.dataset.epoch}.${clock.dataset.done}` : "";
+  };
+  let round = told();
+  live.addEventListener("htmx:beforeSwap", (event) => { if (event.detail.target === live) remember(live); });
+  live.addEventListener("htmx:afterSwap", (event) => {
+    if (event.detail.target === live) restore(live);
     document.dispatchEvent(new Event("popmi:drawn"));
+  });
+  live.addEventListener("htmx:oobBeforeSwap", (event) => remember(event.detail.target));
+  live.addEventListener("htmx:oobAfterSwap", (event) => {
+    restore(event.target);
+    document.dispatchEvent(new Event("popmi:drawn"));
+  });
+  // A finished round: curves fetch its points, and open tables come again.
+  document.addEventListener("popmi:drawn", () => {
+    if (told() === round) return;
+    round = told();
+    document.dispatchEvent(new Event("popmi:finished"));
+    for (const item of live.querySelectorAll("details.lazy[open]")) htmx.trigger(item, "popmi:round");
   });
 })();

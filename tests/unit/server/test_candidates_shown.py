@@ -91,7 +91,7 @@ def test_report_and_csv_show_them(record):
         page = render_report(reader, 1)
         lines = as_csv("candidates", rows_of(reader, 1, "candidates")).splitlines()
     assert 'id="candidates"' in page
-    assert "<small>taken</small>" in page
+    assert '<span class="tag">taken</span>' in page
     assert "loses 0.100" in page
     assert lines[0] == "server_round,candidate,site,num_examples,loss,accuracy,auroc"
     assert len(lines) == 1 + 12

@@ -102,6 +102,7 @@ def test_many_runs_of_one_database_are_listed_by_number(tmp_path: Path, believab
 def test_a_run_page_shows_curves_worst_site_faults_matching_and_budget(written: Callable[..., Path]) -> None:
     with browsing(written(rounds=4)) as client:
         page = client.get("/runs/opm-seed0").text
+        assert "undefined" in client.get("/runs/opm-seed0/curves/auprc").text
     for said in (
         "Phantom data.",
         "Balanced accuracy",
@@ -113,19 +114,20 @@ def test_a_run_page_shows_curves_worst_site_faults_matching_and_budget(written: 
         "blocks.1.mlp",
         "as is",
         "MB",
-        "undefined",
         "(validation AUROC",
     ):
         assert said in page
     # every curve ships its table
-    assert page.count('data-plot="') == page.count('<details id="table-') == 7
+    assert page.count('data-chart="') == page.count('id="table-') == 12
 
 
 def test_another_split_shows_its_own_curves_and_the_external_set(written: Callable[..., Path]) -> None:
     with browsing(written(rounds=2)) as client:
-        page = client.get("/runs/opm-seed0?split=test").text
-        assert '"scope": "external"' in page.replace("&#34;", '"')
-        assert client.get("/runs/opm-seed0?split=nonsense").text.count('aria-current="page"') == 1
+        charts = client.get("/runs/opm-seed0/series?split=test").json()["charts"]
+        assert "external" in [line["scope"] for line in charts["auroc"]["lines"]]
+        page = client.get("/runs/opm-seed0?split=nonsense").text
+    tabs = page.split('class="tabs"')[1].split("</nav>")[0]
+    assert tabs.count('aria-current="page"') == 1
 
 
 def test_a_run_on_real_images_carries_no_phantom_banner(written: Callable[..., Path]) -> None:

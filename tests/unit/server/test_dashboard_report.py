@@ -29,8 +29,12 @@ def test_a_report_holds_curves_figures_config_environment_and_limits(written: Ca
     assert "Curves: test" not in text
     for said in ("no answer within 60 s", "blocks.1.mlp", "04" * 6, "not cryptographic", "undefined"):
         assert said in text
-    # seven curves of the validation images, none of the test images
-    assert text.count('class="drawn"') == text.count("<summary>Table</summary>") == 7
+    # ten curves of the validation images and none of the test images, two of the rounds, three of turned images, and
+    # the reliability diagram: each has its table
+    assert text.count('class="drawn') == text.count("<summary>Table</summary>") == 16
+    for said in ("Moved units", "Similarity of the sites' updates", "Lost symmetry by layer", "Confusion, round 4"):
+        assert said in text
+    assert "hidden" in text
 
 
 def test_a_report_needs_nothing_from_outside_and_runs_nothing(written: Callable[..., Path]) -> None:

@@ -11,9 +11,11 @@ from types import ModuleType
 import pytest
 
 from server.dashboard import events, formats
+from server.dashboard.blocks import Block
 from server.dashboard.catalogue import open_catalogue
 from server.dashboard.charts import build_charts, worst_site
 from server.dashboard.health import judge
+from server.dashboard.held import hold
 from server.dashboard.svg import draw
 from server.dashboard.views import best_round, flatten, view_run
 from server.store import MetricRow, RoundRow, RunReader, RunSummary, RunWriter, SiteRow
@@ -97,16 +99,20 @@ def test_a_dead_process_is_not_shown_as_running() -> None:
     assert "no sign of life for 10 min" in state.detail
 
 
+def block(**curves: dict[int, float | None]) -> Block:
+    return Block().grown({scope: list(curve.items()) for scope, curve in curves.items()}, 0, 4)
+
+
 def test_the_worst_site_depends_on_which_way_is_better() -> None:
-    curves = {"global": {1: 0.1}, "a": {1: 0.2, 2: 0.9}, "b": {1: 0.3, 2: 0.8}}
+    curves = block(**{"global": {1: 0.1}, "a": {1: 0.2, 2: 0.9}, "b": {1: 0.3, 2: 0.8}})
     assert worst_site(curves, "auroc") == "b"
     assert worst_site(curves, "nll") == "a"
 
 
 def test_one_site_alone_is_not_the_worst_and_undefined_is_not_compared() -> None:
-    assert worst_site({"a": {1: 0.2}}, "auroc") is None
-    assert worst_site({"a": {1: 0.9, 2: 1.0}, "b": {1: 0.8, 2: 1.0}}, "rotation_consistency") is None
-    assert worst_site({"a": {1: 0.2, 2: None}, "b": {1: 0.1, 2: 0.5}}, "auroc") == "b"
+    assert worst_site(block(a={1: 0.2}), "auroc") is None
+    assert worst_site(block(a={1: 0.9, 2: 1.0}, b={1: 0.8, 2: 1.0}), "rotation_consistency") is None
+    assert worst_site(block(a={1: 0.2, 2: None}, b={1: 0.1, 2: 0.5}), "auroc") == "b"
 
 
 def test_a_site_keeps_its_colour_in_every_chart() -> None:
@@ -119,11 +125,19 @@ def test_a_site_keeps_its_colour_in_every_chart() -> None:
     assert {line.scope: line.style for line in second.lines} == {"global": 0, "c": styles["c"]}
 
 
-def test_the_best_round_is_chosen_by_validation_images_only() -> None:
-    rows = [metric(1, "global", 0.7), metric(2, "global", 0.6), metric(2, "global", 0.99, "test"), metric(3, "a", 1.0)]
-    best = best_round([*rows, metric(4, "global", None)])
+def test_the_best_round_is_chosen_by_validation_images_only(tmp_path: Path, believable: ModuleType) -> None:
+    with RunWriter(tmp_path / "record.sqlite", heartbeat=0) as writer:
+        believable.begin(writer)
+        for number, value, test in ((1, 0.7, 0.1), (2, 0.6, 0.99), (3, float("nan"), 0.2)):
+            writer.start_round(number)
+            writer.record_metrics(number, "global", "val", {"auroc": value})
+            writer.record_metrics(number, "global", "test", {"auroc": test})
+            writer.record_metrics(number, "msk", "val", {"auroc": 1.0})
+            writer.finish_round(number)
+    with RunReader(tmp_path / "record.sqlite") as reader:
+        best = best_round(hold(reader, 1))
     assert best is not None
-    assert best.server_round == 1
+    assert (best.server_round, best.value) == (1, 0.7)
 
 
 def test_a_gap_in_a_curve_is_drawn_as_a_gap() -> None:
