@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 
 from pageserver import Pages
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserType, Page, StorageState, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
@@ -85,13 +85,27 @@ def main() -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("pictures need chromium: apt-get install chromium")
-    with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as url, sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+    # Its name stands in every header.
+    folder = Path(tempfile.gettempdir()) / "popmi-server"
+    folder.mkdir()
+    try:
+        with served(folder) as url, sync_playwright() as engine:
+            shoot(engine.chromium, url, given.out, wanted, chromium)
+    finally:
+        shutil.rmtree(folder)
+
+
+def shoot(kind: BrowserType, url: str, out: Path, wanted: Sequence[Shot], program: str) -> None:
+    """Take the pictures, signed in once."""
+    browser = kind.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
+    with browser.new_context() as context:
+        sign_in(context.new_page(), url)
+        known = context.storage_state()
         for shot in wanted:
-            path = given.out / f"{shot.name}.png"
-            path.write_bytes(small(take(browser, url, shot)))
+            path = out / f"{shot.name}.png"
+            path.write_bytes(small(take(browser, url, shot, known)))
             sys.stdout.write(f"{path}  {path.stat().st_size // 1000} kB\n")
-        browser.close()
+    browser.close()
 
 
 @contextmanager
@@ -145,7 +159,7 @@ def tell(centre: Any, runs: Path, now: float, ended: threading.Event) -> None:
         ended.wait(5.0)
 
 
-def take(browser: Browser, url: str, shot: Shot) -> bytes:
+def take(browser: Browser, url: str, shot: Shot, known: StorageState) -> bytes:
     """Return one picture as PNG."""
     width, height = shot.size
     context = browser.new_context(
@@ -153,10 +167,9 @@ def take(browser: Browser, url: str, shot: Shot) -> bytes:
         color_scheme="dark" if shot.dark else "light",
         locale="zh-TW" if shot.language == "zh-Hant" else "en-GB",
         device_scale_factor=1,
+        storage_state=known if shot.signed_in else None,
     )
     page = context.new_page()
-    if shot.signed_in:
-        sign_in(page, url)
     page.goto(f"{url}{shot.path}")
     if page.locator("[data-changes]").count():
         page.wait_for_selector('#link[data-state="live"]')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,6 @@ from starlette.responses import HTMLResponse, Response
 from server.dashboard import formats
 from server.dashboard.access.person import person_of
 from server.dashboard.charts import Chart
-from server.dashboard.health import span
 from server.dashboard.language import COOKIE, LANGUAGES, N_, SOURCE, language_of, translations
 from server.dashboard.pictures import bar, diagram, heat, largest, ribbon
 from server.dashboard.speaking import filters
@@ -52,7 +52,7 @@ def environment(language: str = SOURCE) -> Environment:
         found.filters[name] = getattr(formats, name)
     found.filters["say"] = _saying(language)
     found.filters |= filters(translations(language).gettext)
-    found.filters |= {"flatten": flatten, "path": _path, "plot": _plot, "draw": draw, "ago": span}
+    found.filters |= {"flatten": flatten, "path": _path, "plot": _plot, "draw": draw, "ago": _ago(language)}
     found.filters |= {"heat": heat, "bar": bar, "diagram": diagram, "most_of": largest}
     found.globals["ribbon"] = ribbon
     return found
@@ -123,6 +123,22 @@ def _saying(language: str) -> Callable[..., str]:
         return told % values if values else told
 
     return say
+
+
+def _ago(language: str) -> Callable[[float], str]:
+    """Return the filter that tells how long ago something was, from seconds."""
+    steps = (
+        (90, 1, N_("%(number)s s ago")),
+        (5400, 60, N_("%(number)s min ago")),
+        (172_800, 3600, N_("%(number)s h ago")),
+        (math.inf, 86_400, N_("%(number)s days ago")),
+    )
+
+    def ago(seconds: float) -> str:
+        unit, text = next((unit, text) for below, unit, text in steps if seconds < below)
+        return translations(language).gettext(text) % {"number": round(seconds / unit)}
+
+    return ago
 
 
 def _path(key: str) -> str:

@@ -85,3 +85,12 @@ def test_an_address_that_is_wrong_is_a_page_for_people_and_json_for_programs(fed
     assert missing.status_code == 404
     assert "There is nothing at this address" in missing.text
     assert "openapi.json" in told["detail"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s ago"), (89.6, "90 s ago"), (90, "2 min ago"), (7200, "2 h ago"), (172_800, "2 days ago")],
+)
+def test_how_long_ago_is_told_in_the_largest_fitting_unit(seconds: float, said: str) -> None:
+    assert environment().from_string("{{ seconds | ago }}").render(seconds=seconds) == said
+    assert "ago" not in environment("zh-Hant").from_string("{{ seconds | ago }}").render(seconds=seconds)
