@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,24 @@ TOO_MANY = "the similarity of updates was not measured: {} sites, at most {} are
 REMEMBERED = ("running_mean", "running_var", "num_batches_tracked")
 CHUNK = 65_536
 """Numbers of every site's tensor that are held at once in float64."""
+
+
+class Likeness:
+    """Compares the updates of one round after another; that there are too many sites is said once.
+
+    Args:
+        warn: Hears of it.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn, self._told = warn, False
+
+    def __call__(self, updates: Sequence[MatchedUpdate], reference: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Return what ``similarity_of`` returns."""
+        if len(updates) > MOST_SITES and not self._told:
+            self._warn(TOO_MANY.format(len(updates), MOST_SITES))
+            self._told = True
+        return similarity_of(updates, reference)
 
 
 def similarity_of(updates: Sequence[MatchedUpdate], reference: Mapping[str, Tensor]) -> dict[str, Any] | None:

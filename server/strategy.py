@@ -48,7 +48,7 @@ from server.rounds.match import match_updates
 from server.rounds.record import RunRecorder
 from server.rounds.validate import validate
 from server.scorer import SiteScorer
-from server.similarity import MOST_SITES, TOO_MANY, similarity_of
+from server.similarity import Likeness
 from server.spool import Spool
 from server.wire import tensor_record
 
@@ -77,6 +77,7 @@ class OpmStrategy(Strategy):
         self.desk.promise = promise_of(self.model)
         self.asks = self.desk.asks
         self.last_done: RoundResult | None = None
+        self.likeness = Likeness(recorder.warn)
         self.spool = Spool(recorder.folder / "incoming" if plan.names else None, recorder.patiently)
         self.spool.clear()
 
@@ -188,9 +189,7 @@ class OpmStrategy(Strategy):
                 matched.append(self.spool.matched(update))
             if len(matched) < needed:
                 return Combined(without_models(matched), note=TOO_FEW.format(len(matched), needed))
-            alike = similarity_of(matched, self.global_model)
-            if len(matched) > MOST_SITES:
-                self.recorder.warn(TOO_MANY.format(len(matched), MOST_SITES))
+            alike = self.likeness(matched, self.global_model)
             fused = fuse_updates(
                 [Update(update.site, update.state, update.num_examples, update.grams) for update in matched],
                 reference=self.global_model,

@@ -8,7 +8,7 @@ from safetensors.torch import save as format_tensors
 from safetensors.torch import save_file
 
 from popmi_core import atomic
-from popmi_core.checkpoints import file_sha256, load_state, open_state, save_state, with_more
+from popmi_core.checkpoints import file_sha256, load_state, open_state, rows_of, save_state, with_more
 from popmi_core.errors import ModelError, RunError
 
 
@@ -193,3 +193,26 @@ def test_opened_states_are_told_apart_without_being_read(tmp_path, state):
     assert first == first
     assert first != second
     assert len({first, second}) == 2
+
+
+def test_rows_of_an_opened_state_are_those_of_the_tensor_and_are_copies(tmp_path, state):
+    path = tmp_path / "model.safetensors"
+    save_state(path, state)
+    opened = with_more(open_state(path)[0], {"another": torch.arange(5)})
+    for name in ("head.weight", "half", "another", "empty"):
+        held = opened[name]
+        assert torch.equal(rows_of(opened, name, 1, 3), held[1:3])
+        assert torch.equal(rows_of({name: held}, name, 1, 3), held[1:3])
+    rows_of(opened, "head.weight", 0, 1).zero_()
+    assert torch.equal(opened["head.weight"], state["head.weight"])
+
+
+def test_rows_of_a_file_that_changed_or_of_no_tensor_are_refused(tmp_path, state):
+    path = tmp_path / "model.safetensors"
+    save_state(path, state)
+    opened, _ = open_state(path)
+    with pytest.raises(KeyError, match="nothing"):
+        rows_of(opened, "nothing", 0, 1)
+    path.unlink()
+    with pytest.raises(RunError, match="Leave the file alone meanwhile"):
+        rows_of(opened, "head.weight", 0, 1)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from popmi_core.checkpoints import FileState
 from server.results import MatchedUpdate
-from server.similarity import MOST_SITES, similarity_of
+from server.similarity import MOST_SITES, Likeness, similarity_of
 
 
 def states(count: int) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
@@ -73,3 +73,12 @@ def test_an_update_that_changes_nothing_has_no_direction():
 def test_one_site_and_very_many_are_not_compared(count):
     reference, _ = states(0)
     assert similarity_of([MatchedUpdate(f"s{k}", reference, 5) for k in range(count)], reference) is None
+
+
+def test_that_there_are_too_many_sites_is_said_once():
+    reference, said = states(0)[0], []
+    likeness = Likeness(said.append)
+    many = [MatchedUpdate(f"s{k}", reference, 5) for k in range(MOST_SITES + 1)]
+    assert [likeness(many, reference), likeness(many, reference)] == [None, None]
+    assert said == ["the similarity of updates was not measured: 65 sites, at most 64 are compared pair by pair"]
+    assert likeness(many[:2], reference)["sites"] == ["s0", "s1"]
