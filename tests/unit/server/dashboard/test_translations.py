@@ -23,9 +23,10 @@ STATIC = ROOT / "server" / "dashboard" / "static"
 CATALOGUE = ROOT / "server" / "dashboard" / "locale" / "zh_Hant" / "LC_MESSAGES" / "dashboard.po"
 SPOKEN = frozenset({"aria-label", "title", "alt", "placeholder", "aria-description", "data-live", "data-lost"})
 SAME_EVERYWHERE = re.compile(
-    r"POPMI|SHA-256|SHA256|API|CSV|JSON|ONNX|[\w-]+\.(?:csv|jsonl|json|html|md|zip|toml)|LEE|AUROC|AUPRC|ECE|UTC|ms|s|px|TOML"
+    r"POPMI|SHA-256|SHA256|API|CSV|JSON|ONNX|[\w\ufffc-]+\.(?:csv|jsonl|json|html|md|zip|toml)|LEE|AUROC|AUPRC|ECE|UTC|TOML"
+    r"|\b(?:ms|s|px|[LFQUS])\b"
 )
-"""Names, files and units are the same in every language."""
+"""Names, files, units and the letters of outcomes are the same in every language."""
 PLACEHOLDER = re.compile(r"%\((\w+)\)[a-z]|%%|%[a-z]")
 
 
