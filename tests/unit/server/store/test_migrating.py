@@ -93,6 +93,13 @@ def test_the_revisions_that_are_named_are_those_in_the_folder(name: str) -> None
     assert tuple(reversed(found)) == history.revisions
 
 
+@pytest.mark.parametrize("name", HISTORIES)
+def test_the_revisions_are_packages_so_that_a_wheel_holds_them(name: str) -> None:
+    folder = HISTORIES[name][0].folder
+    assert all((place / "__init__.py").is_file() for place in (folder, folder / "versions"))
+    assert (folder / "env.py").is_file()
+
+
 def test_a_filled_record_goes_down_and_up_and_keeps_its_rows(database: str, believable: ModuleType) -> None:
     fill(database, believable)
     engine = connect(database)
