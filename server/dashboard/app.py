@@ -33,6 +33,7 @@ from server.dashboard.events import Watcher
 from server.dashboard.language import N_
 from server.dashboard.pages import account, accounts, act, act_confirm, act_start, signin
 from server.dashboard.pages import audit as audit_pages
+from server.dashboard.pages import compare as compare_pages
 from server.dashboard.pages import models as models_pages
 from server.dashboard.pages import run as run_pages
 from server.dashboard.pages import runs as runs_pages
@@ -100,6 +101,7 @@ def create_app(
     app.include_router(metrics.router)
     app.include_router(runs_pages.router)
     app.include_router(run_pages.router)
+    app.include_router(compare_pages.router)
     app.include_router(models_pages.router)
     app.include_router(audit_pages.router)
     app.include_router(sites_pages.router)

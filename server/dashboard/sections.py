@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.dashboard.catalogue import Catalogue
-from server.dashboard.charts import Chart
+from server.dashboard.charts import Chart, Line
 from server.dashboard.held import HeldRuns
 from server.dashboard.kept import Kept, Part
 from server.dashboard.language import translations
@@ -101,31 +101,37 @@ class RunSections:
 
 
 def series_text(view: RunView, first: int, language: str) -> str:
-    """Return the curves as JSON: what a chart needs to draw, and what its reading says."""
+    """Return a run's curves as JSON, from round ``first`` on."""
+    charts = (*view.charts_since(first), *view.running(first))
+    return charts_text(charts, view.held.epoch, first, view.held.done, language)
+
+
+def charts_text(charts: Sequence[Chart], epoch: str, first: int, done: int, language: str) -> str:
+    """Return curves as JSON: what a chart needs to draw, and what its reading says."""
     translate = translations(language).gettext
     reading = environment(language).get_template("_parts.html").module.reading  # type: ignore[attr-defined]
 
-    def chart(item: Chart) -> dict[str, Any]:
+    def line(item: Line) -> dict[str, Any]:
         return {
-            "rounds": item.rounds,
-            "worst": item.worst,
-            "reading": str(reading(item)).strip(),
-            "lines": [
-                {
-                    "scope": line.scope,
-                    "label": line.scope if line.kind == "site" else word(line.scope, LINES).speak(translate),
-                    "kind": line.kind,
-                    "style": line.style,
-                    # Five digits are more than a screen shows, and half of what Python would write.
-                    "values": [None if value is None else float(f"{value:.5g}") for value in line.values],
-                }
-                for line in item.lines
-            ],
+            "scope": item.scope,
+            "label": item.scope if item.kind == "site" else word(item.scope, LINES).speak(translate),
+            "kind": item.kind,
+            "style": item.style,
+            # Five digits are more than a screen shows, and half of what Python would write.
+            "values": [None if value is None else float(f"{value:.5g}") for value in item.values],
         }
 
-    charts = {item.id: chart(item) for item in (*view.charts_since(first), *view.running(first))}
-    told = {"epoch": view.held.epoch, "from": first, "done": view.held.done, "charts": charts}
-    return json.dumps(told, separators=(",", ":"), allow_nan=False)
+    told = {
+        chart.id: {
+            "rounds": chart.rounds,
+            "worst": chart.worst,
+            "reading": str(reading(chart)).strip(),
+            "lines": [line(item) for item in chart.lines],
+        }
+        for chart in charts
+    }
+    answer = {"epoch": epoch, "from": first, "done": done, "charts": told}
+    return json.dumps(answer, separators=(",", ":"), allow_nan=False)
 
 
 def changed(parts: dict[str, Part], have: Sequence[str]) -> str:
