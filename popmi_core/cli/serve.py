@@ -41,6 +41,9 @@ def serve(
             help="In a container: the machine's address on which the port is published, 127.0.0.1 and no other.",
         ),
     ] = None,
+    published_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="In a container: the machine's port, if it is another.")
+    ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file; the pages then speak TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
     behind_proxy: Annotated[
@@ -69,6 +72,7 @@ def serve(
             host=host,
             port=port,
             published_on=published_on,
+            published_port=published_port,
             certificate=tls_certificate,
             key=tls_key,
             behind_proxy=behind_proxy,

@@ -27,6 +27,7 @@ class Binding:
         host: Address to listen on.
         port: Port to listen on.
         published_on: In a container, the machine's address on which the port is published.
+        published_port: The machine's port there, where it is another.
         certificate: PEM file of the certificate; then the pages speak TLS, and nothing else.
         key: PEM file of its key.
         behind_proxy: ``https://NAME[:PORT]`` of a proxy that speaks TLS for the pages.
@@ -38,6 +39,7 @@ class Binding:
     host: str = "127.0.0.1"
     port: int = 8080
     published_on: str | None = None
+    published_port: int | None = None
     certificate: Path | None = None
     key: Path | None = None
     behind_proxy: str | None = None
@@ -83,7 +85,7 @@ class Binding:
         anywhere = is_anywhere(self.host)
         name = (self.names[0] if self.names else "127.0.0.1") if anywhere else self.host
         shown = f"[{name}]" if ":" in name else name
-        return f"{'https' if self.certificate is not None else 'http'}://{shown}:{self.port}"
+        return f"{'https' if self.certificate is not None else 'http'}://{shown}:{self.published_port or self.port}"
 
     def is_proxy(self, address: str) -> bool:
         """Say whether an address is the proxy's."""

@@ -188,6 +188,7 @@ def test_metrics_are_for_everybody_here_and_for_tokens_elsewhere(
         (Binding(port=9000), "http://127.0.0.1:9000"),
         (Binding(host="::1"), "http://[::1]:8080"),
         (Binding(host="0.0.0.0", published_on="127.0.0.1"), "http://127.0.0.1:8080"),
+        (Binding(host="0.0.0.0", published_on="127.0.0.1", published_port=9000), "http://127.0.0.1:9000"),
         (Binding(behind_proxy="https://pages.example/"), "https://pages.example"),
         (Binding(host="0.0.0.0", names=("a.example",), certificate=Path("c"), key=Path("k")), "https://a.example:8080"),
     ],
