@@ -95,27 +95,31 @@ def create_app(
     app.add_middleware(Guard, binding=binding, centre=centre, limits=limits)
     app.add_middleware(Hardened, binding=binding)
     app.mount("/static", StaticFiles(directory=STATIC))
-    app.include_router(api.router)
-    app.include_router(federation_api.router)
-    app.include_router(orders_api.router)
-    app.include_router(metrics.router)
-    app.include_router(runs_pages.router)
-    app.include_router(run_pages.router)
-    app.include_router(compare_pages.router)
-    app.include_router(models_pages.router)
-    app.include_router(audit_pages.router)
-    app.include_router(sites_pages.router)
+    _add_routes(app)
+    _add_answers(app)
+    describe(app)
+    return app
+
+
+def _add_routes(app: FastAPI) -> None:
+    for module in (api, federation_api, orders_api, metrics):
+        app.include_router(module.router)
+    for module in (runs_pages, run_pages, compare_pages, models_pages, audit_pages, sites_pages):
+        app.include_router(module.router)
+    for module in (signin, account, accounts):
+        app.include_router(module.router)
     # A run and an enrolment have pages of their own, which come before the page of any act.
-    for signed in (signin, account, accounts, act_start, act_confirm, act):
-        app.include_router(signed.router)
+    for module in (act_start, act_confirm, act):
+        app.include_router(module.router)
+
+
+def _add_answers(app: FastAPI) -> None:
     app.add_exception_handler(NotFound, _unknown)
     app.add_exception_handler(RunError, _unreadable)
     app.add_exception_handler(404, _unknown)
     app.add_exception_handler(RequestValidationError, _misspelt)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(SQLAlchemyError, away)
-    describe(app)
-    return app
 
 
 def _unknown(request: Request, error: Exception) -> Response:
