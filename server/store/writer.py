@@ -17,6 +17,7 @@ from popmi_core.errors import RunError
 from server.store.cleaning import clean, ending, finite, jsonable, one_of, whole
 from server.store.heartbeat import Heartbeat
 from server.store.opened import OpenRecord
+from server.store.putting import put
 from server.store.rows import Figure, candidate_rows, detail_row, match_rows, metric_rows, round_events
 from server.store.schema import (
     RUN_STATUSES,
@@ -309,8 +310,7 @@ class RunWriter(OpenRecord):
 
     def _replace(self, rows: Sequence[Base]) -> None:
         with self._transaction() as session:
-            for row in rows:
-                session.merge(row)
+            put(session, rows)
             self._touch(session)
 
     def _write(self, row: Round | Event, *, run: Mapping[str, Any] | None = None) -> None:
