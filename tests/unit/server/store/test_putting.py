@@ -22,7 +22,7 @@ def test_what_is_told_again_replaces_what_was_told(database: str, believable: Mo
         with RunReader(database) as reader:
             found = {row.name: (row.value, row.lower, row.upper) for row in reader.metrics(run_id)}
             assert found == {"auroc": (0.7, None, None), "ece": (0.1, None, None)}
-            assert [row.value for row in reader.details(run_id)] == [{"num_images": 2}]
+            assert [row.value for row in reader.details(run_id, kind="lee")] == [{"num_images": 2}]
             (site,) = reader.sites(run_id)
             assert (site.outcome, site.reason, site.num_examples) == ("ok", None, 4)
 
