@@ -12,6 +12,7 @@ from server.dashboard.charts import label
 from server.dashboard.lineage import Lineage, trace
 from server.dashboard.modelcards import Card, Verdict, parse_card, parse_verdict
 from server.dashboard.modelfiles import Kind, ModelFile, Shelf, read_card
+from server.dashboard.remembered import Remembered
 from server.store import MetricRow, RunReader, RunSummary
 from server.store.looks import (
     RoundModel,
@@ -133,6 +134,15 @@ class Shelves:
     shelf: Shelf
     kept: Kept
     kept_card: Callable[[str], Mapping[str, Any] | None]
+    read: Remembered[Rounds]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What a run's record says of its models, newest first, and which round is best."""
+
+    models: tuple[RoundModel, ...]
+    best: int | None
 
 
 @dataclass(frozen=True)
@@ -151,7 +161,7 @@ def chosen_models(where: Shelves) -> tuple[tuple[ModelLine, ...], tuple[str, ...
     troubles = []
     for key in where.catalogue.names():
         try:
-            opened = _open(where.catalogue, key)
+            opened = _open(where, key)
             wanted = {opened.best, opened.models[0].server_round if opened.models else None}
             wanted |= {number for (name, number), told in where.kept.items() if name == opened.run.name and told.pinned}
             picked = [item for item in opened.models if item.server_round in wanted]
@@ -171,7 +181,7 @@ def run_models(where: Shelves, key: str, *, first: int = 0, last: int = LINES_A_
         NotFound: If there is no such run.
         RunError: If its record cannot be read.
     """
-    opened = _open(where.catalogue, key)
+    opened = _open(where, key)
     first = max(0, min(first, len(opened.models) - 1))
     lines = _lines(where, opened, opened.models[first : first + last])
     return ModelPage(tuple(lines), len(opened.models), first)
@@ -184,7 +194,7 @@ def view_model(where: Shelves, key: str, server_round: int) -> ModelView:
         NotFound: If there is no such run, or the round is not finished.
         RunError: If the record cannot be read.
     """
-    opened = _open(where.catalogue, key)
+    opened = _open(where, key)
     reader, run = opened.reader, opened.run
     mine = [item for item in opened.models if item.server_round == server_round]
     row = round_row(reader, run.id, server_round) if mine else None
@@ -209,18 +219,16 @@ def view_model(where: Shelves, key: str, server_round: int) -> ModelView:
     )
 
 
-def _open(catalogue: Catalogue, key: str) -> _Opened:
-    reader, run_id = catalogue.open(key)
+def _open(where: Shelves, key: str) -> _Opened:
+    reader, run_id = where.catalogue.open(key)
     run = reader.run(run_id)
+    rounds = where.read.get(key, run, lambda: _rounds(reader, run_id))
+    return _Opened(key, reader, run, folder_of(where.catalogue, key, run), rounds.models, rounds.best)
+
+
+def _rounds(reader: RunReader, run_id: int) -> Rounds:
     best = best_validation(reader, run_id)
-    return _Opened(
-        key=key,
-        reader=reader,
-        run=run,
-        folder=folder_of(catalogue, key, run),
-        models=round_models(reader, run_id),
-        best=None if best is None else best.server_round,
-    )
+    return Rounds(round_models(reader, run_id), None if best is None else best.server_round)
 
 
 def _lines(where: Shelves, opened: _Opened, models: Sequence[RoundModel]) -> list[ModelLine]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from popmi_core.errors import RunError
 from server.dashboard.catalogue import Catalogue, NotFound
 from server.dashboard.language import N_
+from server.dashboard.remembered import Remembered
 from server.store import RunReader, RunSummary
 from server.store.looks import SiteDigest, site_digests
 
@@ -119,7 +120,7 @@ class SiteBook:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._held: dict[str, tuple[tuple[int, int], tuple[SiteInRun, ...]]] = {}
+        self._read = Remembered[tuple[SiteInRun, ...]]()
 
     def sites(self, kept: Mapping[str, SiteKept], codes: Mapping[str, str]) -> SiteList:
         """Return all sites.
@@ -130,8 +131,7 @@ class SiteBook:
         """
         runs: dict[str, list[SiteInRun]] = {name: [] for name in kept}
         troubles = []
-        names = self._catalogue.names()
-        for key in names:
+        for key in self._catalogue.names():
             try:
                 for name, item in self._run(key):
                     runs.setdefault(name, []).append(replace(item, code_hash=codes.get(item.run)))
@@ -139,8 +139,6 @@ class SiteBook:
                 troubles.append(f"{key}: {error}")
             except NotFound:
                 continue
-        for gone in set(self._held) - set(names):
-            self._held.pop(gone, None)
         lines = []
         for name in sorted(runs):
             mine = tuple(sorted(runs[name], key=lambda item: -item.created))
@@ -150,11 +148,7 @@ class SiteBook:
     def _run(self, key: str) -> list[tuple[str, SiteInRun]]:
         reader, run_id = self._catalogue.open(key)
         run = reader.run(run_id)
-        held = self._held.get(key)
-        if held is None or held[0] != (run_id, run.revision):
-            held = ((run_id, run.revision), _read(key, reader, run))
-            self._held[key] = held
-        return [(item.digest.site, item) for item in held[1]]
+        return [(item.digest.site, item) for item in self._read.get(key, run, lambda: _read(key, reader, run))]
 
 
 def judge_site(kept: SiteKept | None, runs: Sequence[SiteInRun]) -> tuple[str, Tone, str]:

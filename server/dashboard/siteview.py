@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.dashboard.charts import CURVES, Chart, build_charts, splits_of
+import numpy as np
+
+from server.dashboard.blocks import Block
+from server.dashboard.charts import CURVES, SITE_FIGURES, Chart, charts_of, splits_by, styles_of
+from server.dashboard.held import Held
 from server.store import DetailRow, RunReader, RunSummary, SiteRow
-from server.store.looks import scope_figures, site_rounds
+from server.store.looks import site_rounds
 
 ROWS_SHOWN = 60
 _SPLITS = ("train", "val", "test")
@@ -46,28 +51,52 @@ class SiteRunView:
     number: int
 
 
-def view_site(reader: RunReader, run_id: int, site: str, *, split: str | None) -> SiteRunView:
+def view_site(held: Held, reader: RunReader, site: str, *, split: str | None) -> SiteRunView:
     """Read one site of one run; ``split`` picks the curves (None or unknown: the one with most figures).
 
     Raises:
         RunError: If the record cannot be read.
     """
-    rows = site_rounds(reader, run_id, site=site)
-    own = scope_figures(reader, run_id, site)
-    splits = splits_of(own) or ("val",)
+    run = held.run
+    rows = site_rounds(reader, run.id, site=site)
+    counts = Counter({key[0]: _number(block, site) for key, block in held.figures.items() if _number(block, site)})
+    splits = splits_by(counts) or ("val",)
     chosen = split if split in splits else splits[0]
-    everybody = [row for row in scope_figures(reader, run_id, "global") if row.name in CURVES]
     return SiteRunView(
-        run=reader.run(run_id),
+        run=run,
         split=chosen,
         splits=tuple(sorted(splits, key=lambda item: (item == "train", item != "val", item))),
-        charts=build_charts([*own, *everybody], rows, chosen),
+        charts=charts_of(_blocks(held, site, chosen), styles_of([site])),
         counts=class_counts(
-            reader.details(run_id, kind="classes", scope=site), reader.details(run_id, kind="joined", scope=site)
+            reader.details(run.id, kind="classes", scope=site), reader.details(run.id, kind="joined", scope=site)
         ),
         rows=rows[::-1][:ROWS_SHOWN],
         number=len(rows),
     )
+
+
+def _blocks(held: Held, site: str, split: str) -> dict[str, Block]:
+    """Return the site's curves with the global model's beside them, and what its training tells."""
+    found = {
+        name: _narrowed(held.figures[split, name], ("global", site)) for name in CURVES if (split, name) in held.figures
+    }
+    if split != "train" and site in held.sites.names:
+        place = held.sites.names.index(site)
+        for name in SITE_FIGURES:
+            values = held.sites.trained[name][place : place + 1]
+            found[name] = Block((site,), values, ~np.isnan(values[0]))
+    return found
+
+
+def _narrowed(block: Block, scopes: Sequence[str]) -> Block:
+    kept = [scope for scope in scopes if scope in block.scopes]
+    values = block.values[[block.scopes.index(scope) for scope in kept]]
+    return Block(tuple(kept), values, ~np.isnan(values).all(axis=0))
+
+
+def _number(block: Block, scope: str) -> int:
+    """Return how many figures of a scope are defined."""
+    return int((~np.isnan(block.values[block.scopes.index(scope)])).sum()) if scope in block.scopes else 0
 
 
 def class_counts(told: Sequence[DetailRow], joined: Sequence[DetailRow]) -> ClassCounts | None:

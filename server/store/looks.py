@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import func, select
 
 from server.store.reader import RunReader
 from server.store.records import MetricRow, RoundRow, SiteRow
@@ -84,24 +84,17 @@ def round_figures(reader: RunReader, run_id: int, server_round: int) -> tuple[Me
 
 def named_figures(reader: RunReader, run_id: int, name: str, rounds: Sequence[int]) -> tuple[MetricRow, ...]:
     """Return one figure of the global model in some rounds: on validation images, and on the external test set."""
-    if not rounds:
-        return ()
-    seen = or_(
-        and_(Metric.scope == "global", Metric.split == "val"),
-        and_(Metric.scope == "external", Metric.split == "external"),
-    )
-    query = select(*_METRIC_COLUMNS).where(Metric.run_id == run_id, Metric.name == name, seen)
-    query = query.where(Metric.server_round >= min(rounds), Metric.server_round <= max(rounds))
-    wanted = set(rounds)
-    return tuple(MetricRow(*row) for row in _ask(reader, query) if row[0] in wanted)
-
-
-def scope_figures(reader: RunReader, run_id: int, scope: str) -> tuple[MetricRow, ...]:
-    """Return every figure of one site, of ``global`` or ``external``, by name, split and round."""
-    query = select(*_METRIC_COLUMNS).where(Metric.run_id == run_id, Metric.scope == scope)
-    return tuple(
-        MetricRow(*row) for row in _ask(reader, query.order_by(Metric.name, Metric.split, Metric.server_round))
-    )
+    found: list[MetricRow] = []
+    for scope, split in (("global", "val"), ("external", "external")) if rounds else ():
+        query = select(*_METRIC_COLUMNS).where(
+            Metric.run_id == run_id,
+            Metric.server_round.in_(rounds),
+            Metric.scope == scope,
+            Metric.split == split,
+            Metric.name == name,
+        )
+        found += [MetricRow(*row) for row in _ask(reader, query)]
+    return tuple(found)
 
 
 def site_rounds(

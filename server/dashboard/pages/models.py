@@ -18,12 +18,14 @@ from server.dashboard.modelbook import (
     LINES_A_PAGE,
     ModelLine,
     ModelPage,
+    Rounds,
     Shelves,
     chosen_models,
     run_models,
     view_model,
 )
 from server.dashboard.modelfiles import Shelf, read_json
+from server.dashboard.remembered import Remembered
 from server.dashboard.rendering import render, render_live
 
 router = APIRouter(include_in_schema=False)
@@ -45,7 +47,8 @@ def shelves(request: Request) -> Shelves:
     if not hasattr(state, "shelf"):
         beside = state.catalogue.root if isinstance(state.catalogue, FolderCatalogue) else None
         state.shelf = Shelf(getattr(state, "runs_folder", None) or beside)
-    return Shelves(state.catalogue, state.shelf, kept_models(request), partial(kept_card, request))
+        state.models_read = Remembered[Rounds]()
+    return Shelves(state.catalogue, state.shelf, kept_models(request), partial(kept_card, request), state.models_read)
 
 
 @router.get("/models")

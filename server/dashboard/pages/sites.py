@@ -12,6 +12,7 @@ from server.dashboard.downloads import disposition, table_file
 from server.dashboard.exports import as_csv
 from server.dashboard.keeping import Told, code_hashes, kept_sites, told
 from server.dashboard.rendering import render_live
+from server.dashboard.sections import RunSections
 from server.dashboard.sitebook import SiteBook, SiteInRun, SiteLine, SiteList
 from server.dashboard.siteview import view_site
 from server.store.looks import site_rounds
@@ -54,8 +55,9 @@ def site_page(request: Request, name: str, run: str | None = None, split: str | 
     chosen = _chosen(line, run)
     view = None
     if chosen is not None:
-        reader, run_id = request.app.state.catalogue.open(chosen.key)
-        view = view_site(reader, run_id, name, split=split)
+        reader, _ = request.app.state.catalogue.open(chosen.key)
+        sections: RunSections = request.app.state.sections
+        view = view_site(sections.held.get(chosen.key), reader, name, split=split)
     return render_live(
         request, "site", line=line, chosen=chosen, view=view, told=sites, server=status.mapping(), now=time.time()
     )

@@ -14,7 +14,6 @@ from server.store.looks import (
     round_figures,
     round_models,
     round_row,
-    scope_figures,
     site_digests,
     site_rounds,
 )
@@ -74,10 +73,9 @@ def test_a_run_without_figures_has_no_best_round(database: str | Path, believabl
             assert best_validation(reader, writer.run_id) is None
 
 
-def test_figures_of_a_round_and_of_a_scope_are_those_of_the_table(reader: RunReader) -> None:
+def test_figures_of_a_round_are_those_of_the_table(reader: RunReader) -> None:
     every = reader.metrics(1)
     assert set(round_figures(reader, 1, 5)) == {row for row in every if row.server_round == 5}
-    assert set(scope_figures(reader, 1, "msk")) == {row for row in every if row.scope == "msk"}
 
 
 def test_named_figures_are_of_the_rounds_asked_for(reader: RunReader) -> None:
