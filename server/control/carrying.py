@@ -37,9 +37,9 @@ log = logging.getLogger("popmi.keeper")
 Told = TypeVar("Told", bound=BaseModel)
 EXPIRES = 3600.0
 """Seconds after which an order is refused that no keeper took up: by then it may surprise. A revocation never is."""
-NOT_NOW = (
-    "refused: nobody carried it out within an hour, so nobody may expect it any more. Give it again if it is still "
-    "wanted."
+NOT_NOW = "nobody carried it out within an hour, and by now it may surprise. Give it again if it is still wanted."
+HALF = (
+    "a keeper was ended while it carried this out, over an hour ago. Look whether it was done; if not, give it again."
 )
 
 
@@ -102,8 +102,8 @@ class Carrier:
 
     def _carry(self, row: OrderRow, again: bool) -> tuple[str | None, bool]:
         """Return the answer and whether it is done; None where the answer comes later."""
-        if not again and row.kind != "revoke" and self._clock() - row.created > EXPIRES:
-            return NOT_NOW, False
+        if row.kind != "revoke" and self._clock() - row.created > EXPIRES:
+            return HALF if again else NOT_NOW, False
         try:
             told = parse_order(row.kind, row.arguments)
             return self._acts[row.kind](_Order(row, told, Asker(row.who, row.via, row.id), again)), True

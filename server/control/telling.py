@@ -27,7 +27,7 @@ from server.control.contract import Control
 from server.control.home import ServerHome
 from server.control.kits import post_kit
 from server.control.modelfiles import ModelFiles, read_card
-from server.control.pins import model_path
+from server.control.pins import model_path, read_pins
 from server.control.sites import view_sites
 from server.control.status import server_status
 
@@ -111,7 +111,12 @@ class Teller:
         status = asdict(server_status(self.home, self.control, self._hash, now=self._clock()))
         wanted = self.home.wanted()
         trouble = [*status["trouble"], *([f"audit log: {self._place.trouble}"] if self._place.trouble else [])]
-        return {**status, "trouble": trouble, "wanted": None if wanted is None else wanted.model_dump(mode="json")}
+        return {
+            **status,
+            "trouble": trouble,
+            "wanted": None if wanted is None else wanted.model_dump(mode="json"),
+            "pinned": {run: item.round for run, item in read_pins(self.home).items()},
+        }
 
     def _sites(self) -> list[dict[str, Any]]:
         entries, clocks = self.home.sites(), read_clocks(self._clocks)

@@ -113,7 +113,7 @@ TITLES = {kind: act.title for kind, act in ACTS.items()} | {
 """What each kind of order is called."""
 
 
-def choices(kind: str, sites: Told, status: Told, models: Told) -> tuple[str, ...]:
+def choices(kind: str, sites: Told, status: Told) -> tuple[str, ...]:
     """Return the sites or runs that an act may be about now, as far as the keeper told of them."""
     known = {str(item.get("name")): item for item in sites.items()}
     if kind == "exclude":
@@ -123,9 +123,10 @@ def choices(kind: str, sites: Told, status: Told, models: Told) -> tuple[str, ..
     if kind == "revoke":
         return _named(known, lambda item: item.get("state") != "revoked")
     if kind in ("pin", "onnx"):
-        return tuple(models.mapping())
+        return tuple(str(item.get("name")) for item in runs_of(status))
     if kind == "unpin":
-        return tuple(run for run, rounds in models.mapping().items() if _pinned(rounds))
+        pinned = status.mapping().get("pinned")
+        return tuple(pinned) if isinstance(pinned, Mapping) else ()
     going = run_going(status)
     if kind == "stop":
         return () if going is None else (going,)
@@ -151,8 +152,3 @@ def runs_of(status: Told) -> Sequence[Mapping[str, Any]]:
 
 def _named(known: Mapping[str, Mapping[str, Any]], fits: Any) -> tuple[str, ...]:
     return tuple(name for name, item in known.items() if fits(item))
-
-
-def _pinned(rounds: object) -> bool:
-    told = rounds.values() if isinstance(rounds, Mapping) else ()
-    return any(isinstance(item, Mapping) and item.get("pin") for item in told)

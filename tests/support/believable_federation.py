@@ -143,7 +143,7 @@ def status() -> dict[str, Any]:
     return {
         "project": "Melanoma (phantom)", "endpoint": "popmi.example.org:8443", "superlink": True, "gateway": True,
         "code_hash": CODE, "runs": runs, "waiting": ["vienna_dias"], "processes": {}, "certificate_days": 212,
-        "authority_days": 3480, "disk_free_bytes": 812_000_000_000, "trouble": [],
+        "authority_days": 3480, "disk_free_bytes": 812_000_000_000, "trouble": [], "pinned": {"melanoma-2": 11},
     }  # fmt: skip
 
 

@@ -42,12 +42,11 @@ class Seen:
 
     sites: Told
     status: Told
-    models: Told
 
     @classmethod
     def by(cls, request: Request) -> Seen:
         """Return what it told last."""
-        return cls(told(request, "sites"), told(request, "status"), told(request, "models"))
+        return cls(told(request, "sites"), told(request, "status"))
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def overview(request: Request, before: int | None = None) -> Response:
         orders=orders[:ORDERS_A_PAGE],
         older=orders[ORDERS_A_PAGE - 1].id if len(orders) > ORDERS_A_PAGE else None,
         titles=TITLES,
-        open_kinds={kind: bool(choices(kind, seen.sites, seen.status, seen.models)) for kind in ACTS},
+        open_kinds={kind: bool(choices(kind, seen.sites, seen.status)) for kind in ACTS},
         going=run_going(seen.status),
         told=seen.status,
         now=time.time(),
@@ -212,7 +211,7 @@ def _form(request: Request, act: Act, asked: Asked, *, wrong: Mapping[str, str] 
         act=act,
         asked=asked,
         wrong=wrong or {},
-        choices=choices(act.kind, seen.sites, seen.status, seen.models),
+        choices=choices(act.kind, seen.sites, seen.status),
         state=next((item for item in runs_of(seen.status) if item.get("name") == asked.run), None),
         told=seen.status,
     )

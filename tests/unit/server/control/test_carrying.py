@@ -199,6 +199,11 @@ def test_an_order_nobody_carried_out_for_an_hour_surprises_nobody_except_a_revoc
     carrier.look()
     assert [find(centre, number).state for number in old] == ["refused", "done"]
     assert "Give it again" in find(centre, old[0]).answer
+    taken = place(centre, "exclude", {"site": "charite", "reason": "x"}, who="anna", via="api", clock=clock)
+    take(centre, clock=clock)
+    clock.now += EXPIRES + 1
+    carrier.look()
+    assert "Look whether it was done" in find(centre, taken).answer
     assert invited.sites()["charite"].state == "revoked"
 
 
