@@ -66,6 +66,16 @@ class LeftError(SetupError):
 
 
 class AccessError(PopmiError):
-    """An account, a password, a token or where the pages may be seen is not as it must be."""
+    """An account, a password or a token is not as it must be.
+
+    Args:
+        text: What is wrong and what helps, with ``%(name)s`` for each of ``values``: pages translate it before the
+            values come in.
+        values: What stands for the names in ``text``.
+    """
 
     exit_code = 11
+
+    def __init__(self, text: str, **values: object) -> None:
+        super().__init__(text % values)
+        self.text, self.values = text, values

@@ -18,6 +18,7 @@ from server.centre.passwords import check_new, hashed, is_outdated, matches
 from server.centre.people import ROLES, AccountRow, Doer, Role
 from server.centre.remarks import remark
 from server.centre.schema import Account, LoginSession
+from server.centre.words import N_
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 
@@ -36,7 +37,7 @@ def add(centre: Engine, name: str, role: str, password: str | None, by: Doer) ->
         with writing(centre) as session:
             return insert(session, name, chosen, kept, by)
     except IntegrityError as error:
-        raise AccessError(f"account {name}: there is one of this name. Choose another name.") from error
+        raise AccessError(N_("account %(name)s: there is one of this name. Choose another name."), name=name) from error
 
 
 def insert(session: Session, name: str, role: Role, kept: str, by: Doer) -> AccountRow:
@@ -173,8 +174,11 @@ def clean_name(name: str) -> str:
     plain = name.strip().casefold()
     if _NAME.fullmatch(plain) is None:
         raise AccessError(
-            f"account name {name[:80]!r}: expected letters a to z, digits, dot, dash, underline and @, at most 64, "
-            "beginning with a letter or digit."
+            N_(
+                "account name %(name)s: expected letters a to z, digits, dot, dash, underline and @, at most 64, "
+                "beginning with a letter or digit."
+            ),
+            name=repr(name[:80]),
         )
     return plain
 
@@ -188,7 +192,7 @@ def clean_role(role: str) -> Role:
     for known in ROLES:
         if known == role:
             return known
-    raise AccessError(f"role {role[:80]!r}: expected one of {', '.join(ROLES)}.")
+    raise AccessError(N_("role %(role)s: expected one of %(roles)s."), role=repr(role[:80]), roles=", ".join(ROLES))
 
 
 def row(account: Account) -> AccountRow:
@@ -206,7 +210,9 @@ def row(account: Account) -> AccountRow:
 def _account(session: Session, name: str) -> Account:
     found = session.scalar(select(Account).where(Account.name == name.strip().casefold()))
     if found is None:
-        raise AccessError(f"account {name[:80]!r}: there is none of this name. See `popmi server account list`.")
+        raise AccessError(
+            N_("account %(name)s: there is none of this name. See `popmi server account list`."), name=repr(name[:80])
+        )
     return found
 
 
@@ -219,5 +225,8 @@ def _an_admin_stays(session: Session) -> Iterator[None]:
     session.flush()
     if before and not session.scalars(chosen.execution_options(populate_existing=True)).all():
         raise AccessError(
-            "this is the last admin who can sign in; without one nobody could let others in. Make another admin first."
+            N_(
+                "this is the last admin who can sign in; without one nobody could let others in. Make another admin "
+                "first."
+            )
         )

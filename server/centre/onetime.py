@@ -19,6 +19,7 @@ from server.centre.people import AccountRow, Doer
 from server.centre.remarks import remark
 from server.centre.schema import Account, Secret
 from server.centre.sessions import SECRET_BYTES, digest_of
+from server.centre.words import N_
 
 FIRST = "first-admin"
 FIRST_SECONDS = 3600.0
@@ -125,4 +126,4 @@ def _invited(session: Session, name: str) -> Account:
 
 
 def _spent() -> AccessError:
-    return AccessError("this link was used, is too old, or was replaced by a newer one. Ask for a new one.")
+    return AccessError(N_("this link was used, is too old, or was replaced by a newer one. Ask for a new one."))

@@ -10,6 +10,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from popmi_core.errors import AccessError
+from server.centre.words import N_
 
 FEWEST_LETTERS, MOST_LETTERS = 12, 1024
 DIFFERENT_LETTERS = 6
@@ -54,16 +55,27 @@ def check_new(name: str, password: str) -> None:
     text = _plain(password)
     if not FEWEST_LETTERS <= len(text) <= MOST_LETTERS:
         raise AccessError(
-            f"account {name}: the password has {len(text)} letters, expected {FEWEST_LETTERS} to {MOST_LETTERS}. "
-            "Several words in a row are easy to keep in mind."
+            N_(
+                "account %(name)s: the password has %(length)s letters, expected %(fewest)s to %(most)s. Several words "
+                "in a row are easy to keep in mind."
+            ),
+            name=name,
+            length=len(text),
+            fewest=FEWEST_LETTERS,
+            most=MOST_LETTERS,
         )
     rest = text.casefold()
     for word in (name.casefold(), *_COMMONEST):
         rest = rest.replace(word, "")
     if len(set(rest)) < DIFFERENT_LETTERS:
         raise AccessError(
-            f"account {name}: without the account's name and the commonest words, {len(set(rest))} different letters "
-            f"remain of the password, expected {DIFFERENT_LETTERS}. Take words that have nothing to do with this place."
+            N_(
+                "account %(name)s: without the account's name and the commonest words, %(found)s different letters "
+                "remain of the password, expected %(fewest)s. Take words that have nothing to do with this place."
+            ),
+            name=name,
+            found=len(set(rest)),
+            fewest=DIFFERENT_LETTERS,
         )
 
 

@@ -16,6 +16,7 @@ from server.centre.people import ROLES, AccountRow, Doer, TokenRow, at_most
 from server.centre.remarks import remark
 from server.centre.schema import Account, ApiToken
 from server.centre.sessions import SECRET_BYTES, SEEN_SECONDS, digest_of
+from server.centre.words import N_
 
 PREFIX = "popmi_"
 """What every token begins with, so that a search for leaked secrets finds it."""
@@ -32,14 +33,19 @@ def make(centre: Engine, account: AccountRow, name: str, role: str, days: int, b
     """
     plain, chosen = "".join(letter for letter in name if letter.isprintable()).strip()[:80], clean_role(role)
     if not plain:
-        raise AccessError("an API token needs a name, by which you know it again: say what it is for.")
+        raise AccessError(N_("an API token needs a name, by which you know it again: say what it is for."))
     if ROLES.index(chosen) > ROLES.index(account.role):
         raise AccessError(
-            f"token {plain!r}: role {chosen} is more than account {account.name} may do, expected at most "
-            f"{account.role}."
+            N_("token %(token)s: role %(role)s is more than account %(name)s may do, expected at most %(most)s."),
+            token=repr(plain),
+            role=chosen,
+            name=account.name,
+            most=account.role,
         )
     if not 1 <= days <= MOST_DAYS:
-        raise AccessError(f"token {plain!r}: {days} days, expected 1 to {MOST_DAYS}.")
+        raise AccessError(
+            N_("token %(token)s: %(days)s days, expected 1 to %(most)s."), token=repr(plain), days=days, most=MOST_DAYS
+        )
     now, secret = time.time(), PREFIX + secrets.token_urlsafe(SECRET_BYTES)
     with writing(centre) as session:
         held = session.scalars(
@@ -48,7 +54,11 @@ def make(centre: Engine, account: AccountRow, name: str, role: str, days: int, b
             )
         ).all()
         if len(held) >= MOST_TOKENS:
-            raise AccessError(f"account {account.name} has {len(held)} API tokens, the most there may be. Revoke some.")
+            raise AccessError(
+                N_("account %(name)s has %(number)s API tokens, the most there may be. Revoke some."),
+                name=account.name,
+                number=len(held),
+            )
         made = ApiToken(
             account_id=account.id, name=plain, digest=digest_of(secret), role=chosen,
             created=now, expires=now + days * DAY, used=None, revoked=False,
@@ -100,7 +110,10 @@ def revoke(centre: Engine, number: int, by: Doer, *, account: AccountRow | None 
     with writing(centre) as session:
         found = session.get(ApiToken, number)
         if found is None or (account is not None and found.account_id != account.id):
-            raise AccessError(f"API token {number}: there is none of this number. See `popmi server account tokens`.")
+            raise AccessError(
+                N_("API token %(number)s: there is none of this number. See `popmi server account tokens`."),
+                number=number,
+            )
         found.revoked = True
         holder = session.get_one(Account, found.account_id)
         remark(session, "token.revoked", by, account=holder.name, token=found.name, number=number)

@@ -204,7 +204,9 @@ def _password(file: Path | None) -> str:
         try:
             lines = (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")).splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise AccessError(f"password file {file} cannot be read: {error}. Name another, or - .") from error
+            raise AccessError(
+                "password file %(file)s cannot be read: %(why)s. Name another, or - .", file=file, why=error
+            ) from error
         return lines[0] if lines else ""
     if not sys.stdin.isatty():
         raise AccessError("there is no terminal to ask for the password at. Say --password-file FILE, or - .")

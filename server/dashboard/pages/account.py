@@ -48,7 +48,7 @@ def change_password(request: Request, current: Text = "", password: Text = "", a
     try:
         ended = accounts.set_password(centre, mine.name, password, person.doer(), but=person.session)
     except AccessError as error:
-        return _page(request, 422, wrong=str(error))
+        return _page(request, 422, wrong=error.text, values=error.values)
     request.app.state.watcher.end(ended)
     return signed_in(request, mine, "/account?done=password")
 
@@ -76,10 +76,15 @@ def make_token(request: Request, name: Text = "", role: Text = "viewer", days: T
     person, mine = _me(request)
     try:
         if not days.isdecimal() or len(days) > 4:
-            raise AccessError(f"token: {days[:20]!r} days, expected 1 to {tokens.MOST_DAYS}.")
+            raise AccessError(
+                N_("token %(token)s: %(days)s days, expected 1 to %(most)s."),
+                token=repr(name[:80]),
+                days=repr(days[:20]),
+                most=tokens.MOST_DAYS,
+            )
         _, secret = tokens.make(centre_of(request), mine, name, role, int(days), person.doer())
     except AccessError as error:
-        return _page(request, 422, wrong=str(error))
+        return _page(request, 422, wrong=error.text, values=error.values)
     return _page(request, secret=secret)
 
 
@@ -90,13 +95,13 @@ def revoke_token(request: Request, number: Text = "") -> Response:
     try:
         tokens.revoke(centre_of(request), _number(number), person.doer(), account=mine)
     except AccessError as error:
-        return _page(request, 422, wrong=str(error))
+        return _page(request, 422, wrong=error.text, values=error.values)
     return RedirectResponse("/account?done=token", status_code=303)
 
 
 def _number(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:
-        raise AccessError(f"API token {text[:20]!r}: expected its number.")
+        raise AccessError(N_("API token %(number)s: expected its number."), number=repr(text[:20]))
     return int(text)
 
 
@@ -109,7 +114,7 @@ def _me(request: Request) -> tuple[Person, AccountRow]:
 def _page(request: Request, status: int = 200, **values: Any) -> Response:
     centre = centre_of(request)
     person, mine = _me(request)
-    told: dict[str, Any] = {"done": "", "wrong": "", "secret": ""}
+    told: dict[str, Any] = {"done": "", "wrong": "", "values": {}, "secret": ""}
     return render(
         request,
         "account.html",

@@ -45,7 +45,7 @@ def add(request: Request, name: Text = "", role: Text = "viewer") -> Response:
     try:
         made = accounts.add(centre, name, role, None, by)
     except AccessError as error:
-        return _page(request, 422, wrong=str(error), name=name)
+        return _page(request, 422, wrong=error.text, values=error.values, name=name)
     return _one(request, made.name, link=_link(request, onetime.invite(centre, made, by)))
 
 
@@ -118,7 +118,7 @@ def _do(
     try:
         ended = work(centre, by)
     except AccessError as error:
-        return _one(request, name, 422, wrong=str(error))
+        return _one(request, name, 422, wrong=error.text, values=error.values)
     request.app.state.watcher.end(ended or ())
     return RedirectResponse(f"{after or '/accounts/' + quote(name, safe='')}?done={what}", status_code=303)
 
@@ -142,7 +142,7 @@ def _link(request: Request, secret: str) -> str:
 
 def _page(request: Request, status: int = 200, **values: Any) -> Response:
     centre, _ = _admin(request)
-    told: dict[str, Any] = {"done": "", "wrong": "", "name": ""}
+    told: dict[str, Any] = {"done": "", "wrong": "", "values": {}, "name": ""}
     return render(
         request,
         "accounts.html",
@@ -157,7 +157,7 @@ def _page(request: Request, status: int = 200, **values: Any) -> Response:
 def _one(request: Request, name: str, status: int = 200, **values: Any) -> Response:
     centre, _ = _admin(request)
     found = _account(centre, name)
-    told: dict[str, Any] = {"done": "", "wrong": "", "link": ""}
+    told: dict[str, Any] = {"done": "", "wrong": "", "values": {}, "link": ""}
     return render(
         request,
         "one_account.html",

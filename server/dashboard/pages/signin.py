@@ -23,9 +23,7 @@ from server.dashboard.rendering import render
 
 router = APIRouter(include_in_schema=False)
 Text = Annotated[str, Form()]
-_WRONG = N_(
-    "Name and password do not fit together. Names are written in small letters; passwords tell large from small."
-)
+_WRONG = N_("Name and password do not fit together. Mind small and large letters in the password.")
 _SOON = N_("Too many tries with this name or from this address. Try again in %(seconds)s s.")
 UNLIKE = N_("The two passwords are not the same. Type the new one twice.")
 
@@ -99,7 +97,7 @@ def first(request: Request, key: Text = "", name: Text = "", password: Text = ""
     try:
         account = onetime.make_first_admin(centre, key, name, password)
     except AccessError as error:
-        return _choose(request, 422, key=key, first=True, name=name, wrong=str(error))
+        return _choose(request, 422, key=key, first=True, name=name, wrong=error.text, values=error.values)
     return signed_in(request, account, "/")
 
 
@@ -123,7 +121,7 @@ def choose(request: Request, key: Text = "", password: Text = "", again: Text = 
             return _choose(request, 422, key=key, first=False, name=name, wrong=UNLIKE)
         account, ended = onetime.choose_password(centre, key, password)
     except AccessError as error:
-        return _choose(request, 422, key=key, first=False, wrong=str(error))
+        return _choose(request, 422, key=key, first=False, wrong=error.text, values=error.values)
     request.app.state.watcher.end(ended)
     return signed_in(request, account, "/")
 
@@ -148,7 +146,7 @@ def _login(request: Request, status: int = 200, **values: Any) -> Response:
 
 
 def _choose(request: Request, status: int = 200, **values: Any) -> Response:
-    told: dict[str, Any] = {"name": "", "wrong": ""}
+    told: dict[str, Any] = {"name": "", "wrong": "", "values": {}}
     return _form(request, "password.html", status, told | values)
 
 
