@@ -93,7 +93,7 @@ class RoundLook:
     def classes(self) -> Mapping[str, Told]:
         """How many images of which class every site has, by split; told when a site joins."""
         rows = self._reader.details(self._id, kind="classes", server_round=0)
-        splits = sorted({row.split for row in rows}, key=lambda item: ("train", "val", "test").index(item))
+        splits = sorted({row.split for row in rows}, key=lambda item: (item != "train", item != "val", item))
         return {
             split: told for split in splits if (told := told_of([row for row in rows if row.split == split], split))
         }

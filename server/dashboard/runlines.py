@@ -85,6 +85,7 @@ class _Read:
     """What a line is made of, as it was at ``fingerprint``."""
 
     fingerprint: str
+    reader: RunReader
     run: RunSummary
     rounds: tuple[RoundRow, ...]
     sites: tuple[SiteRow, ...]
@@ -117,6 +118,18 @@ class RunLines:
             lines = [self._line(key, fingerprints) for key in names]
         return sorted(lines, key=lambda line: -(line.run.created if line.run else 0.0))
 
+    def one(self, key: str) -> RunLine:
+        """Return one run's line.
+
+        Raises:
+            NotFound: If there is no such run.
+            RunError: If the database that holds all runs cannot be read.
+        """
+        if key not in self._catalogue.names():
+            raise NotFound(key)
+        with self._lock:
+            return self._line(key, self._catalogue.fingerprints())
+
     def _line(self, key: str, fingerprints: Mapping[str, str]) -> RunLine:
         fingerprint = fingerprints.get(key, "")
         try:
@@ -124,15 +137,17 @@ class RunLines:
             if found is None or found.fingerprint != fingerprint or not fingerprint:
                 reader, run_id = self._catalogue.open(key)
                 found = self._read[key] = _read(reader, run_id, fingerprint)
+            elif found.run.status in ("waiting", "running"):
+                # A sign of life alone is no news, but tells that the run is not lost.
+                pulse = found.reader.pulses().get(found.run.id)
+                found = replace(found, run=replace(found.run, heartbeat=pulse.heartbeat)) if pulse else found
         except RunError as error:
             return RunLine(key, None, State("unreadable", "bad", str(error)))
         except NotFound:
             gone = said(N_("its folder was removed just now"))
             return RunLine(key, None, State("gone", "bad", str(gone), (gone,)))
-        now = time.time()
-        # The fingerprint tells silence; signs of life alone do not change it.
-        run = found.run if fingerprint.endswith("-1") else replace(found.run, heartbeat=now)
-        state = judge(run, found.rounds, found.sites, now, joined=found.joined)
+        run = found.run
+        state = judge(run, found.rounds, found.sites, time.time(), joined=found.joined)
         return RunLine(key, run, state, time_left(run, found.rounds, state), found.best)
 
 
@@ -142,6 +157,7 @@ def _read(reader: RunReader, run_id: int, fingerprint: str) -> _Read:
     joined = {row.scope for row in reader.details(run_id, kind="joined", server_round=0)} if waiting else None
     return _Read(
         fingerprint,
+        reader,
         run,
         reader.rounds(run_id, since=max(0, run.rounds_done - LAST_ROUNDS + 1)),
         tuple(reader.sites(run_id, since=run.rounds_done)),

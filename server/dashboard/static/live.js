@@ -117,7 +117,8 @@
   });
   // A finished round: curves fetch its points, and open tables come again.
   document.addEventListener("popmi:drawn", () => {
-    if (told() === round) return;
+    // Without a clock the record cannot be read now: nothing to fetch.
+    if (!told() || told() === round) return;
     round = told();
     document.dispatchEvent(new Event("popmi:finished"));
     for (const item of live.querySelectorAll("details.lazy[open]")) htmx.trigger(item, "popmi:round");

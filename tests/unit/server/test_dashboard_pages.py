@@ -249,7 +249,7 @@ def test_the_api_gives_undefined_as_null(written: Callable[..., Path]) -> None:
     with browsing(written(rounds=1)) as client:
         rows = client.get("/api/v1/runs/opm-seed0/metrics").json()
         assert client.get("/api/v1/runs/opm-seed0").json()["rounds_done"] == 1
-        assert "/api/v1/runs/{key}/{table}" in client.get("/api/v1/openapi.json").json()["paths"]
+        assert "/api/v1/runs/{key}/metrics" in client.get("/api/v1/openapi.json").json()["paths"]
         assert client.get("/healthz").json() == {"status": "ok"}
     assert next(row for row in rows if row["name"] == "auprc")["value"] is None
 
