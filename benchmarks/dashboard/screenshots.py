@@ -38,12 +38,19 @@ from server.store.schema import RECORD_NAME  # noqa: E402
 NAME, PASSWORD = "lin", "a long phantom password"
 MOST_BYTES = 150_000
 LIVE, LIVE_ROUNDS, LIVE_DONE = "melanoma-3", 20, 7
+BEGIN = """(at) => {
+  const part = at && document.querySelector(at);
+  return [part ? part.getBoundingClientRect().top + scrollY - 16 : 0, document.documentElement.scrollHeight];
+}"""
 WIDE, PHONE = (1280, 860), (390, 844)
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture: where, how large, in which light and language; ``height`` cuts a long page off."""
+    """One picture: where, how large, in which light and language.
+
+    ``height`` cuts a long page off; ``at`` is a part of the page with which the picture begins, instead of its top.
+    """
 
     name: str
     path: str
@@ -52,12 +59,16 @@ class Shot:
     language: str = "en"
     height: int = 2000
     signed_in: bool = True
+    at: str = ""
 
 
 SHOTS = (
     Shot("login", "/login", height=620, signed_in=False),
     Shot("runs", "/"),
     Shot("run", f"/runs/{LIVE}", height=2600),
+    Shot("run_participation", f"/runs/{LIVE}", height=1700, at="#participation"),
+    Shot("run_round", "/runs/melanoma-2", height=2400, at="#matching"),
+    Shot("run_calibration", "/runs/melanoma-2", height=1300, at="#calibration"),
     Shot("run_dark", f"/runs/{LIVE}", dark=True, height=1500),
     Shot("run_phone", f"/runs/{LIVE}", size=PHONE, height=1900),
     Shot("run_chinese", f"/runs/{LIVE}", language="zh-Hant", height=1500),
@@ -176,8 +187,9 @@ def take(browser: Browser, url: str, shot: Shot, known: StorageState) -> bytes:
     with suppress(Exception):
         page.wait_for_load_state("networkidle", timeout=3000)
     page.wait_for_timeout(700)
-    whole: int = page.evaluate("document.documentElement.scrollHeight")
-    picture = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": width, "height": min(whole, shot.height)})
+    top, whole = page.evaluate(BEGIN, shot.at)
+    clip = {"x": 0, "y": top, "width": width, "height": min(whole - top, shot.height)}
+    picture = page.screenshot(full_page=True, clip=clip)
     context.close()
     return picture
 

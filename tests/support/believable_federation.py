@@ -102,14 +102,14 @@ def add_model_round(writer: RunWriter, home: Path, number: int, rounds: int, **c
     believable.add_round(writer, number, sha256=digest, notes=notes, last=number == rounds, **changes)
 
 
-def write_finished(runs: Path, name: str, rounds: int, strategy: str = "opm") -> Path:
+def write_finished(runs: Path, name: str, rounds: int, strategy: str = "opm", lift: float = 0.0) -> Path:
     """Write a finished run with a model a round, and for its last one an ONNX file and a certificate."""
     home = runs / name
     home.mkdir(parents=True)
     with RunWriter(home / RECORD_NAME, heartbeat=0) as writer:
         begin_run(writer, name, rounds, strategy)
         for number in range(1, rounds + 1):
-            add_model_round(writer, home, number, rounds, strategy=strategy)
+            add_model_round(writer, home, number, rounds, strategy=strategy, lift=lift)
         writer.finish_run("finished")
     (home / "models" / f"round-{rounds:03d}.onnx").write_bytes(b"onnx" * 900)
     certificate = {"verdict": "proved", "group": "C4", "residue": 0.0, "coverage": {"level": 0.9, "held": 0.92}}
@@ -242,7 +242,7 @@ def write_audit(path: Path, now: float) -> None:
 def build(folder: Path, now: float, *, database: str | Path | None = None) -> tuple[Path, str | Path]:
     """Write two finished runs and the centre below ``folder``; return the folder of runs and the centre's database."""
     runs = folder / "runs"
-    write_finished(runs, "melanoma-1", 8, "fedavg")
+    write_finished(runs, "melanoma-1", 8, "fedavg", lift=-0.04)
     write_finished(runs, "melanoma-2", 12)
     centre = database or folder / "centre.sqlite"
     write_centre(centre, runs, now)
