@@ -44,15 +44,23 @@ def serve(
     published_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="In a container: the machine's port, if it is another.")
     ] = None,
-    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file; the pages then speak TLS.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(envvar="POPMI_PAGES_TLS_CERTIFICATE", help="PEM file; the pages then speak TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(envvar="POPMI_PAGES_TLS_KEY", help="PEM file of its key.")] = None,
     behind_proxy: Annotated[
-        str | None, typer.Option(help="https://NAME of a proxy that speaks TLS for the pages.")
+        str | None,
+        typer.Option(envvar="POPMI_PAGES_BEHIND_PROXY", help="https://NAME of a proxy that speaks TLS for the pages."),
     ] = None,
     proxy_address: Annotated[
-        list[str] | None, typer.Option(help="Address or network of that proxy; default: this machine.")
+        list[str] | None,
+        typer.Option(
+            envvar="POPMI_PAGES_PROXY_ADDRESS", help="Address or network of that proxy; default: this machine."
+        ),
     ] = None,
-    name: Annotated[list[str] | None, typer.Option(help="Another host name by which the pages answer.")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(envvar="POPMI_PAGES_NAME", help="Another host name by which the pages answer.")
+    ] = None,
     metrics_name: Annotated[
         str | None,
         typer.Option(envvar="POPMI_METRICS_NAME", help="Host name by which Prometheus may ask for /metrics."),

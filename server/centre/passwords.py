@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 from argon2 import PasswordHasher
@@ -15,7 +17,7 @@ from server.centre.words import N_
 FEWEST_LETTERS, MOST_LETTERS = 12, 1024
 DIFFERENT_LETTERS = 6
 """How many different letters must remain of a password without the words that everybody tries."""
-AT_ONCE = 2
+AT_ONCE, WAITING = 2, 16
 # What the lists of stolen passwords begin with, and what is obvious here.
 _COMMONEST = (
     "1234567890",
@@ -41,8 +43,13 @@ _COMMONEST = (
 )
 # RFC 9106's second recommendation: three passes over 64 MiB, four lanes.
 _HASHER = PasswordHasher(time_cost=3, memory_cost=65536, parallelism=4)
-# A hundred log-ins at once would take 6 GB; they wait for one another instead.
-_TURN = threading.BoundedSemaphore(AT_ONCE)
+# A hundred log-ins at once would take 6 GB; they wait for one another instead, and only so many: whoever waits holds
+# one of the threads that everybody's pages are made in.
+_TURN, _PLACES = threading.BoundedSemaphore(AT_ONCE), threading.BoundedSemaphore(WAITING)
+
+
+class CrowdedError(AccessError):
+    """Too many sign in at this moment."""
 
 
 def check_new(name: str, password: str) -> None:
@@ -80,17 +87,25 @@ def check_new(name: str, password: str) -> None:
 
 
 def hashed(password: str) -> str:
-    """Return what is kept of a password: argon2id with its parameters and salt."""
-    with _TURN:
+    """Return what is kept of a password: argon2id with its parameters and salt.
+
+    Raises:
+        CrowdedError: If too many wait for this.
+    """
+    with _turn():
         return _HASHER.hash(_plain(password))
 
 
 def matches(kept: str | None, password: str) -> bool:
-    """Say whether a password is the one that was kept; costs the same where none was (None, or empty)."""
+    """Say whether a password is the one that was kept; costs the same where none was (None, or empty).
+
+    Raises:
+        CrowdedError: If too many wait for this.
+    """
     if len(password) > MOST_LETTERS:
         return False
     known = bool(kept)
-    with _TURN:
+    with _turn():
         try:
             return _HASHER.verify(kept if kept else _nobodys(), _plain(password)) and known
         except (VerificationError, InvalidHashError):
@@ -100,6 +115,17 @@ def matches(kept: str | None, password: str) -> bool:
 def is_outdated(kept: str) -> bool:
     """Say whether a password was kept with other parameters than today's."""
     return _HASHER.check_needs_rehash(kept)
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    if not _PLACES.acquire(blocking=False):
+        raise CrowdedError(N_("too many sign in at this moment. Try again in a few seconds."))
+    try:
+        with _TURN:
+            yield
+    finally:
+        _PLACES.release()
 
 
 def _plain(password: str) -> str:

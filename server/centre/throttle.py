@@ -93,6 +93,11 @@ def failed(centre: Engine, tried: Try, address: str) -> None:
                 remark(session, "account.guessed", who, tried=key, address=address[:64], tries=tries)
 
 
+def withdraw(centre: Engine, tried: Try) -> None:
+    """Forget a try whose password was never looked at."""
+    _forget(centre, tried.ids)
+
+
 def forgive(centre: Engine, key: str) -> None:
     """Forget all failed tries of a key."""
     with writing(centre) as session:

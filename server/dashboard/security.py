@@ -6,7 +6,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.dashboard.access.binding import Binding, host_name
+from server.dashboard.access.binding import LOCAL_NAMES, Binding, host_name
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -43,7 +43,6 @@ class Hardened:
 
     def __init__(self, app: ASGIApp, *, binding: Binding) -> None:
         self._app, self._binding = app, binding
-        self._headers = _HEADERS | ({"Strict-Transport-Security": _TLS_FROM_NOW_ON} if binding.secure else {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,15 +52,20 @@ class Hardened:
             # Behind a proxy the connection itself speaks no TLS, but every browser does.
             scope["scheme"] = "https"
 
+        asked = host_name(Headers(scope=scope).get("host", ""))
+
         async def harden(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in self._headers.items():
+                for name, value in _HEADERS.items():
                     headers[name] = value
+                # Of localhost it would hold for whatever else this machine's ports speak.
+                if self._binding.secure and asked not in LOCAL_NAMES:
+                    headers["Strict-Transport-Security"] = _TLS_FROM_NOW_ON
                 headers.setdefault("Cache-Control", "no-cache" if scope["path"].startswith("/static/") else "no-store")
             await send(message)
 
-        if host_name(Headers(scope=scope).get("host", "")) in self._binding.allowed(scope["path"]):
+        if asked in self._binding.allowed(scope["path"]):
             await self._app(scope, receive, harden)
         else:
             names = " and ".join(sorted(self._binding.allowed("/")))

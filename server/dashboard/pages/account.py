@@ -41,11 +41,11 @@ def change_password(request: Request, current: Text = "", password: Text = "", a
     tried = throttle.begin(centre, [throttle.name_key(mine.name), throttle.address_key(request.state.address)])
     if tried.wait > 0:
         return _page(request, 429, wrong=N_("Too many tries. Wait a little, then try again."))
-    if accounts.sign_in(centre, mine.name, current) is None:
-        throttle.failed(centre, tried, request.state.address)
-        return _page(request, 422, wrong=_NOT_YOURS)
-    throttle.succeeded(centre, tried)
     try:
+        if accounts.sign_in(centre, mine.name, current) is None:
+            throttle.failed(centre, tried, request.state.address)
+            return _page(request, 422, wrong=_NOT_YOURS)
+        throttle.succeeded(centre, tried)
         ended = accounts.set_password(centre, mine.name, password, person.doer(), but=person.session)
     except AccessError as error:
         return _page(request, 422, wrong=error.text, values=error.values)

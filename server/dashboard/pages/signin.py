@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from popmi_core.errors import AccessError
 from server.centre import accounts, onetime, sessions, throttle
+from server.centre.passwords import CrowdedError
 from server.centre.people import AccountRow
 from server.dashboard.access import cookies
 from server.dashboard.access.answers import no
@@ -58,7 +59,13 @@ def login(request: Request, name: Text = "", password: Text = "", next: Text = "
         answer = _login(request, 429, next=next, name=name, wrong=_SOON, values={"seconds": seconds})
         answer.headers["Retry-After"] = str(seconds)
         return answer
-    account = accounts.sign_in(centre, name, password)
+    try:
+        account = accounts.sign_in(centre, name, password)
+    except CrowdedError as error:
+        throttle.withdraw(centre, tried)
+        answer = _login(request, 503, next=next, name=name, wrong=error.text)
+        answer.headers["Retry-After"] = "3"
+        return answer
     if account is None:
         throttle.failed(centre, tried, request.state.address)
         return _login(request, 401, next=next, name=name, wrong=_WRONG)

@@ -93,6 +93,16 @@ def test_many_at_once_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> N
     assert most[0] == passwords.AT_ONCE
 
 
+def test_a_crowd_is_turned_away_rather_than_holding_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords, "_PLACES", threading.BoundedSemaphore(1))
+    with passwords._turn():
+        for act in (lambda: hashed(GOOD), lambda: matches(None, GOOD)):
+            with pytest.raises(passwords.CrowdedError, match="too many sign in at this moment"):
+                act()
+    with passwords._turn():
+        pass
+
+
 @pytest.mark.parametrize("password", ["", "short", "elevenchars", "x" * 1025])
 def test_a_password_of_the_wrong_length_is_refused(password: str) -> None:
     with pytest.raises(AccessError, match=rf"the password has {len(password)} letters, expected 12 to 1024"):

@@ -53,7 +53,8 @@ def test_pages_speak_tls_and_sign_in_over_it(centre: Engine, runs: Path, pair: t
             assert answer.headers["set-cookie"].startswith("__Host-popmi=")
             page = client.get("/")
             assert page.status_code == 200
-            assert page.headers["strict-transport-security"] == "max-age=31536000"
+            # Not of an address or of localhost: it would hold for whatever else this machine's ports speak.
+            assert "strict-transport-security" not in page.headers
         # No page without TLS at the same port.
         with pytest.raises(httpx.HTTPError):
             httpx.get(place.address().replace("https", "http"), timeout=5)

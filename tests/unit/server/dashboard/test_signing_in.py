@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from signing_in import browser as opened
 from sqlalchemy import update
 from sqlalchemy.engine import Engine
 
-from server.centre import Attempt, accounts, onetime, open_centre, throttle, tokens
+from server.centre import Attempt, accounts, onetime, open_centre, passwords, throttle, tokens
 from server.centre.opening import writing
 from server.centre.people import Doer
 from server.centre.sessions import SessionLimits
@@ -93,7 +94,7 @@ def test_who_signs_in_goes_on_where_they_wanted_to(browser: TestClient) -> None:
 
 @pytest.mark.parametrize(
     "elsewhere",
-    ["https://evil.example", "//evil.example", "/\\evil.example", "javascript:alert(1)", "evil", "", "/\t/evil.example",
+    ["https://evil.example", "//evil.example", "///evil.example", "/\\evil.example", "javascript:alert(1)", "evil", "", "/\t/evil.example",
      "/login", "/a\r\nSet-Cookie: x=y"],
 )  # fmt: skip
 def test_nobody_is_led_elsewhere_after_signing_in(browser: TestClient, elsewhere: str) -> None:
@@ -159,6 +160,17 @@ def test_brute_force_is_told_to_wait(browser: TestClient, centre: Engine) -> Non
     # Its owner was there: the tries before count no more.
     post(browser, "/logout")
     assert sign_in(browser, "vera", "wrong wrong wrong").status_code == 401
+    assert sign_in(browser, "vera").status_code == 303
+
+
+def test_in_a_crowd_one_is_told_to_try_again_and_the_try_does_not_count(
+    browser: TestClient, centre: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passwords, "_PLACES", threading.BoundedSemaphore(1))
+    with passwords._turn():
+        for _ in range(throttle.FREE_BY_NAME + 1):
+            answer = sign_in(browser, "vera")
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "3")
     assert sign_in(browser, "vera").status_code == 303
 
 
