@@ -31,6 +31,7 @@ from server.dashboard.access.guard import Guard
 from server.dashboard.catalogue import NotFound, open_catalogue
 from server.dashboard.events import Watcher
 from server.dashboard.language import N_
+from server.dashboard.methods import not_so
 from server.dashboard.pages import account, accounts, act, act_confirm, act_start, signin
 from server.dashboard.pages import audit as audit_pages
 from server.dashboard.pages import compare as compare_pages
@@ -117,6 +118,7 @@ def _add_answers(app: FastAPI) -> None:
     app.add_exception_handler(NotFound, _unknown)
     app.add_exception_handler(RunError, _unreadable)
     app.add_exception_handler(404, _unknown)
+    app.add_exception_handler(405, not_so)
     app.add_exception_handler(RequestValidationError, _misspelt)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(SQLAlchemyError, away)

@@ -25,6 +25,7 @@ router = APIRouter(include_in_schema=False)
 LINES_A_PAGE = 100
 COLUMNS = ("number", "time", "event", "who", "run", "site", "details", "digest")
 Asked = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+Day = Annotated[str, Field(max_length=10, json_schema_extra={"anyOf": [{"format": "date"}, {"maxLength": 0}]})]
 
 
 class Search(BaseModel):
@@ -36,8 +37,8 @@ class Search(BaseModel):
     who: Asked = ""
     run: Asked = ""
     site: Asked = ""
-    since: Asked = ""
-    until: Asked = ""
+    since: Day = ""
+    until: Day = ""
     text: Asked = ""
     before: Annotated[int | None, Field(ge=1, le=2**31 - 1)] = None
     limit: Annotated[int, Field(ge=1, le=1000)] = LINES_A_PAGE
@@ -136,4 +137,7 @@ def _csv(lines: tuple[TrailLine, ...]) -> Iterator[str]:
 
 
 def _day(text: str, *, later: timedelta = timedelta()) -> float:
-    return (datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC) + later).timestamp()
+    try:
+        return (datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC) + later).timestamp()
+    except OverflowError as error:
+        raise ValueError(f"the day after {text} is none") from error

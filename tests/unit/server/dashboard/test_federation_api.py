@@ -66,6 +66,8 @@ def test_the_log_is_paged_and_its_chain_told(federation: Any, visiting: Visit) -
 @pytest.mark.parametrize(
     ("address", "status"),
     [
+        # The day after the last one is none.
+        ("/api/v1/audit?until=9999-12-31", 400),
         ("/api/v1/sites/nobody", 404),
         ("/api/v1/models?run=nothing", 404),
         ("/api/v1/models/melanoma-2/99", 404),
