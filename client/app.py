@@ -130,11 +130,13 @@ def evaluate(message: Message, context: Context) -> Message:
     tables: dict[str, Told] = {}
     sizes = {split: len(getattr(data, split)) for split in instruction.splits}
     for split in (split for split in instruction.splits if sizes[split]):
-        figures, summary, tables[split] = evaluate_images(model, getattr(data, split))
+        # Of the training images, of which there are most, one pass is enough.
+        images, turned = getattr(data, split), split != "train"
+        figures, summary, tables[split] = evaluate_images(model, images, turned=turned)
         metrics |= {f"{split}.{name}": value for name, value in figures.items()}
         arrays[SCORES_PREFIX + split] = array_record(summary.to_arrays())
-    seed = derive_seed("turning", instruction.seed, assignment.site)
-    turned = None if instruction.turning is None else turn_validation(model, data.val, instruction.turning, seed=seed)
+    seed, asked = derive_seed("turning", instruction.seed, assignment.site), instruction.turning
+    turning = None if asked is None else turn_validation(model, data.val, asked, seed=seed)
     report = Report(
         run=instruction.run,
         server_round=instruction.server_round,
@@ -145,7 +147,7 @@ def evaluate(message: Message, context: Context) -> Message:
         metrics=finite_or_none(metrics),
         phantom=data.phantom,
         confusion=tables,
-        turned=turned,
+        turned=turning,
     )
     return reply(message, report, arrays)
 

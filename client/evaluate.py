@@ -34,25 +34,25 @@ class Ensemble(nn.Module):
         return torch.logsumexp(torch.stack(scores), dim=0)
 
 
-def evaluate_images(model: nn.Module, data: ImageSet) -> tuple[dict[str, float], ScoreSummary, Told]:
+def evaluate_images(
+    model: nn.Module, data: ImageSet, *, turned: bool = True
+) -> tuple[dict[str, float], ScoreSummary, Told]:
     """Return the figures of one split, its poolable summary, and its confusion table with small cells hidden.
 
-    Beside the classification figures: ``rotation_consistency`` and ``rotation_variation`` over exact turns by 0, 90,
-    180 and 270 degrees (four passes), and ``num_examples``. Of fewer than ``MIN_CELL`` images only their number is
-    told: a figure over one image is that patient's score.
+    Beside the classification figures: ``num_examples`` and, where ``turned``, ``rotation_consistency`` and
+    ``rotation_variation`` over exact turns by 0, 90, 180 and 270 degrees (three more passes). Of fewer than
+    ``MIN_CELL`` images only their number is told: a figure over one image is that patient's score.
     """
     scores = predict(model, data.images)
     summary = summarise_scores(scores, data.targets)
     table = confusion_to_tell(scores, data.targets, summary)
     if len(data) < MIN_CELL:
         return {"num_examples": float(len(data))}, summary, table
-    turned = np.stack([scores, *(predict(model, data.images, quarter_turns=turns) for turns in (1, 2, 3))])
-    figures = classification_metrics(scores, data.targets)
-    figures |= {
-        "rotation_consistency": rotation_consistency(turned),
-        "rotation_variation": rotation_total_variation(turned),
-        "num_examples": float(len(data)),
-    }
+    figures = classification_metrics(scores, data.targets) | {"num_examples": float(len(data))}
+    if turned:
+        quarters = np.stack([scores, *(predict(model, data.images, quarter_turns=turns) for turns in (1, 2, 3))])
+        figures["rotation_consistency"] = rotation_consistency(quarters)
+        figures["rotation_variation"] = rotation_total_variation(quarters)
     return figures, summary, table
 
 

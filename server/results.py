@@ -164,7 +164,8 @@ def pooled_figures(evaluation: Evaluation) -> dict[str, dict[str, Figure]]:
     for split, pooled in evaluation.pooled.items():
         result[split] = {name: (item.value, item.lower, item.upper) for name, item in bounded_figures(pooled).items()}
         told = [figures[split] for figures in evaluation.sites.values() if split in figures]
-        for name in ("nll", "rotation_consistency", "rotation_variation"):
+        # Training images are not turned.
+        for name in ("nll",) if split == "train" else ("nll", "rotation_consistency", "rotation_variation"):
             result[split][name] = _weighted([(item.get(name), item.get("num_examples") or 0.0) for item in told])
     return result
 

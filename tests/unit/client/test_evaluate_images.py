@@ -51,6 +51,11 @@ def test_a_model_that_ignores_turns_is_consistent_and_one_that_does_not_is_not()
     assert steady["rotation_variation"] < 1e-6 < turned["rotation_variation"]
 
 
+def test_without_turns_one_pass_tells_all_other_figures():
+    turned, plain = (evaluate_images(Corner(), images(60), turned=turns)[0] for turns in (True, False))
+    assert plain == {name: value for name, value in turned.items() if not name.startswith("rotation")}
+
+
 @pytest.mark.parametrize("count", [1, MIN_CELL - 1])
 def test_of_a_handful_of_images_only_their_number_is_told(count):
     figures, summary, table = evaluate_images(Brightest(), images(count))
