@@ -94,7 +94,8 @@ def test_who_signs_in_goes_on_where_they_wanted_to(browser: TestClient) -> None:
 
 @pytest.mark.parametrize(
     "elsewhere",
-    ["https://evil.example", "//evil.example", "///evil.example", "/\\evil.example", "javascript:alert(1)", "evil", "", "/\t/evil.example",
+    ["https://evil.example", "//evil.example", "///evil.example", "/\\evil.example",
+     "javascript:alert(1)", "evil", "", "/\t/evil.example",
      "/login", "/a\r\nSet-Cookie: x=y"],
 )  # fmt: skip
 def test_nobody_is_led_elsewhere_after_signing_in(browser: TestClient, elsewhere: str) -> None:
