@@ -23,14 +23,19 @@ from server.store import RoundRow, RunReader, RunSummary, columns
 
 FIGURES = ("auroc", "auprc", "macro_f1", "balanced_accuracy", "accuracy", "ece", "nll", "loss", "rotation_consistency")
 """The figures with a curve; all others are read for the round that is looked at."""
+PHASES = ("train", "evaluate", "fuse", "total")
+"""Parts of a round; training and evaluation are added up over the sites."""
 MOST_RUNS = 12
-"""Runs held at once: one of 1,000 rounds x 20 sites takes about 20 MB."""
+"""Runs held at once; ``nbytes`` tells how much memory they take."""
+
+Points = dict[str, list[tuple[int, float | None]]]
 
 
 @dataclass(frozen=True)
 class Held:
     """A run as it stood at ``run.revision``; figures of finished rounds only, sites' outcomes of the open one too.
 
+    ``weights`` are the sites' shares of the average, ``seconds`` those of each of ``PHASES``, by round.
     ``epoch`` changes when something told before no longer holds, as after a resumption from an earlier round.
     """
 
@@ -39,6 +44,8 @@ class Held:
     marks: tuple[columns.Mark, ...]
     rounds: tuple[RoundRow, ...]
     figures: Mapping[tuple[str, str], Block]
+    weights: Block
+    seconds: Block
     sites: SiteTable
 
     @property
@@ -49,7 +56,8 @@ class Held:
     @property
     def nbytes(self) -> int:
         """Memory of the number tables in bytes, a round counted as 2,000."""
-        return sum(block.nbytes for block in self.figures.values()) + self.sites.nbytes + 2000 * len(self.rounds)
+        blocks = sum(block.nbytes for block in (*self.figures.values(), self.weights, self.seconds))
+        return blocks + self.sites.nbytes + 2000 * len(self.rounds)
 
 
 @dataclass
@@ -126,12 +134,16 @@ def hold(reader: RunReader, run_id: int, before: Held | None = None) -> Held:
         done = max((mark.server_round for mark in marks if mark.finished is not None), default=0)
         since = _holds_before(before, row, marks)
         kept = before if since else None
+        rounds = columns.round_rows(connection, run_id, since)
+        ended = [item for item in rounds if item.finished is not None]
         return Held(
             epoch=kept.epoch if kept else secrets.token_hex(4),
             run=_summary(row, done),
             marks=marks,
-            rounds=_rounds(connection, run_id, kept, since),
+            rounds=(*(item for item in (kept.rounds if kept else ()) if item.server_round < since), *rounds),
             figures=_figures(connection, run_id, kept, since, done),
+            weights=(kept.weights if kept else Block()).grown(_weights(ended), since, done),
+            seconds=(kept.seconds if kept else Block()).grown(_seconds(ended), since, done),
             sites=(kept.sites if kept else SiteTable()).grown(columns.site_rows(connection, run_id, since), since),
         )
 
@@ -154,15 +166,27 @@ def _summary(row: Row[Any], done: int) -> RunSummary:
     return RunSummary(**values)
 
 
-def _rounds(connection: Connection, run_id: int, kept: Held | None, since: int) -> tuple[RoundRow, ...]:
-    before = tuple(row for row in kept.rounds if row.server_round < since) if kept else ()
-    return before + columns.round_rows(connection, run_id, since)
+def _weights(rounds: Sequence[RoundRow]) -> Points:
+    found: Points = defaultdict(list)
+    for row in rounds:
+        weights = row.notes.get("weights") or {}
+        total = sum(weights.values())
+        for site, weight in weights.items() if total else ():
+            found[site].append((row.server_round, weight / total))
+    return found
+
+
+def _seconds(rounds: Sequence[RoundRow]) -> Points:
+    return {
+        phase: [(row.server_round, value) for row in rounds if (value := getattr(row, f"seconds_{phase}")) is not None]
+        for phase in PHASES
+    }
 
 
 def _figures(
     connection: Connection, run_id: int, kept: Held | None, since: int, done: int
 ) -> dict[tuple[str, str], Block]:
-    found: dict[tuple[str, str], dict[str, list[tuple[int, float | None]]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[str, str], Points] = defaultdict(lambda: defaultdict(list))
     for server_round, scope, split, name, value in columns.metric_rows(connection, run_id, FIGURES, since, done):
         found[split, name][scope].append((server_round, value))
     before = kept.figures if kept else {}

@@ -30,11 +30,9 @@ router = APIRouter()
 def metrics(request: Request) -> Response:
     """Tell Prometheus how the runs and the server are."""
     state = request.app.state
-    if not hasattr(state, "told_to_prometheus"):
-        # Kept from one question to the next: a run of a thousand rounds is read once, then only what is new.
-        state.told_to_prometheus = HeldRuns(state.catalogue)
     registry = CollectorRegistry()
-    registry.register(RunCollector(state.catalogue, state.told_to_prometheus))
+    # The runs that the pages hold: one of a thousand rounds is read once, then only what is new.
+    registry.register(RunCollector(state.catalogue, state.sections.held))
     registry.register(ServerCollector(getattr(state, "centre", None)))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 

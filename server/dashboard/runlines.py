@@ -11,7 +11,7 @@ from popmi_core.errors import RunError
 from server.dashboard.catalogue import Catalogue, NotFound
 from server.dashboard.health import LAST_ROUNDS, State, judge, time_left
 from server.dashboard.words import N_, said
-from server.store import RoundRow, RunReader, RunSummary, SiteRow
+from server.store import RoundRow, RunReader, RunSummary, SiteRow, columns
 
 LINES_SHOWN = 200
 GROUPS = {
@@ -103,6 +103,8 @@ class RunLines:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._read: dict[str, _Read] = {}
+        self._lines: list[RunLine] = []
+        self._looked = 0.0
         self._lock = threading.Lock()
 
     def all(self) -> list[RunLine]:
@@ -111,12 +113,18 @@ class RunLines:
         Raises:
             RunError: If the database that holds all runs cannot be read.
         """
-        names = self._catalogue.names()
+        came = time.monotonic()
         with self._lock:
-            fingerprints = self._catalogue.fingerprints()
+            # Who looked after this question came saw all that the question can ask for.
+            if self._looked >= came:
+                return self._lines
+            looked = time.monotonic()
+            names, fingerprints = self._catalogue.names(), self._catalogue.fingerprints()
             self._read = {key: item for key, item in self._read.items() if key in names}
             lines = [self._line(key, fingerprints) for key in names]
-        return sorted(lines, key=lambda line: -(line.run.created if line.run else 0.0))
+            self._lines = sorted(lines, key=lambda line: -(line.run.created if line.run else 0.0))
+            self._looked = looked
+            return self._lines
 
     def one(self, key: str) -> RunLine:
         """Return one run's line.
@@ -154,6 +162,9 @@ class RunLines:
 def _read(reader: RunReader, run_id: int, fingerprint: str) -> _Read:
     run = reader.run(run_id)
     waiting = run.status == "waiting"
+    # The best round is chosen by validation images, never by test images.
+    with reader.connection() as connection:
+        best = columns.best_figure(connection, run_id, "auroc", "val", "global")
     joined = {row.scope for row in reader.details(run_id, kind="joined", server_round=0)} if waiting else None
     return _Read(
         fingerprint,
@@ -162,15 +173,8 @@ def _read(reader: RunReader, run_id: int, fingerprint: str) -> _Read:
         reader.rounds(run_id, since=max(0, run.rounds_done - LAST_ROUNDS + 1)),
         tuple(reader.sites(run_id, since=run.rounds_done)),
         joined,
-        _best(reader, run_id),
+        best,
     )
-
-
-def _best(reader: RunReader, run_id: int) -> tuple[int, float] | None:
-    """Chosen by validation images, never by test images."""
-    rows = reader.metrics(run_id, name="auroc", split="val", scope="global")
-    known = [(row.value, -row.server_round) for row in rows if row.value is not None]
-    return (-max(known)[1], max(known)[0]) if known else None
 
 
 def _sorted_by(line: RunLine, sort: str) -> object:

@@ -9,18 +9,16 @@ import numpy as np
 
 from server.dashboard.blocks import Block, Floats
 from server.dashboard.charts import Chart, charts_of
-from server.dashboard.held import Held
+from server.dashboard.held import PHASES, Held
 
 RUNNING = ("weights", "seconds", "bytes")
-SECONDS = ("train", "evaluate", "fuse", "total")
-"""Phases in the order of their styles; training and evaluation are added up over the sites."""
 _DIRECTIONS = ("bytes_up", "bytes_down")
-_STYLES = {name: place for place, name in enumerate((*SECONDS, "up", "down"), start=1)}
+_STYLES = {name: place for place, name in enumerate((*PHASES, "up", "down"), start=1)}
 
 
 def running_charts(held: Held, styles: Mapping[str, int], since: int = 0) -> tuple[Chart, ...]:
     """Return those of ``RUNNING`` of which the record tells, from a round on."""
-    blocks = {"weights": _weights(held), "seconds": _seconds(held), "bytes": _bytes(held)}
+    blocks = {"weights": held.weights, "seconds": held.seconds, "bytes": _bytes(held)}
     charts = charts_of(blocks, {**styles, **_STYLES}, since=since, names=RUNNING)
     return tuple(
         chart
@@ -28,26 +26,6 @@ def running_charts(held: Held, styles: Mapping[str, int], since: int = 0) -> tup
         else replace(chart, worst=None, lines=tuple(replace(line, kind="other") for line in chart.lines))
         for chart in (replace(chart, worst=None) for chart in charts)
     )
-
-
-def _weights(held: Held) -> Block:
-    found: dict[str, list[tuple[int, float | None]]] = {}
-    for row in held.rounds:
-        weights = row.notes.get("weights") or {}
-        total = sum(weights.values())
-        for site, weight in weights.items() if row.finished is not None and total else ():
-            found.setdefault(site, []).append((row.server_round, weight / total))
-    return Block().grown(found, 0, held.done)
-
-
-def _seconds(held: Held) -> Block:
-    found: dict[str, list[tuple[int, float | None]]] = {}
-    for row in held.rounds:
-        for phase in SECONDS if row.finished is not None else ():
-            value = getattr(row, f"seconds_{phase}")
-            if value is not None:
-                found.setdefault(phase, []).append((row.server_round, value))
-    return Block().grown(found, 0, held.done)
 
 
 def _bytes(held: Held) -> Block:

@@ -17,7 +17,7 @@ from server.dashboard.held import Held, hold
 from server.dashboard.looks import RoundLook, Told
 from server.dashboard.rotation import rotation_charts
 from server.dashboard.running import running_charts
-from server.store import EventRow, MetricRow, RoundRow, RunReader, SiteRow
+from server.store import EventRow, MetricRow, RoundRow, RunReader, SiteRow, columns
 
 ROUNDS_SHOWN = 40
 
@@ -136,7 +136,10 @@ class RunView:
         for (split, _), block in self.held.figures.items():
             seen = np.flatnonzero(block.present)
             newest[split] = max(newest.get(split, 0), int(seen[-1]) if seen.size else 0)
-        rows = {number: self._reader.metrics(self.run.id, server_round=number) for number in set(newest.values())}
+        with self._reader.connection() as connection:
+            rows = {
+                number: columns.figures_of_round(connection, self.run.id, number) for number in set(newest.values())
+            }
         return figure_tables({split: rows[number] for split, number in newest.items()}, newest)
 
     @cached_property

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Row, func, select
 
-from server.store.records import RoundRow
+from server.store.records import MetricRow, RoundRow
 from server.store.schema import Metric, Round, Run, SiteRound
 
 SITE_COLUMNS = (
@@ -84,3 +84,23 @@ def round_rows(connection: Connection, run_id: int, since: int) -> tuple[RoundRo
     wanted = [getattr(Round, field.name) for field in fields(RoundRow)]
     query = select(*wanted).where(Round.run_id == run_id, Round.server_round >= since)
     return tuple(RoundRow(*row) for row in connection.execute(query.order_by(Round.server_round)))
+
+
+def figures_of_round(connection: Connection, run_id: int, server_round: int) -> tuple[MetricRow, ...]:
+    """Return every figure of one round, in no order: an order by name would have SQLite read the whole run."""
+    wanted = [getattr(Metric, field.name) for field in fields(MetricRow)]
+    query = select(*wanted).where(Metric.run_id == run_id, Metric.server_round == server_round)
+    return tuple(MetricRow(*row) for row in connection.execute(query))
+
+
+def best_figure(connection: Connection, run_id: int, name: str, split: str, scope: str) -> tuple[int, float] | None:
+    """Return round and value of the highest figure, the earliest of equals; None where it was never defined."""
+    query = (
+        select(Metric.server_round, Metric.value)
+        .where(Metric.run_id == run_id, Metric.name == name, Metric.split == split, Metric.scope == scope)
+        .where(Metric.value.is_not(None))
+        .order_by(Metric.value.desc(), Metric.server_round)
+        .limit(1)
+    )
+    found = connection.execute(query).first()
+    return None if found is None or found[1] is None else (int(found[0]), float(found[1]))
