@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from popmi_core.atomic import replace_atomically
 from popmi_core.deployment.logs import LOG_BYTES, put_aside
@@ -133,7 +134,7 @@ class Supervisor:
         state = self._states[item.name]
         if item.ready is not None:
             item.ready.unlink(missing_ok=True)
-        with (self.folder / f"{item.name}.log").open("ab") as out:
+        with _open_log(self.folder / f"{item.name}.log") as out:
             # A group of its own: a terminal's Ctrl-C reaches this process, which ends the others in order.
             state.running = subprocess.Popen(
                 list(item.command),
@@ -193,6 +194,14 @@ class Supervisor:
             except OSError as error:
                 # A full disk must not end what is running.
                 log.warning("the status of the processes cannot be written: %s", error.strerror)
+
+
+def _open_log(path: Path) -> BinaryIO:
+    """Open a log for its own user's eyes: the pages print the link that makes the first admin."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    # One that an older POPMI made may be open to others.
+    os.fchmod(handle, 0o600)
+    return os.fdopen(handle, "ab")
 
 
 def _end_with(parent: int) -> None:

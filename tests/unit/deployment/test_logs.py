@@ -94,6 +94,23 @@ def test_a_supervised_process_goes_on_while_its_log_is_put_aside(
     assert (tmp_path / "processes.json").exists()
 
 
+def test_a_log_is_its_users_only_also_one_that_an_older_release_made(tmp_path: Path) -> None:
+    """The pages print the link there that makes the first admin."""
+    path = tmp_path / "one.log"
+    path.write_text("before\n")
+    path.chmod(0o644)
+    supervisor = Supervisor([Process(name, ["sleep", "600"]) for name in ("one", "two")], tmp_path)
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    try:
+        wait_for(lambda: (tmp_path / "two.log").exists())
+    finally:
+        supervisor.stop()
+        thread.join()
+    assert {item.stat().st_mode & 0o777 for item in (path, tmp_path / "two.log")} == {0o600}
+    assert path.read_text() == "before\n"
+
+
 def test_a_full_disk_ends_nothing_and_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
