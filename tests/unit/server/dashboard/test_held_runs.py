@@ -34,11 +34,13 @@ def same(left: Held, right: Held) -> bool:
 
 
 @pytest.fixture
-def live(tmp_path: Path, believable: ModuleType) -> Callable[[], tuple[RunWriter, RunReader]]:
+def live(database: str, believable: ModuleType) -> Callable[[], tuple[RunWriter, RunReader]]:
+    """Return a function that begins a run in a database of each kind."""
+
     def begin() -> tuple[RunWriter, RunReader]:
-        writer = RunWriter(tmp_path / "record.sqlite", heartbeat=0)
+        writer = RunWriter(database, heartbeat=0)
         believable.begin(writer, rounds=9)
-        return writer, RunReader(tmp_path / "record.sqlite")
+        return writer, RunReader(database)
 
     return begin
 
