@@ -175,7 +175,12 @@ class Report(_Frozen):
     angles: dict[Label, Angle] = Field(default_factory=dict, max_length=10_000)
     moved: dict[Label, Count] = Field(default_factory=dict, max_length=10_000, description="units by layer")
     units: dict[Label, Count] = Field(default_factory=dict, max_length=10_000)
-    popmi: str = Field(default="", max_length=40, description="version; empty from versions that do not tell it")
+    popmi: str = Field(
+        default="",
+        max_length=40,
+        pattern=r"^[0-9A-Za-z.+!_-]*$",
+        description="version; empty from those that tell none",
+    )
     class_table: dict[Split, Counts] = Field(default_factory=dict, description="images by split and class")
     confusion: dict[Split, Annotated[tuple[Counts, ...], Field(max_length=100)]] = Field(default_factory=dict)
     turned: TurnedTold | None = None

@@ -12,10 +12,13 @@ from popmi_core.measure import TurnedShares, TurnedTold, TurningAsk, even_angles
 from popmi_core.metrics import ScoreSummary
 from popmi_core.metrics.confusions import MOST_CLASSES, Told, pool_confusions
 from popmi_core.metrics.pooling import calibration_of
+from popmi_core.metrics.reliability import ReliabilityBin
 from popmi_core.protocol import Report, Split
 from server.results import Evaluation
 
 HINT = "Check that the site runs the server's POPMI version."
+DIGITS = 5
+"""Of what is drawn bin by bin, for every site in every round: a record of a thousand rounds stays small."""
 SHARES = ("total_variation", "flips", "accuracy")
 
 
@@ -129,19 +132,24 @@ def split_details(
     for scope, some in scopes.items():
         bins, ece = calibration_of(some)
         if bins:
-            told = [
-                {
-                    "confidence": one.confidence, "accuracy": one.accuracy.value, "lower": one.accuracy.lower,
-                    "upper": one.accuracy.upper, "count": one.count,
-                }
-                for one in bins
-            ]  # fmt: skip
-            yield Detail(scope, split, "calibration", {"bins": told, "ece": ece.value})
+            yield Detail(scope, split, "calibration", {"bins": [_bin(one) for one in bins], "ece": ece.value})
     telling = [site for site, summary in summaries.items() if summary.num_examples]
     pooled = pool_confusions([tables.get(site, ()) for site in telling], [summaries[s].told.tolist() for s in telling])
     for scope, table in {**tables, "global": pooled}.items():
         if table:
             yield Detail(scope, split, "confusion", {"classes": classes, "counts": table, "min_cell": MIN_CELL})
+
+
+def _bin(one: ReliabilityBin) -> dict[str, float | int]:
+    # A bound that is rounded inwards would be none.
+    unit = 10.0**DIGITS
+    return {
+        "confidence": round(one.confidence, DIGITS),
+        "accuracy": round(one.accuracy.value, DIGITS),
+        "lower": math.floor(one.accuracy.lower * unit) / unit,
+        "upper": math.ceil(one.accuracy.upper * unit) / unit,
+        "count": one.count,
+    }
 
 
 def turned_details(told: Mapping[str, TurnedTold]) -> Iterator[Detail]:

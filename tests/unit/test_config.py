@@ -36,6 +36,9 @@ def test_every_preset_describes_a_run_and_survives_a_round_trip(strategy):
         ({"rounds": 0}, "rounds"),
         ({"local": {"learning_rate": -1}}, "local.learning_rate"),
         ({"modle": {}}, "modle"),
+        ({"measure": {"angles": 3}}, "measure.angles"),
+        ({"measure": {"lee_images": 4}}, "measure.lee_images"),
+        ({"measure": {"turned_images": 4}}, "measure.turned_images"),
         ({"model": {"adapter": {"group": "C8"}}}, "model.adapter.group"),
         ({"model": {"adapter": {"adapters": "lifted"}}}, "model.adapter.adapters"),
         ({"model": {"adapter": {"adapters": "none+lora"}}}, "model.adapter.adapters"),
@@ -104,6 +107,15 @@ def test_the_documentation_names_every_key():
             yield from keys(below[0]) if below else [name]
 
     assert [key for key in keys(RunConfig) if f"{key} |" not in text] == []
+
+
+def test_a_description_that_says_nothing_of_measuring_reads_as_it_always_did():
+    usual = parse_config({}).model_dump(mode="json")
+    assert not {"measure", "limits"} & usual.keys()
+    assert usual["privacy"] is None
+    told = parse_config({"measure": {"turning": "every"}})
+    assert told.model_dump(mode="json")["measure"]["turning"] == "every"
+    assert parse_config(told.model_dump(mode="json")) == told
 
 
 def test_every_strategy_has_its_preset():

@@ -87,6 +87,7 @@ def test_what_a_report_may_hold_is_taken(fields):
         {"moved": {"mlp": -1}},
         {"units": {f"w{i}": 5 for i in range(10_001)}},
         {"popmi": "1" * 41},
+        {"popmi": "<b>"},
         {"class_table": {"patients": [7]}},
         {"class_table": {"val": [-7]}},
         {"confusion": {"val": [[10**12]]}},
