@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from fastapi.exception_handlers import request_validation_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy.engine import Engine
@@ -131,11 +130,18 @@ def _unknown(request: Request, error: Exception) -> Response:
     return render(request, "message.html", status=404, title=N_("Not found"), text=_NOTHING)
 
 
-async def _misspelt(request: Request, error: Exception) -> Response:
+def _misspelt(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     if request.url.path.startswith("/api/"):
-        return await request_validation_exception_handler(request, error)
+        # Without what was sent: half a letter or an infinity of it could not be sent back.
+        told = [{**item, "loc": [_plain(part) for part in item["loc"]]} for item in error.errors()]
+        detail = [{key: item[key] for key in ("type", "loc", "msg")} for item in told]
+        return JSONResponse({"detail": detail}, status_code=422)
     return render(request, "message.html", status=422, title=N_("Not understood"), text=_MISSPELT)
+
+
+def _plain(part: str | int) -> str | int:
+    return part.encode("utf-8", "replace").decode() if isinstance(part, str) else part
 
 
 def _unreadable(request: Request, error: Exception) -> Response:

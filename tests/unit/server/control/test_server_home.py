@@ -70,7 +70,7 @@ def test_the_registry_is_empty_before_the_first_site_and_sorted_after(home):
     assert list(home.sites()) == ["basel", "zurich"]
     assert home.sites()["basel"].node_id == 7
     told = json.loads(home.sites_file.read_text())
-    assert set(told["basel"]) == {"public_key", "node_id", "state", "since", "unlogged"}
+    assert set(told["basel"]) == {"public_key", "node_id", "state", "since", "unlogged", "excluded"}
 
 
 def test_a_change_that_fails_leaves_the_registry_as_it_was(home):

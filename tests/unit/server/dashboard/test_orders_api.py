@@ -75,6 +75,25 @@ def test_what_is_no_order_is_told(pages, federation, sent, said):
     assert history(federation.centre) == ()
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"kind": "\\ud800", "arguments": {}}',
+        b'{"kind": "exclude", "arguments": {"site": "a", "reason": "\\ud800"}}',
+        b'{"kind": "exclude", "arguments": {"\\ud800": 1}}',
+        b'{"kind": "start", "arguments": {"name": "a", "config": {"strategy": "\\ud800"}}}',
+        b'{"kind": "pin", "arguments": {"run": "a", "round": 1e400}}',
+        b"{",
+        b"\xff",
+    ],
+)
+def test_half_a_letter_and_broken_json_are_refused_and_break_nothing(pages, federation, body):
+    headers = bearer(federation.centre, "operator") | {"Content-Type": "application/json"}
+    answer = pages.post("/api/v1/orders", content=body, headers=headers)
+    assert answer.status_code in (400, 422)
+    assert history(federation.centre) == ()
+
+
 def test_a_viewer_s_token_reads_orders_and_gives_none(pages, federation):
     key = bearer(federation.centre, "viewer")
     assert pages.post("/api/v1/orders", json=STOP, headers=key).status_code == 403
