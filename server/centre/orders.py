@@ -18,14 +18,15 @@ from sqlalchemy.orm import Session
 from popmi_core.errors import RunError
 from server.centre.kinds import parse_order
 from server.centre.opening import writing
+from server.centre.people import Doer
 from server.centre.reaching import reaching
-from server.centre.remarks import REMARK
+from server.centre.remarks import REMARK, remark
 from server.centre.schema import Order
 
 MOST_WAITING = 50
 """Orders that may wait at once: more are refused until the keeper has answered some."""
-LONGEST_ANSWER = 4_000_000
-"""Letters of an answer; a kit of a site is one, as base64."""
+LONGEST_ANSWER = 10_000
+"""Letters of an answer that are kept."""
 State = Literal["waiting", "done", "refused"]
 
 
@@ -138,8 +139,8 @@ def decide(
         return True
 
 
-def withdraw(engine: Engine, number: int, *, who: str, clock: Callable[[], float] = time.time) -> bool:
-    """Take an order back that no keeper has taken up; return whether that was so.
+def withdraw(engine: Engine, number: int, by: Doer, *, clock: Callable[[], float] = time.time) -> bool:
+    """Take an order back that no keeper has taken up; return whether that was so. The audit log is told of it.
 
     Raises:
         RunError: If the centre cannot be written now.
@@ -148,7 +149,8 @@ def withdraw(engine: Engine, number: int, *, who: str, clock: Callable[[], float
         found = session.get(Order, number, with_for_update=True)
         if found is None or found.state != "waiting" or found.decided is not None:
             return False
-        found.state, found.answer, found.decided = "refused", f"withdrawn by {who}", clock()
+        found.state, found.answer, found.decided = "refused", f"withdrawn by {by.who}", clock()
+        remark(session, "order.withdrawn", by, number=number, kind=found.kind, about=_row(found).about)
         return True
 
 

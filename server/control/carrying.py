@@ -18,13 +18,13 @@ from pydantic import BaseModel
 from sqlalchemy.engine import Engine
 
 from popmi_core.deployment.enrolment import Enrolment, parse_enrolment
-from popmi_core.errors import PopmiError
+from popmi_core.errors import AuditError, PopmiError
 from popmi_core.protocol import PLAN_FILE
 from server.centre.kinds import Confirm, OfRound, OfRun, OfSite, Pin, Start, WithReason, parse_order
-from server.centre.orders import OrderRow, decide, take
+from server.centre.orders import OrderRow, decide, find, take
 from server.control.contract import Control
 from server.control.exporting import Exports
-from server.control.home import Asker, ServerHome
+from server.control.home import LONGEST_REASON, Asker, ServerHome
 from server.control.kits import post_kit
 from server.control.leaving import exclude, include
 from server.control.operate import resume, start, stop
@@ -89,11 +89,16 @@ class Carrier:
         """
         write_remarks(self.home, self.centre)
         for number, answer, done in self._exports.ended():
+            row = find(self.centre, number)
+            if row is not None and not done:
+                self._note_refused(row, answer)
             decide(self.centre, number, "done" if done else "refused", answer, clock=self._clock)
         while (taken := take(self.centre, besides=self._exports.numbers, clock=self._clock)) is not None:
             row, again = taken
             said, done = self._carry(row, again)
             if said is not None:
+                if not done:
+                    self._note_refused(row, said)
                 decide(self.centre, row.id, "done" if done else "refused", said, clock=self._clock)
 
     def close(self) -> None:
@@ -114,6 +119,14 @@ class Carrier:
             # An order that cannot be answered would be tried for ever, and every other one would wait behind it.
             log.exception("order %d (%s) of %s", row.id, row.kind, row.who)
             return f"unexpected {type(error).__name__}: look into processes/keeper.log at the server.", False
+
+    def _note_refused(self, row: OrderRow, answer: str) -> None:
+        try:
+            by = Asker(row.who, row.via, row.id)
+            self.home.note("order.refused", by, kind=row.kind, about=row.about, reason=answer[:LONGEST_REASON])
+        except AuditError as error:
+            # Nothing was done; the answer itself stands in the order.
+            log.warning("order %d: its refusal is not in the audit log: %s", row.id, error)
 
     def _is_revoked(self, row: OrderRow) -> bool:
         try:

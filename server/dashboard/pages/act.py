@@ -102,7 +102,7 @@ def order(request: Request, number: int) -> Response:
 def take_back(request: Request, number: int) -> Response:
     """Take an order back that nobody has taken up."""
     person = allow(request, "operator")
-    withdraw(centre_of(request), number, who=person.name)
+    withdraw(centre_of(request), number, person.doer())
     return RedirectResponse(f"/act/orders/{number}", status_code=303)
 
 

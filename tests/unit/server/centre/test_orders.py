@@ -10,7 +10,11 @@ from popmi_core.errors import ConfigError, RecordError, RunError
 from server.centre import open_centre
 from server.centre.kinds import KINDS, parse_order
 from server.centre.orders import MOST_WAITING, decide, find, history, place, take, withdraw
+from server.centre.people import Doer
 from server.centre.reaching import reaching
+from server.centre.remarks import unwritten
+
+BEN = Doer("ben", "page")
 
 
 @pytest.fixture
@@ -63,13 +67,17 @@ def test_history_is_newest_first_by_state_and_in_pages(centre):
 
 def test_an_order_can_be_taken_back_until_the_keeper_takes_it_up(centre):
     first = given(centre)
-    assert withdraw(centre, first, who="ben")
+    assert withdraw(centre, first, BEN)
     assert (find(centre, first).state, find(centre, first).answer) == ("refused", "withdrawn by ben")
     assert take(centre) is None
+    (said,) = unwritten(centre)
+    assert (said.event, said.by.who, said.details["kind"], said.details["about"]) == (
+        "order.withdrawn", "ben", "include", "basel",
+    )  # fmt: skip
     second = given(centre)
     take(centre)
-    assert not withdraw(centre, second, who="ben")
-    assert not withdraw(centre, 999, who="ben")
+    assert not withdraw(centre, second, BEN)
+    assert not withdraw(centre, 999, BEN)
 
 
 def test_too_many_that_wait_are_refused(centre):
@@ -123,7 +131,7 @@ def test_a_centre_without_its_tables_is_told_by_every_function(centre, database)
     with centre.begin() as connection:
         connection.execute(text("DROP TABLE orders"))
     for act in (lambda: given(centre), lambda: take(centre), lambda: find(centre, 1), lambda: history(centre),
-                lambda: decide(centre, 1, "done", ""), lambda: withdraw(centre, 1, who="x")):  # fmt: skip
+                lambda: decide(centre, 1, "done", ""), lambda: withdraw(centre, 1, BEN)):  # fmt: skip
         with pytest.raises(RunError, match=r"centre: cannot .* order"):
             act()
 

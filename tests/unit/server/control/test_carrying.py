@@ -87,6 +87,17 @@ def test_a_run_is_begun_stopped_and_gone_on_with_and_the_log_says_who_asked(orde
     assert audited()[-2:] == ["run.stop", "run.resume"]
 
 
+def test_a_refusal_is_in_the_log_unless_there_is_no_room(ordered, invited, audited, caplog):
+    row = ordered("stop", run="first")
+    told = audited("order.refused")
+    assert (told["who"], told["order"], told["kind"], told["about"]) == ("anna", row.id, "stop", "first")
+    assert "no run was ever started here" in told["reason"]
+    invited.audit_file.rename(invited.audit_file.with_name("whole.jsonl"))
+    invited.audit_file.mkdir()
+    assert ordered("stop", run="first").state == "refused"
+    assert "its refusal is not in the audit log" in caplog.text
+
+
 def test_what_cannot_be_done_is_refused_with_the_reason(ordered):
     assert "no run was ever started here" in ordered("stop", run="first").answer
     assert "there is no run other" in ordered("resume", run="other").answer
