@@ -27,8 +27,7 @@ def drawn(page: Any, name: str = "auroc") -> None:
 
 
 def legend(page: Any, name: str = "auroc") -> list[str]:
-    rows = page.locator(f"#plot-{name} .u-legend .u-series:not(.u-off)")
-    return [text.split(":")[0].strip() for text in rows.all_inner_texts()]
+    return page.locator(f"#plot-{name} .u-legend .u-series:not(.u-off) .u-label").all_inner_texts()
 
 
 def test_sites_are_hidden_and_lifted_out_by_keyboard_and_the_worst_stays(done: str, browse: Browse) -> None:
