@@ -134,6 +134,15 @@ def test_one_kind_of_link_is_not_the_other(centre: Engine) -> None:
     assert [item.name for item in accounts.listed(centre)] == ["lin"]
 
 
+def test_a_link_for_a_password_makes_no_admin_even_where_no_account_is_left(centre: Engine) -> None:
+    secret = onetime.invite(centre, accounts.add(centre, "chen", "viewer", None, BY), BY)
+    with writing(centre) as session:
+        session.connection().exec_driver_sql("DELETE FROM accounts")
+    with pytest.raises(AccessError, match=SPENT):
+        onetime.make_first_admin(centre, secret, "eve", GOOD)
+    assert accounts.count(centre) == 0
+
+
 def test_no_link_reaches_the_audit_log(centre: Engine) -> None:
     lin = accounts.add(centre, "lin", "admin", GOOD, BY)
     secret = onetime.invite(centre, lin, BY)

@@ -94,6 +94,14 @@ def test_an_ended_session_is_over_for_every_process(database: str, centre: Engin
         other.dispose()
 
 
+def test_a_session_that_began_while_its_account_was_disabled_is_none(centre: Engine, lin: AccountRow) -> None:
+    accounts.add(centre, "root", "admin", GOOD, BY)
+    accounts.disable(centre, "lin", BY)
+    opened = begun(centre, lin)  # the password was right a moment before
+    assert sessions.known(centre, opened.secret, LIMITS, acts=True) is None
+    assert sessions.alive(centre, [opened.digest], LIMITS) == frozenset()
+
+
 def test_nobody_ends_another_accounts_session(centre: Engine, lin: AccountRow) -> None:
     chen = accounts.add(centre, "chen", "viewer", GOOD, BY)
     opened = begun(centre, lin)

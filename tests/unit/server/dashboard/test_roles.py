@@ -153,6 +153,15 @@ def test_what_an_admin_types_wrongly_is_said_and_changes_nothing(anna: TestClien
     assert anna.get("/accounts/nobody").status_code == 404
 
 
+def test_what_is_wrong_is_said_in_the_readers_language(anna: TestClient) -> None:
+    anna.headers["accept-language"] = "zh-TW,zh;q=0.9"
+    answer = post(anna, "/account/tokens", {"name": "%(x)s", "role": "viewer", "days": "9999"})
+    assert answer.status_code == 422
+    assert "權杖" in answer.text
+    assert "%(x)s" in answer.text
+    assert "expected 1 to" not in answer.text
+
+
 @pytest.mark.parametrize("act", ["disable", "end", "remove"])
 def test_what_an_admin_does_counts_at_once(anna: TestClient, chen: TestClient, act: str) -> None:
     assert chen.get("/").status_code == 200
