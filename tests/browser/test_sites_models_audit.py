@@ -99,6 +99,9 @@ def test_everything_can_be_read_without_scripts(federation: Any, path: str) -> N
     page = federation.open(path, java_script_enabled=False)
     assert page.get_by_role("table").first.is_visible()
     assert page.get_by_role("heading", level=1).is_visible()
+    # What is in it is no text to Playwright, but the browser shows it.
+    assert page.locator("noscript .link").is_visible()
+    assert "connecting" not in page.locator("header").inner_text()
 
 
 def test_on_a_telephone_nothing_scrolls_sideways_in_chinese_either(federation: Any) -> None:

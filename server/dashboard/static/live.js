@@ -9,6 +9,7 @@
   const live = document.getElementById("live");
   const link = document.getElementById("link");
   if (!live || !link) return;
+  link.textContent = link.dataset.first;
 
   let source = null;
   let heard = Date.now();
