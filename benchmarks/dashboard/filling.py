@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import insert, update
+from sqlalchemy import insert, inspect, update
+from sqlalchemy.orm import Session
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
@@ -61,7 +62,10 @@ class BulkWriter(RunWriter):
         """Write what is held in one transaction."""
         with self._transaction() as session:
             for table, rows in self._held.items():
-                session.execute(insert(table), rows)
+                if session.get_bind().dialect.name == "sqlite":
+                    session.execute(insert(table), rows)
+                else:
+                    _copy(session, table, rows)
             session.execute(update(Run).where(Run.id == self.run_id).values(status="running", started=time.time()))
             self._touch(session)
         self._held.clear()
@@ -70,6 +74,19 @@ class BulkWriter(RunWriter):
         for row in rows:
             values = {key: value for key, value in vars(row).items() if not key.startswith("_")}
             self._held[type(row)].append(values)
+
+
+def _copy(session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as PostgreSQL takes them fastest."""
+    columns = {each.key: each.columns[0].name for each in inspect(table).column_attrs if each.key in rows[0]}
+    driver: Any = session.connection().connection.driver_connection
+    with (
+        driver.cursor() as cursor,
+        cursor.copy(f"COPY {table.__tablename__} ({', '.join(columns.values())}) FROM STDIN") as copy,
+    ):
+        for row in rows:
+            values = (row[key] for key in columns)
+            copy.write_row([json.dumps(value) if isinstance(value, dict) else value for value in values])
 
 
 def trouble(server_round: int) -> dict[tuple[int, str], tuple[str, str]]:

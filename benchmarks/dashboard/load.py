@@ -127,24 +127,32 @@ def loaded(
     pages: Pages, keys: tuple[str, str], database: str, run_id: int, given: argparse.Namespace
 ) -> dict[str, Any]:
     """Have viewers look while rounds are written; return delays, seconds of every page, memory and processor time."""
-    path, out, diary = f"/runs/{keys[0]}", pages.folder / "seen.json", pages.folder / "written.jsonl"
-    before = pages.cpu_seconds()
-    viewers = _start("viewers.py", pages.url, path, pages.folder / "cookies", out, stdin=subprocess.PIPE)
-    assert viewers.stdout is not None
-    if viewers.stdout.readline().strip() != b"ready":
-        raise RuntimeError("the viewers did not get their pages; their words are above")
-    row: dict[str, Any] = {"opened_processor": pages.cpu_seconds() - before}
-    time.sleep(SETTLE_SECONDS)
-    count = round(given.seconds / given.every)
-    before, begun = pages.cpu_seconds(), time.monotonic()
-    writer = _start("filling.py", database, run_id, given.rounds + 1, count, given.every, diary)
-    probe = Probe(pages, paths(keys))
-    probe.start()
-    writer.wait()
-    row |= {"processor": pages.cpu_seconds() - before, "wall": time.monotonic() - begun}
-    time.sleep(SETTLE_SECONDS)
-    row["pages"] = probe.end()
-    viewers.communicate(timeout=200)
+    out, diary = pages.folder / "seen.json", pages.folder / "written.jsonl"
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        before = pages.cpu_seconds()
+        words = ("viewers.py", pages.url, f"/runs/{keys[0]}", pages.folder / "cookies", out)
+        started.append(viewers := _start(*words, stdin=subprocess.PIPE))
+        assert viewers.stdout is not None
+        if viewers.stdout.readline().strip() != b"ready":
+            raise RuntimeError("the viewers did not get their pages; their words are above")
+        row: dict[str, Any] = {"opened_processor": pages.cpu_seconds() - before}
+        time.sleep(SETTLE_SECONDS)
+        count = round(given.seconds / given.every)
+        before, begun = pages.cpu_seconds(), time.monotonic()
+        probe = Probe(pages, paths(keys))
+        probe.start()
+        started.append(writer := _start("filling.py", database, run_id, given.rounds + 1, count, given.every, diary))
+        if writer.wait() != 0:
+            raise RuntimeError("the writer ended with an error; its words are above")
+        row |= {"processor": pages.cpu_seconds() - before, "wall": time.monotonic() - begun}
+        row["load"] = round(os.getloadavg()[0], 1)
+        time.sleep(SETTLE_SECONDS)
+        row["pages"] = probe.end()
+        viewers.communicate(timeout=200)
+    finally:
+        for process in started:
+            process.kill()
     row |= delays(json.loads(out.read_text()), [json.loads(line) for line in diary.read_text().splitlines()])
     return row | {"megabytes_peak": pages.peak_megabytes()}
 
@@ -240,7 +248,8 @@ def spread(values: list[float]) -> dict[str, Any]:
 def _start(program: str, *words: object, **how: Any) -> subprocess.Popen[bytes]:
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(HERE / program), *map(str, words)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, **how)
+    # A session of its own, as services have: Linux shares the processor out by session.
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, start_new_session=True, **how)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ Printed by `python benchmarks/dashboard/load.py --out docs/results/dashboard_loa
 `dashboard_load.json`. A record of {rounds} rounds and {sites} sites (figures and tables of believable_run.py), `popmi
 serve` as a person starts it, {viewers} viewers that each open the run, keep its event stream and fetch what the page
 fetches, while a writer adds a round every {every:g} s for {seconds:g} s. {cores} cores for pages, viewers, writer,
-database and whatever else this machine had to do (load average when begun: {load}). A further client asks for one page
+database and whatever else this machine had to do (load average when begun: {load}; *Process* has it at each
+case's end). A further client asks for one page
 after the other: its seconds are under *Pages*. PostgreSQL runs without fsync.
 """
 
@@ -62,13 +63,13 @@ def _process(cases: dict[str, Any]) -> str:
         (
             name, f"{case['cold']['healthz']:.2f}", f"{case['cold']['run']:.2f}", f"{case['megabytes_peak']:.0f}",
             f"{case['opened_processor']:.1f}", f"{case['processor']:.1f}", f"{case['wall']:.0f}",
-            f"{case['megabytes']:.0f}",
+            f"{case['load']:.1f}", f"{case['megabytes']:.0f}",
         )
         for name, case in cases.items()
     ]  # fmt: skip
     head = (
         "database", "cold start to /healthz, s", "to the run's page, s", "peak memory (VmHWM), MB",
-        "processor while viewers open, s", "processor while rounds come, s", "of, s", "record, MB",
+        "processor while viewers open, s", "processor while rounds come, s", "of, s", "load average then", "record, MB",
     )  # fmt: skip
     return _table(head, rows)
 

@@ -55,7 +55,9 @@ class Pages:
         """Start it; it may not answer yet."""
         command = [sys.executable, "-c", POPMI, "serve", *self._words, "--port", str(self._port)]
         with (self.folder / "serve.log").open("ab") as log:
-            self._process = subprocess.Popen(command, env=self._env, cwd=ROOT, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, env=self._env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
 
     def wait_for(self, path: str) -> float:
         """Wait until a path is answered with 200; return when, by the monotonic clock.

@@ -103,8 +103,8 @@ def test_the_page_tells_every_figure(load, load_from):
     took = {"count": 2, "p50": 0.0123, "p95": 0.2, "max": 1.0}
     case = {
         "cold": {"healthz": 1.0, "run": 2.0}, "megabytes": 3.0, "megabytes_peak": 90.0, "opened_processor": 1.0,
-        "processor": 2.0, "wall": 60.0, "event": took, "shown": {"count": 0}, "writing": took, "not_shown": 4,
-        "trouble": {"stream lost": 1}, "pages": {"run": took | {"status": 200, "bytes": 1500}},
+        "processor": 2.0, "wall": 60.0, "load": 3.5, "event": took, "shown": {"count": 0}, "writing": took,
+        "not_shown": 4, "trouble": {"stream lost": 1}, "pages": {"run": took | {"status": 200, "bytes": 1500}},
         "fetched": {"part: /live": took | {"bytes": 2_000_000}}, "viewers_late": took,
     }  # fmt: skip
     found = {
