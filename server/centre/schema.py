@@ -14,7 +14,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 ROLES = ("viewer", "operator", "admin")
 """Each may what those before it may."""
 ORDER_STATES = ("waiting", "done", "refused")
-ORDER_WAYS = ("page", "api")
+"""A row in the state ``remark`` is no order: see ``server.centre.remarks``."""
+ORDER_WAYS = ("page", "api", "terminal")
 
 
 class CentreBase(DeclarativeBase):

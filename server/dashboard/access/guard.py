@@ -102,14 +102,14 @@ class Guard:
             if token is None:
                 return _unknown(request, _UNKNOWN_TOKEN)
             holder = token.account
-            request.state.person = Person(holder.name, token.role, "", token.digest, "api", holder.id)
+            request.state.person = Person(holder.name, token.role, "", token.digest, "api")
             return None
         cookie = cookies.read(request, cookies.SESSION)
         if cookie:
             found = await run_in_threadpool(sessions.known, self._centre, cookie, self._limits, acts=_acts(request))
             if found is not None:
                 holder = found.account
-                request.state.person = Person(holder.name, holder.role, found.csrf, found.digest, "page", holder.id)
+                request.state.person = Person(holder.name, holder.role, found.csrf, found.digest, "page")
                 return None
         if path in OPEN_PATHS or (path == "/metrics" and not self._binding.public):
             return None

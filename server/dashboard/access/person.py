@@ -20,7 +20,6 @@ class Person:
         csrf: What a form of theirs must carry; empty for a token, which no browser sends by itself.
         session: Digest of the session or of the token by which they are known; empty where nobody signs in.
         via: ``page`` for a session, ``api`` for a token, ``open`` where nobody signs in.
-        account_id: The account's number; None where nobody signs in.
     """
 
     name: str = ""
@@ -28,7 +27,6 @@ class Person:
     csrf: str = ""
     session: str = ""
     via: Literal["page", "api", "open"] = "open"
-    account_id: int | None = None
 
     def may(self, role: Role) -> bool:
         """Say whether they may do what ``role`` may."""
