@@ -42,7 +42,7 @@ def test_sites_are_hidden_and_lifted_out_by_keyboard_and_the_worst_stays(done: s
     page.get_by_role("button", name="None but global").focus()
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelectorAll('#plot-auroc .u-legend .u-off').length === 4")
-    assert legend(page)[1:] == ["global", "vienna_dias (worst)"]
+    assert set(legend(page)[1:]) == {"global", "vienna_dias (worst)"}
     page.get_by_label("Highlight").select_option("rosendahl")
     page.get_by_role("button", name="All", exact=True).click()
     page.wait_for_function("document.querySelectorAll('#plot-auroc .u-legend .u-off').length === 0")

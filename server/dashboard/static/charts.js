@@ -22,16 +22,19 @@
   // What a person chose: which scopes to hide, which one to lift out; the same for every chart.
   const choice = { hidden: new Set(), chosen: "" };
   const width = (line, worst) => (line.scope === choice.chosen ? 3.5 : line.style === 0 ? 3 : line.scope === worst ? 2.5 : 1.25);
-  const alpha = (line) => (choice.chosen && line.kind === "site" && line.scope !== choice.chosen ? 0.35 : 1);
+  const plain = (line, worst) => line.kind === "site" && line.scope !== worst && line.scope !== choice.chosen;
+  const alpha = (line, worst, many) => (plain(line, worst) && (choice.chosen || many) ? 0.35 : 1);
+  // What matters is drawn last, on top of the rest.
+  const height = (line, worst) => (line.kind === "global" ? 4 : line.kind === "external" ? 3 : line.scope === choice.chosen ? 2 : line.scope === worst ? 1 : 0);
   // The worst site is always seen.
   const visible = (line, worst) => line.kind === "other" || line.scope === worst || !choice.hidden.has(line.scope);
 
   const series = (line, worst, many) => ({
     label: line.scope === worst ? `${named(line)} (${words.worst})` : named(line),
-    class: [line.scope === worst ? "worst" : "", many && line.kind === "site" && line.scope !== worst && line.scope !== choice.chosen ? "folded" : ""].join(" ").trim() || undefined,
+    class: line.kind === "global" ? "first" : line.scope === worst ? "worst" : many && plain(line, worst) ? "folded" : undefined,
     stroke: () => colour(line.style),
     width: width(line, worst),
-    alpha: alpha(line),
+    alpha: alpha(line, worst, many),
     show: visible(line, worst),
     dash: DASHES[dash(line.style)],
     points: { show: (plot) => plot.data[0].length < 30, size: line.style === 0 ? 6 : 4 },
@@ -87,7 +90,8 @@
     return plot;
   };
 
-  const put = (home, drawing) => {
+  const put = (home, given) => {
+    const drawing = { ...given, lines: [...given.lines].sort((a, b) => height(a, given.worst) - height(b, given.worst)) };
     // Another set of lines, another worst site or another choice is another legend: built anew.
     const looks = drawing.lines.map((line) => [line.scope, line.style, visible(line, drawing.worst)]);
     const shape = JSON.stringify([drawing.worst, choice.chosen, looks]);
