@@ -90,12 +90,51 @@ def test_a_model_is_downloaded_whole(stage: Any, run: dict[str, Any]) -> None:
     assert hashlib.sha256(stage.ask(link)).hexdigest() == recorded
 
 
-def test_a_token_made_on_the_command_line_reads_and_no_more(stage: Any, run: dict[str, Any]) -> None:
+def token_of(stage: Any, name: str, role: str) -> dict[str, str]:
+    """Make an account and a token on the command line; return the token as a header."""
     stage.ask("/")
     account = ("exec", "-T", "dashboard", "popmi", "server", "account")
-    stage.compose(*account, "add", "robot", "--role", "viewer", "--password-file", "-", said="another long sentence\n")
-    told = stage.compose(*account, "token", "robot", "--name", "ci", "--days", "1")
+    stage.compose(*account, "add", name, "--role", role, "--password-file", "-", said="another long sentence\n")
+    told = stage.compose(*account, "token", name, "--name", "ci", "--days", "1", "--role", role)
     token = re.search(r"popmi_[\w-]+", told)
     assert token is not None, told
-    assert status_of(f"{stage.url}/api/v1/runs", Authorization=f"Bearer {token.group()}") == 200
-    assert status_of(f"{stage.url}/accounts", Authorization=f"Bearer {token.group()}") in (401, 403, 200)
+    return {"Authorization": f"Bearer {token.group()}"}
+
+
+def test_a_token_made_on_the_command_line_reads_and_does_no_more(stage: Any, run: dict[str, Any]) -> None:
+    robot = token_of(stage, "robot", "viewer")
+    assert status_of(f"{stage.url}/api/v1/runs", **robot) == 200
+    assert give(stage, robot, "stop", run="compose")[0] == 403
+
+
+def give(stage: Any, who: dict[str, str], kind: str, **arguments: Any) -> tuple[int, dict[str, Any]]:
+    """Give an order; return the answer's status and body."""
+    request = urllib.request.Request(
+        f"{stage.url}/api/v1/orders",
+        data=json.dumps({"kind": kind, "arguments": arguments}).encode(),
+        headers={**who, "Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, {}
+
+
+def test_the_keeper_writes_a_model_as_onnx_that_the_pages_ordered_and_hand_out(stage: Any, run: dict[str, Any]) -> None:
+    operator = token_of(stage, "lin", "operator")
+    status, order = give(stage, operator, "onnx", run="compose", round=2)
+    assert status == 202
+
+    def decided() -> dict[str, Any] | None:
+        found = stage.api(f"/orders/{order['id']}")
+        return dict(found) if found["state"] != "waiting" else None
+
+    answered = stage.until("the keeper answers", decided)
+    assert answered["state"] == "done", answered
+    path = "/home/popmi/server/runs/compose/models/round-002.onnx.json"
+    sheet = json.loads(stage.python("keeper", f"print(open({path!r}).read())"))
+    assert hashlib.sha256(stage.ask(f"/models/{run['key']}/2/model.onnx")).hexdigest() == sheet["sha256"]
+    log = stage.compose("exec", "-T", "keeper", "cat", "/home/popmi/server/audit.jsonl")
+    assert '"model.onnx"' in log
+    assert '"lin"' in log

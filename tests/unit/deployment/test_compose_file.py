@@ -54,7 +54,7 @@ def test_every_service_runs_confined(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert str(service["user"]).split(":")[0] not in ("", "0", "root")
-    assert re.fullmatch(r"\d+[mg]|\$\{(SITE_MEMORY:-3|SUPERLINK_MEMORY:-2)g\}", service["mem_limit"])
+    assert re.fullmatch(r"\d+[mg]|\$\{(SITE_MEMORY:-3|KEEPER_MEMORY:-3|SUPERLINK_MEMORY:-2)g\}", service["mem_limit"])
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
     assert service["pids_limit"] > 0
     assert not service.keys() & {"privileged", "network_mode", "pid", "ipc", "devices", "cap_add"}
