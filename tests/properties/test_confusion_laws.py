@@ -68,13 +68,15 @@ def with_cells(known: Knowledge, told) -> Knowledge:
 
 
 def small_counts(table: np.ndarray, summary: ScoreSummary, told) -> list[np.ndarray]:
-    """Return every count below the smallest cell that is not told: cells, misses, false alarms, withheld classes."""
+    """Return every count below the smallest cell that is not told: cells, misses, false alarms and so on."""
     size, few = len(table), summary.min_cell
     cells = [mask(size, r, c) for r, c in itertools.product(range(size), repeat=2) if told[r][c] is None]
     misses = [mask(size, c, slice(None), diagonal=0) for c in range(size)]
     alarms = [mask(size, slice(None), c, diagonal=0) for c in range(size)]
     classes = [mask(size, c, slice(None)) for c in np.flatnonzero(~summary.told)]
-    return [count for count in (*cells, *misses, *alarms, *classes) if (count * table).sum() < few]
+    # Right rejections: neither of the class nor called so.
+    rejections = [1 - mask(size, c, slice(None)) - alarms[c] for c in np.flatnonzero(summary.told)]
+    return [count for count in (*cells, *misses, *alarms, *classes, *rejections) if (count * table).sum() < few]
 
 
 def vague(count: int) -> Runs:
