@@ -1,10 +1,10 @@
 """A site's confusion table as it may be told, and the tables of all sites together.
 
 A count below ``min_cell``, zero included, is hidden, and so are further ones. The promise: of every count below
-``min_cell`` that is not told (cells; of a class: hits, misses, false alarms, the rest; a withheld class) told cells rule out
-nothing: whatever numbers below ``min_cell`` it could have by the site's score summary and the exact number of hits, it
-can still have. So hidden cells cannot be reckoned from sums. No claim is made about several rounds together, nor about
-single sites' exact figures beside accuracy.
+``min_cell`` that is not told (a cell; hits, misses, false alarms and the rest of a class; a withheld class) the told
+cells rule out nothing: whatever numbers below ``min_cell`` it could have by the site's score summary and the exact
+number of hits, it can still have. So hidden cells cannot be reckoned from sums. No claim is made about several rounds
+together, nor about single sites' exact figures beside accuracy.
 """
 
 from __future__ import annotations
