@@ -9,7 +9,7 @@
   const live = document.getElementById("live");
   const link = document.getElementById("link");
   if (!live || !link) return;
-  link.textContent = link.dataset.first;
+  link.textContent = link.dataset.begin;
 
   let source = null;
   let heard = Date.now();

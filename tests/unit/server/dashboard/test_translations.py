@@ -22,7 +22,7 @@ TEMPLATES = ROOT / "server" / "dashboard" / "templates"
 STATIC = ROOT / "server" / "dashboard" / "static"
 CATALOGUE = ROOT / "server" / "dashboard" / "locale" / "zh_Hant" / "LC_MESSAGES" / "dashboard.po"
 SPOKEN = frozenset(
-    {"aria-label", "title", "alt", "placeholder", "aria-description", "data-first", "data-live", "data-lost"}
+    {"aria-label", "title", "alt", "placeholder", "aria-description", "data-begin", "data-live", "data-lost"}
 )
 SAME_EVERYWHERE = re.compile(
     r"POPMI|SHA-256|SHA256|API|CSV|JSON|ONNX|[\w\ufffc-]+\.(?:csv|jsonl|json|html|md|zip|toml)|LEE|AUROC|AUPRC|ECE|UTC|TOML"
