@@ -35,7 +35,7 @@ def test_the_list_names_every_run_with_state_and_progress(written: Callable[...,
     written("first", rounds=2)
     with browsing(written("second", rounds=3, phantom=False, data_name="dermoscopy")) as client:
         page = client.get("/").text
-    assert page.index("second") < page.index("first")
+    assert page.index("/runs/second") < page.index("/runs/first")
     assert "3 of 3 rounds" in page
     assert "finished" in page
 
