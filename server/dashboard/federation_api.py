@@ -43,7 +43,7 @@ def sites(request: Request) -> SitesAnswer:
     return SitesAnswer(sites=[_site(line) for line in found.lines], told=told.time, trouble=trouble)
 
 
-@router.get("/sites/{name}", responses=UNKNOWN | UNREAD)
+@router.get("/sites/{name:path}", responses=UNKNOWN | UNREAD)
 def site(request: Request, name: str) -> SiteAnswer:
     """One site with every run it took part in."""
     found, _, _ = all_sites(request)

@@ -47,7 +47,20 @@ def sites_csv(request: Request) -> Response:
     return table_file("sites.csv", COLUMNS, (_cells(line) for line in found.lines))
 
 
-@router.get("/sites/{name}")
+@router.get("/sites/{name:path}/rounds.csv")
+def site_rounds_csv(request: Request, name: str, run: str) -> Response:
+    """What a site did in every round of one run, as a file."""
+    found, _, _ = all_sites(request)
+    chosen = _chosen(found.find(name), run)
+    assert chosen is not None
+    reader, run_id = request.app.state.catalogue.open(chosen.key)
+    text = as_csv("sites", site_rounds(reader, run_id, site=name))
+    headers = {"Content-Disposition": disposition(f"{name}-{chosen.run}-rounds.csv")}
+    return Response(text.encode("utf-8", "replace"), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+# A simulation calls its sites as it likes, also with a slash.
+@router.get("/sites/{name:path}")
 def site_page(request: Request, name: str, run: str | None = None, split: str | None = None) -> Response:
     """One site; ``run`` picks the run that is shown, by default its newest."""
     found, sites, status = all_sites(request)
@@ -61,18 +74,6 @@ def site_page(request: Request, name: str, run: str | None = None, split: str | 
     return render_live(
         request, "site", line=line, chosen=chosen, view=view, told=sites, server=status.mapping(), now=time.time()
     )
-
-
-@router.get("/sites/{name}/rounds.csv")
-def site_rounds_csv(request: Request, name: str, run: str) -> Response:
-    """What a site did in every round of one run, as a file."""
-    found, _, _ = all_sites(request)
-    chosen = _chosen(found.find(name), run)
-    assert chosen is not None
-    reader, run_id = request.app.state.catalogue.open(chosen.key)
-    text = as_csv("sites", site_rounds(reader, run_id, site=name))
-    headers = {"Content-Disposition": disposition(f"{name}-{chosen.run}-rounds.csv")}
-    return Response(text.encode("utf-8", "replace"), media_type="text/csv; charset=utf-8", headers=headers)
 
 
 def _chosen(line: SiteLine, key: str | None) -> SiteInRun | None:

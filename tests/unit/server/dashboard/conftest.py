@@ -44,7 +44,7 @@ class AsPerson:
     """Has every request come from one person, as the guard would after a login."""
 
     def __init__(self, app: ASGIApp, role: Role) -> None:
-        self._app, self._person = app, Person("lin", role, "token", "digest", "page", 1)
+        self._app, self._person = app, Person("lin", role, "token", "digest", "page")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import re
 import time
@@ -171,6 +172,25 @@ def test_the_table_is_a_file_that_no_spreadsheet_runs(tmp_path: Path, visiting: 
     assert {row["site"] for row in rows} == {"'=cmd()", SCRIPT}
     assert SCRIPT not in page
     assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize("name", ["a/b", SCRIPT, "x y", "50%", "..", "é", "rounds.csv", "a?b#c"])
+def test_a_site_of_any_name_has_its_page(tmp_path: Path, visiting: Visit, believable: ModuleType, name: str) -> None:
+    home = tmp_path / "runs" / "odd"
+    home.mkdir(parents=True)
+    with RunWriter(home / "record.sqlite", heartbeat=0) as writer:
+        believable.begin(writer, rounds=1, name="odd", sites=(name, "other"))
+        believable.add_round(writer, 1, sites=(name, "other"))
+    with visiting(tmp_path / "runs") as client:
+        linked = [html.unescape(link) for link in re.findall(r'href="(/sites/[^"?]+)"', client.get("/sites").text)]
+        (mine,) = [link for link in linked if link != "/sites/other"]
+        # A browser takes a step up out of a path, so this one name cannot have a page; nothing breaks by it.
+        expected = 404 if name == ".." else 200
+        assert client.get(mine).status_code in (expected, 200)
+        if expected == 200:
+            assert f"<h1>{html.escape(name)}</h1>" in client.get(mine).text
+            assert client.get(f"{mine}/rounds.csv?run=odd").text.count(",train,") == 1
+            assert client.get(f"/api/v1{mine}").json()["name"] == name
 
 
 def test_without_a_site_the_page_says_what_to_do(tmp_path: Path, visiting: Visit, federation: Any) -> None:
