@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 MOST_BYTES = 48_000_000
+LARGE = 100_000
+"""Bytes from which a part is packed by who makes it: packing takes long, and many wait."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Kept:
                     return found
             try:
                 made = part(make(), digest() if digest is not None else None)
+                _ = made.packed if len(made.data) >= LARGE else None
                 self._keep(key, made)
             finally:
                 with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -94,3 +95,20 @@ def test_the_best_depends_on_which_way_is_better_and_two_of_one_name_are_told_ap
     same = compare(["first", "second"], [held[0], held[0]], None, "")
     assert same.labels == ("r2 (first)", "r2 (second)")
     assert [item.best for item in dict(same.figures)["auroc"]] == [True, True]
+
+
+def test_names_that_are_scripts_are_only_text(written: Callable[..., Path]) -> None:
+    script = "<script>alert(1)</script>"
+    written("plain", rounds=1)
+    runs = written("odd<b>", rounds=1)
+    with sqlite3.connect(runs / "odd<b>" / "record.sqlite") as record:
+        record.execute("UPDATE runs SET name = ?, strategy = ?", (script, script))
+    with TestClient(create_app(runs), base_url=LOCAL) as client:
+        pages = [
+            client.get("/compare", params={"run": ["plain", "odd<b>"]}).text,
+            client.get("/compare/curves/auroc", params={"run": ["plain", "odd<b>"]}).text,
+            client.get("/", params={"q": script}).text,
+        ]
+    for page in pages:
+        assert "<script>alert" not in page
+        assert "&lt;script&gt;alert" in page
