@@ -17,9 +17,11 @@ from server.centre.opening import writing
 from server.centre.passwords import check_new, hashed, is_outdated, matches
 from server.centre.people import ROLES, AccountRow, Doer, Role
 from server.centre.remarks import remark
-from server.centre.schema import Account, LoginSession
+from server.centre.schema import Account, LoginSession, Secret
 from server.centre.words import N_
 
+INVITED = "password:"
+"""What the name of every link begins with by which somebody chooses a password."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 
 
@@ -89,7 +91,7 @@ def sign_in(centre: Engine, name: str, password: str) -> AccountRow | None:
 
 
 def set_password(centre: Engine, name: str, password: str, by: Doer, *, but: str | None = None) -> tuple[str, ...]:
-    """Give an account another password and end its sessions, except the one with the digest ``but``.
+    """Give an account another password and end its sessions, except the one with the digest ``but``; a link is spent.
 
     Returns the digests of the sessions that ended.
 
@@ -101,6 +103,7 @@ def set_password(centre: Engine, name: str, password: str, by: Doer, *, but: str
     with writing(centre) as session:
         account = _account(session, name)
         account.password = kept
+        end_invitation(session, account)
         remark(session, "account.password", by, account=account.name)
         return end_sessions(session, account.id, but=but)
 
@@ -119,7 +122,7 @@ def set_role(centre: Engine, name: str, role: str, by: Doer) -> None:
 
 
 def disable(centre: Engine, name: str, by: Doer) -> tuple[str, ...]:
-    """Let nobody in by an account, and end its sessions; returns their digests. Its tokens rest as well.
+    """Let nobody in by an account, and end its sessions; returns their digests. Its tokens rest, its link is spent.
 
     Raises:
         AccessError: If there is no such account, or no admin would be left.
@@ -127,6 +130,7 @@ def disable(centre: Engine, name: str, by: Doer) -> tuple[str, ...]:
     with writing(centre) as session, _an_admin_stays(session):
         account = _account(session, name)
         account.disabled = True
+        end_invitation(session, account)
         remark(session, "account.disabled", by, account=account.name)
         return end_sessions(session, account.id)
 
@@ -152,6 +156,7 @@ def remove(centre: Engine, name: str, by: Doer) -> tuple[str, ...]:
     with writing(centre) as session, _an_admin_stays(session):
         account = _account(session, name)
         ended = end_sessions(session, account.id)
+        end_invitation(session, account)
         session.delete(account)
         remark(session, "account.removed", by, account=account.name)
         return ended
@@ -163,6 +168,19 @@ def end_sessions(session: Session, account_id: int, *, but: str | None = None) -
     ended = [digest for digest in session.scalars(select(LoginSession.digest).where(chosen)) if digest != but]
     session.execute(delete(LoginSession).where(chosen, LoginSession.digest.in_(ended)))
     return tuple(ended)
+
+
+def invitation(account: Account) -> str:
+    """Return the name under which the account's one-time link is kept.
+
+    With the time of its making: SQLite gives the number of a removed account to the next one.
+    """
+    return f"{INVITED}{account.id}:{account.created:.6f}"
+
+
+def end_invitation(session: Session, account: Account) -> None:
+    """Let an account's one-time link be good for nothing any more, within a transaction."""
+    session.execute(delete(Secret).where(Secret.name == invitation(account)))
 
 
 def clean_name(name: str) -> str:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from popmi_core.errors import AccessError
-from server.centre.accounts import clean_name, end_sessions, insert, row
+from server.centre.accounts import INVITED, clean_name, end_sessions, insert, invitation, row
 from server.centre.opening import writing
 from server.centre.passwords import check_new, hashed
 from server.centre.people import AccountRow, Doer
@@ -24,7 +24,6 @@ from server.centre.words import N_
 FIRST = "first-admin"
 FIRST_SECONDS = 3600.0
 INVITATION_SECONDS = 24 * 3600.0
-_INVITED = "password:"
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,17 @@ def first_admin(centre: Engine) -> str | None:
 
 
 def invite(centre: Engine, account: AccountRow, by: Doer) -> str:
-    """Return a new secret by which the account's owner chooses a password, good for a day."""
+    """Return a new secret by which the account's owner chooses a password, good for a day.
+
+    Raises:
+        AccessError: If the account is gone.
+    """
     with writing(centre) as session:
+        found = session.get(Account, account.id)
+        if found is None or found.created != account.created:
+            raise AccessError(N_("account %(name)s: it was removed in the meantime."), name=account.name)
         remark(session, "account.invited", by, account=account.name)
-        return _new(session, f"{_INVITED}{account.id}", INVITATION_SECONDS)
+        return _new(session, invitation(found), INVITATION_SECONDS)
 
 
 def purpose(centre: Engine, secret: str) -> Purpose:
@@ -119,8 +125,9 @@ def _use(session: Session, secret: str) -> str:
 
 
 def _invited(session: Session, name: str) -> Account:
-    account = session.get(Account, int(name.removeprefix(_INVITED))) if name.startswith(_INVITED) else None
-    if account is None or account.disabled:
+    number = name.removeprefix(INVITED).partition(":")[0] if name.startswith(INVITED) else ""
+    account = session.get(Account, int(number)) if number else None
+    if account is None or account.disabled or invitation(account) != name:
         raise _spent()
     return account
 

@@ -44,9 +44,10 @@ def add(request: Request, name: Text = "", role: Text = "viewer") -> Response:
     centre, by = _admin(request)
     try:
         made = accounts.add(centre, name, role, None, by)
+        secret = onetime.invite(centre, made, by)
     except AccessError as error:
         return _page(request, 422, wrong=error.text, values=error.values, name=name)
-    return _one(request, made.name, link=_link(request, onetime.invite(centre, made, by)))
+    return _one(request, made.name, link=_link(request, secret))
 
 
 @router.get("/accounts/{name}")
@@ -83,7 +84,12 @@ def end(request: Request, name: str) -> Response:
 def link(request: Request, name: str) -> Response:
     """Make a new link by which the owner chooses a password; the old password stays good until it is used."""
     centre, by = _admin(request)
-    return _one(request, name, link=_link(request, onetime.invite(centre, _account(centre, name), by)))
+    account = _account(centre, name)
+    try:
+        secret = onetime.invite(centre, account, by)
+    except AccessError as error:
+        return _page(request, 422, wrong=error.text, values=error.values)
+    return _one(request, name, link=_link(request, secret))
 
 
 @router.post("/accounts/{name}/remove")

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.engine import Engine
 
 from popmi_core.errors import AccessError
@@ -14,7 +14,7 @@ from server.centre import accounts, onetime, sessions
 from server.centre.opening import writing
 from server.centre.people import Doer
 from server.centre.remarks import unwritten
-from server.centre.schema import Secret
+from server.centre.schema import Account, Secret
 from server.centre.sessions import SessionLimits
 
 GOOD, BETTER = "correct horse battery", "seven quiet green hills"
@@ -121,6 +121,45 @@ def test_a_link_of_an_account_that_may_not_sign_in_is_good_for_nothing(centre: E
     for act in (lambda: onetime.purpose(centre, secret), lambda: onetime.choose_password(centre, secret, BETTER)):
         with pytest.raises(AccessError, match=SPENT):
             act()
+
+
+def test_an_old_link_is_no_way_into_a_new_account_of_the_same_number(centre: Engine) -> None:
+    accounts.add(centre, "root", "admin", GOOD, BY)
+    old = accounts.add(centre, "old", "viewer", None, BY)
+    secret = onetime.invite(centre, old, BY)
+    with writing(centre) as session:
+        kept = session.scalars(select(Secret)).one()
+        told = {"name": kept.name, "digest": kept.digest, "expires": kept.expires}
+    accounts.remove(centre, "old", BY)
+    with pytest.raises(AccessError, match="it was removed in the meantime"):
+        onetime.invite(centre, old, BY)
+    accounts.add(centre, "boss", "admin", None, BY)
+    with writing(centre) as session:
+        assert session.scalars(select(Secret)).all() == []
+        # As SQLite numbers accounts; and a link that was left behind all the same.
+        session.execute(update(Account).where(Account.name == "boss").values(id=old.id))
+        session.add(Secret(**told))
+    for act in (lambda: onetime.purpose(centre, secret), lambda: onetime.choose_password(centre, secret, BETTER)):
+        with pytest.raises(AccessError, match=SPENT):
+            act()
+    assert accounts.find(centre, "boss").invited
+
+
+def test_a_link_is_spent_once_the_password_is_another(centre: Engine) -> None:
+    lin = accounts.add(centre, "lin", "admin", GOOD, BY)
+    secret = onetime.invite(centre, lin, BY)
+    accounts.set_password(centre, "lin", BETTER, BY)
+    with pytest.raises(AccessError, match=SPENT):
+        onetime.purpose(centre, secret)
+
+
+def test_a_link_stays_spent_when_a_disabled_account_is_let_in_again(centre: Engine) -> None:
+    accounts.add(centre, "root", "admin", GOOD, BY)
+    secret = onetime.invite(centre, accounts.add(centre, "chen", "viewer", None, BY), BY)
+    accounts.disable(centre, "chen", BY)
+    accounts.enable(centre, "chen", BY)
+    with pytest.raises(AccessError, match=SPENT):
+        onetime.purpose(centre, secret)
 
 
 def test_one_kind_of_link_is_not_the_other(centre: Engine) -> None:
