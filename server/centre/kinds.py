@@ -95,3 +95,5 @@ def parse_order(kind: str, arguments: Any) -> BaseModel:
             for item in error.errors(include_input=False, include_url=False)
         )
         raise ConfigError(f"the order {kind} cannot be given: {told}. Correct it.") from error
+    except RecursionError as error:
+        raise ConfigError(f"the order {kind} cannot be given: it lies too deep within itself. Correct it.") from error

@@ -146,7 +146,7 @@ def withdraw(engine: Engine, number: int, by: Doer, *, clock: Callable[[], float
         RunError: If the centre cannot be written now.
     """
     with reaching(engine, "take an order back"), writing(engine) as session:
-        found = session.get(Order, number, with_for_update=True)
+        found = session.get(Order, number, with_for_update=True) if number < 2**31 else None
         if found is None or found.state != "waiting" or found.decided is not None:
             return False
         found.state, found.answer, found.decided = "refused", f"withdrawn by {by.who}", clock()

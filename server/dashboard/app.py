@@ -27,6 +27,7 @@ from server.dashboard.access.answers import away, refused
 from server.dashboard.access.binding import Binding
 from server.dashboard.access.described import describe
 from server.dashboard.access.guard import Guard
+from server.dashboard.access.unforeseen import Unforeseen
 from server.dashboard.catalogue import NotFound, open_catalogue
 from server.dashboard.events import Watcher
 from server.dashboard.language import N_
@@ -93,6 +94,7 @@ def create_app(
     # The last one added is the first one asked. Event streams are not packed, nor what was packed once for many.
     app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=4)
     app.add_middleware(Guard, binding=binding, centre=centre, limits=limits)
+    app.add_middleware(Unforeseen)
     app.add_middleware(Hardened, binding=binding)
     app.mount("/static", StaticFiles(directory=STATIC))
     _add_routes(app)

@@ -60,6 +60,9 @@ PRIVACY = (
 )
 PRIVACY_AT_FIRST = {"target_epsilon": "3.0", "target_delta": "1e-05", "max_grad_norm": "1.0"}
 LONGEST_TOML = 20_000
+DEEPEST_TOML = 10
+"""Tables within tables of a description; real ones have four."""
+_TOO_DEEP = N_("There are more brackets or names within one another than a run's description has.")
 
 
 @dataclass(frozen=True)
@@ -184,10 +187,26 @@ def _parse_toml(text: str, wrong: dict[str, str]) -> dict[str, Any]:
         wrong["toml"] = N_("This is too long for a run's description.")
         return {}
     try:
-        return tomllib.loads(text.replace("\r\n", "\n"))
+        told = tomllib.loads(text.replace("\r\n", "\n"))
     except tomllib.TOMLDecodeError as error:
         wrong["toml"] = f"TOML: {error}"
         return {}
+    except RecursionError:
+        wrong["toml"] = _TOO_DEEP
+        return {}
+    if _is_deep(told):
+        wrong["toml"] = _TOO_DEEP
+        return {}
+    return told
+
+
+def _is_deep(told: Mapping[str, Any]) -> bool:
+    """Say whether tables or lists lie too deep within one another; looked at layer by layer, not by recursion."""
+    layer: list[Any] = [told]
+    for _ in range(DEEPEST_TOML):
+        inner = [list(item.values()) if isinstance(item, Mapping) else item for item in layer]
+        layer = [one for item in inner for one in item if isinstance(one, Mapping | list)]
+    return bool(layer)
 
 
 def _doubles(rest: Mapping[str, Any], wrong: dict[str, str]) -> None:

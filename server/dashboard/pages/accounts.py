@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Form, Path, Request
 from sqlalchemy.engine import Engine
 from starlette.responses import RedirectResponse, Response
 
@@ -21,6 +21,7 @@ from server.dashboard.rendering import render
 
 router = APIRouter(include_in_schema=False)
 Text = Annotated[str, Form()]
+Number = Annotated[int, Path(ge=1, lt=2**31)]
 DONE = {
     "role": N_("The role is changed; it counts from now on."),
     "disable": N_("The account is disabled: it is signed out everywhere, and its tokens rest."),
@@ -101,7 +102,7 @@ def remove(request: Request, name: str, typed: Text = "") -> Response:
 
 
 @router.post("/accounts/{name}/tokens/{number}/revoke")
-def revoke(request: Request, name: str, number: int) -> Response:
+def revoke(request: Request, name: str, number: Number) -> Response:
     """Let one of the account's tokens in no more."""
 
     def work(centre: Engine, by: Doer) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Form, Path, Query, Request
 from sqlalchemy.engine import Engine
 from starlette.datastructures import FormData
 from starlette.responses import RedirectResponse, Response
@@ -29,6 +29,7 @@ from server.dashboard.rendering import render, render_live
 
 router = APIRouter(include_in_schema=False)
 Text = Annotated[str, Form(max_length=4000)]
+Number = Annotated[int, Path(ge=0, lt=2**31)]
 ORDERS_A_PAGE = 30
 _UNTYPED = N_("The name that was typed is not the site's. Nothing was ordered.")
 _NO_REASON = N_("Say why: the rounds and the audit log tell it.")
@@ -63,7 +64,7 @@ class Asked:
 
 
 @router.get("/act")
-def overview(request: Request, before: int | None = None) -> Response:
+def overview(request: Request, before: Annotated[int | None, Query(ge=0)] = None) -> Response:
     """What can be done, and the newest orders."""
     centre: Engine | None = request.app.state.centre
     seen = Seen.by(request)
@@ -99,7 +100,7 @@ def order(request: Request, number: int) -> Response:
 
 
 @router.post("/act/orders/{number}/withdraw")
-def take_back(request: Request, number: int) -> Response:
+def take_back(request: Request, number: Number) -> Response:
     """Take an order back that nobody has taken up."""
     person = allow(request, "operator")
     withdraw(centre_of(request), number, person.doer())

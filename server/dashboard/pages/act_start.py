@@ -63,7 +63,7 @@ def order(request: Request, given: Given) -> Response:
     try:
         config = json.loads(str(given.get("config", "")))
         number = give_order(centre_of(request), "start", {"name": str(given.get("name", "")), "config": config}, person)
-    except (ValueError, ConfigError) as error:
+    except (ValueError, RecursionError, ConfigError) as error:
         planned, sites = _planned(request)
         wrong = str(error) if isinstance(error, ConfigError) else _LOST
         return _form(request, fill(planned, sites), {"": wrong})
