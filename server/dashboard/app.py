@@ -32,7 +32,7 @@ from server.dashboard.catalogue import NotFound, open_catalogue
 from server.dashboard.events import Watcher
 from server.dashboard.language import N_
 from server.dashboard.methods import not_so
-from server.dashboard.pages import account, accounts, act, act_confirm, act_start, signin
+from server.dashboard.pages import account, accounts, act, act_confirm, act_start, files, signin
 from server.dashboard.pages import audit as audit_pages
 from server.dashboard.pages import compare as compare_pages
 from server.dashboard.pages import models as models_pages
@@ -106,7 +106,7 @@ def create_app(
 def _add_routes(app: FastAPI) -> None:
     for module in (api, federation_api, orders_api, metrics):
         app.include_router(module.router)
-    for module in (runs_pages, run_pages, compare_pages, models_pages, audit_pages, sites_pages):
+    for module in (files, runs_pages, run_pages, compare_pages, models_pages, audit_pages, sites_pages):
         app.include_router(module.router)
     for module in (signin, account, accounts):
         app.include_router(module.router)

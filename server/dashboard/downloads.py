@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from starlette.responses import Response
+
+from server.dashboard.catalogue import NotFound
 
 
 def disposition(name: str) -> str:
@@ -26,6 +29,21 @@ def table_file(name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]])
     writer.writerows([cell(value) for value in row] for row in rows)
     payload = out.getvalue().encode("utf-8", "replace")
     return Response(payload, media_type="text/csv; charset=utf-8", headers={"Content-Disposition": disposition(name)})
+
+
+def table_in(form: str, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Response:
+    """Return a table as the file ``name.form``: *csv*, or *json*, a list with an object a row; unknown is null there.
+
+    Raises:
+        NotFound: If the form is another.
+    """
+    if form == "csv":
+        return table_file(f"{name}.csv", columns, rows)
+    if form != "json":
+        raise NotFound(form)
+    text = json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=1, ensure_ascii=False)
+    headers = {"Content-Disposition": disposition(f"{name}.json")}
+    return Response(text.encode("utf-8", "replace"), media_type="application/json", headers=headers)
 
 
 def table_row(values: Iterable[Any]) -> str:

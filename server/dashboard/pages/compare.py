@@ -13,7 +13,7 @@ from server.dashboard.answers import answer, html
 from server.dashboard.catalogue import NotFound
 from server.dashboard.charts import Chart
 from server.dashboard.comparing import MOST_RUNS, Comparison, compare
-from server.dashboard.downloads import table_file
+from server.dashboard.downloads import table_in
 from server.dashboard.health import judge
 from server.dashboard.kept import Part
 from server.dashboard.language import N_, language_of
@@ -32,7 +32,7 @@ def compare_page(request: Request, run: Runs = [], split: str | None = None, met
     if not 2 <= len(keys) <= MOST_RUNS:
         text = said(N_("Choose two to %(most)s runs on the list of runs; %(got)s came."), most=MOST_RUNS, got=len(keys))
         return render(request, "comparing.html", status=400, text=text)
-    found = _compare(request, keys, split, metric)
+    found = compared(request, keys, split, metric)
     parts, query = {"compare": _part(request, found)}, _query(found)
     version = request.app.state.watcher.fresh(None)
     return render(request, "compare.html", parts=parts, found=found, query=query, version=version)
@@ -48,7 +48,7 @@ def compare_live(
 ) -> Response:
     """The tables again, where they changed."""
     try:
-        return html(changed({"compare": _part(request, _compare(request, run, split, metric))}, have.split(".")))
+        return html(changed({"compare": _part(request, compared(request, run, split, metric))}, have.split(".")))
     except RunError as error:
         return render(request, "_trouble.html", name="compare", text=str(error))
 
@@ -56,7 +56,7 @@ def compare_live(
 @router.get("/series")
 def compare_series(request: Request, run: Runs = [], split: str | None = None, metric: str = "") -> Response:  # noqa: B006
     """The points of the curves."""
-    found = _compare(request, run, split, metric)
+    found = compared(request, run, split, metric)
     sections: RunSections = request.app.state.sections
     language = language_of(request)
     key = ("compared", found.keys, found.epoch, found.split, found.metric, language)
@@ -64,25 +64,26 @@ def compare_series(request: Request, run: Runs = [], split: str | None = None, m
     return answer(request, part, "application/json")
 
 
-@router.get("/curves/{name}.csv")
-def compared_csv(request: Request, name: str, run: Runs = [], split: str | None = None) -> Response:  # noqa: B006
+@router.get("/curves/{name}.{form}")
+def compared_file(request: Request, name: str, form: str, run: Runs = [], split: str | None = None) -> Response:  # noqa: B006
     """One figure of all runs as a file."""
-    found = _compare(request, run, split, name)
+    found = compared(request, run, split, name)
     chart = _chart(found, name)
     rows = ([number, *(line.values[place] for line in chart.lines)] for place, number in enumerate(chart.rounds))
-    return table_file(f"compared-{name}-{found.split}.csv", ["round", *(line.scope for line in chart.lines)], rows)
+    return table_in(form, f"compared-{name}-{found.split}", ["round", *(line.scope for line in chart.lines)], rows)
 
 
 @router.get("/curves/{name}")
 def compared_table(request: Request, name: str, run: Runs = [], split: str | None = None) -> Response:  # noqa: B006
     """One figure of all runs as a table."""
-    found = _compare(request, run, split, name)
+    found = compared(request, run, split, name)
     part = request.headers.get("hx-request") == "true"
     chart, query = _chart(found, name), _query(found)
     return render(request, "_compared.html" if part else "compared.html", chart=chart, query=query, limit=50)
 
 
-def _compare(request: Request, keys: list[str], split: str | None, metric: str) -> Comparison:
+def compared(request: Request, keys: list[str], split: str | None, metric: str) -> Comparison:
+    """Return the comparison of these runs; ``NotFound`` for one that is not there."""
     keys = list(dict.fromkeys(keys))[:MOST_RUNS]
     if not keys:
         raise NotFound("no run")

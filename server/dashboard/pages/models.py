@@ -11,7 +11,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from popmi_core.errors import RunError
 from server.dashboard.catalogue import FolderCatalogue, NotFound
-from server.dashboard.downloads import disposition, table_file
+from server.dashboard.downloads import disposition, table_in
 from server.dashboard.keeping import kept_card, kept_models
 from server.dashboard.language import N_
 from server.dashboard.modelbook import (
@@ -72,12 +72,12 @@ def models_page(request: Request, run: str | None = None, first: Annotated[int, 
     )
 
 
-@router.get("/models.csv")
-def models_csv(request: Request, run: str | None = None) -> Response:
+@router.get("/models.{form}")
+def models_file(request: Request, form: str, run: str | None = None) -> Response:
     """The same table as a file; of one run, all its models."""
     where = shelves(request)
     lines = chosen_models(where)[0] if run is None else run_models(where, run, last=1_000_000).lines
-    return table_file("models.csv", COLUMNS, (_cells(line) for line in lines))
+    return table_in(form, "models", COLUMNS, (_cells(line) for line in lines))
 
 
 @router.get("/models/{key}/{server_round}")

@@ -15,7 +15,7 @@ from server.dashboard.answers import answer, html, stream
 from server.dashboard.attendance import attendance_of
 from server.dashboard.catalogue import NotFound
 from server.dashboard.charts import Chart
-from server.dashboard.downloads import disposition, table_file
+from server.dashboard.downloads import disposition, table_in
 from server.dashboard.events import version_of
 from server.dashboard.exports import as_csv, as_json, rows_of
 from server.dashboard.language import language_of
@@ -89,15 +89,15 @@ def run_series(request: Request, key: str, split: str | None = None, epoch: str 
     return answer(request, sections.series(asked, view, epoch, since or 0), "application/json")
 
 
-@router.get("/{key}/curves/{name}.csv")
-def curve_csv(request: Request, key: str, name: str, split: str | None = None) -> Response:
+@router.get("/{key}/curves/{name}.{form}")
+def curve_file(request: Request, key: str, name: str, form: str, split: str | None = None) -> Response:
     """One chart's whole table as a file."""
     _, asked, view = _asked(request, key, split, None, None, None)
     chart = _chart(view, name, 0)
     rows: Iterator[list[object]] = (
         [number, *(line.values[place] for line in chart.lines)] for place, number in enumerate(chart.rounds)
     )
-    return table_file(f"{key}-{name}-{asked.split}.csv", ["round", *(line.scope for line in chart.lines)], rows)
+    return table_in(form, f"{key}-{name}-{asked.split}", ["round", *(line.scope for line in chart.lines)], rows)
 
 
 @router.get("/{key}/curves/{name}")

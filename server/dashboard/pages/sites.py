@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.dashboard.catalogue import NotFound
-from server.dashboard.downloads import disposition, table_file
-from server.dashboard.exports import as_csv
+from server.dashboard.downloads import table_in
 from server.dashboard.keeping import Told, code_hashes, kept_sites, told
 from server.dashboard.rendering import render_live
 from server.dashboard.sections import RunSections
 from server.dashboard.sitebook import SiteBook, SiteInRun, SiteLine, SiteList
 from server.dashboard.siteview import view_site
+from server.store import SiteRow
 from server.store.looks import site_rounds
 
 router = APIRouter(include_in_schema=False)
@@ -40,23 +41,23 @@ def sites_page(request: Request) -> Response:
     return render_live(request, "sites", found=found, told=sites, server=status.mapping(), now=time.time())
 
 
-@router.get("/sites.csv")
-def sites_csv(request: Request) -> Response:
+@router.get("/sites.{form}")
+def sites_file(request: Request, form: str) -> Response:
     """The same table as a file."""
     found, _, _ = all_sites(request)
-    return table_file("sites.csv", COLUMNS, (_cells(line) for line in found.lines))
+    return table_in(form, "sites", COLUMNS, (_cells(line) for line in found.lines))
 
 
-@router.get("/sites/{name:path}/rounds.csv")
-def site_rounds_csv(request: Request, name: str, run: str) -> Response:
+@router.get("/sites/{name:path}/rounds.{form}")
+def site_rounds_file(request: Request, name: str, form: str, run: str) -> Response:
     """What a site did in every round of one run, as a file."""
     found, _, _ = all_sites(request)
     chosen = _chosen(found.find(name), run)
     assert chosen is not None
     reader, run_id = request.app.state.catalogue.open(chosen.key)
-    text = as_csv("sites", site_rounds(reader, run_id, site=name))
-    headers = {"Content-Disposition": disposition(f"{name}-{chosen.run}-rounds.csv")}
-    return Response(text.encode("utf-8", "replace"), media_type="text/csv; charset=utf-8", headers=headers)
+    columns = [field.name for field in fields(SiteRow)]
+    rows = ([getattr(row, name) for name in columns] for row in site_rounds(reader, run_id, site=name))
+    return table_in(form, f"{name}-{chosen.run}-rounds", columns, rows)
 
 
 # A simulation calls its sites as it likes, also with a slash.
