@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from flwr.serverapp import Grid
 
@@ -38,6 +38,7 @@ class Attendance:
         plan: The run; ``plan.sites_file`` tells which node is which site, and is read anew at every look.
         desk: Over which sites are asked.
         joined: Hears of the roster whenever it has changed.
+        waits: Hears for whom a run that was begun waits, whenever that changes; of nobody once it goes on.
         clock: Seconds, growing; ``pause`` waits for as many.
     """
 
@@ -46,12 +47,13 @@ class Attendance:
         plan: RunPlan,
         desk: Desk,
         joined: Callable[[Roster], None],
+        waits: Callable[[Sequence[str]], None] = lambda _: None,
         *,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.plan, self.desk, self.roster, self.joined = plan, desk, desk.roster, joined
-        self._clock, self._pause = clock, pause
+        self._waits, self._clock, self._pause = waits, clock, pause
         self._asked: dict[int, float] = {}
 
     def begin(self, grid: Grid, *, again: bool = False) -> None:
@@ -78,7 +80,12 @@ class Attendance:
             if missing != told:
                 log.info("waiting for %s", ", ".join(missing))
                 told = missing
+                if again:
+                    self._waits(missing)
             self._pause(LOOK_AGAIN)
+        if again:
+            # Also where nobody was missing: what a process wrote that was ended while it waited is over.
+            self._waits(())
         if here < needed:
             raise RunError(self._too_few(needed))
 
@@ -88,22 +95,28 @@ class Attendance:
         A hospital that restarts its machine costs minutes then, not rounds without a model. After that time the round
         begins all the same and tells who is missing.
         """
-        config, begun, told = self.plan.config, self._clock(), False
-        while True:
-            self.look(grid)
-            trainers = self.roster.trainers(pooled=config.strategy == "pooled")
-            there = set(grid.get_node_ids())
-            here = [site for site in trainers if self.roster.nodes[site] in there]
-            away = [*(site for site in trainers if site not in here), *self._missing()]
-            # Where too few are left at all, as after a revocation, no waiting helps.
-            if len(here) >= config.min_sites or len(here) + len(away) < config.min_sites:
-                return
-            if self._clock() - begun >= config.limits.join:
-                return
-            if not told:
+        begun, told = self._clock(), list[str]()
+        while away := self._too_many_away(grid, begun):
+            if away != told:
                 log.warning("too few sites on line for a round; waiting for %s", ", ".join(away))
-                told = True
+                self._waits(away)
+                told = away
             self._pause(LOOK_AGAIN)
+        if told:
+            self._waits(())
+
+    def _too_many_away(self, grid: Grid, begun: float) -> list[str]:
+        """Return the sites that a round has to wait for; none where it can begin, or where no waiting helps."""
+        config = self.plan.config
+        self.look(grid)
+        trainers = self.roster.trainers(pooled=config.strategy == "pooled")
+        there = set(grid.get_node_ids())
+        here = [site for site in trainers if self.roster.nodes[site] in there]
+        away = [*(site for site in trainers if site not in here), *self._missing()]
+        # Where too few are left at all, as after a revocation, no waiting helps.
+        if len(here) >= config.min_sites or len(here) + len(away) < config.min_sites:
+            return []
+        return [] if self._clock() - begun >= config.limits.join else away
 
     def look(self, grid: Grid) -> list[str]:
         """Ask nodes that are not in yet who they are; return the sites that have joined."""

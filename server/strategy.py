@@ -101,7 +101,7 @@ class OpmStrategy(Strategy):
         result, arrays, empty = Result(), initial_arrays, 0
         limits = self.config.limits
         self.desk.open(Exchange(grid, timeout=timeout, limits=limits, late=self.recorder.late))
-        attendance = Attendance(self.plan, self.desk, self.recorder.joined)
+        attendance = Attendance(self.plan, self.desk, self.recorder.joined, self.recorder.waits_for)
         if self.recorder.last_round < num_rounds:
             attendance.begin(grid, again=self.recorder.last_round > 0)
         for server_round in range(self.recorder.last_round + 1, num_rounds + 1):

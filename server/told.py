@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -58,6 +59,15 @@ def write_told(
         with _fault_of(scope, refused):
             writer.record_details(number, some)
     return [*refused, *(f"{site}: {told.note}" for site, told in done.evaluation.turned.items() if told.note)]
+
+
+def write_waiting(writer: RunWriter, server_round: int, sites: Sequence[str]) -> None:
+    """Write for whom the round after ``server_round`` waits, and since when; no sites: it waits no longer."""
+    value = {"sites": list(sites), "since": time.time() if sites else None}
+    writer.record_details(server_round, [("global", "train", "waiting", value)])
+    if sites:
+        text = f"too few sites on line for round {server_round + 1}; waiting for {', '.join(sites)}"
+        writer.event(text, level="warning", server_round=server_round)
 
 
 def _write_site(writer: RunWriter, number: int, phase: str, item: SiteOutcome, refused: list[str]) -> None:

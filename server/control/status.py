@@ -21,6 +21,7 @@ from server.control.records import open_record
 from server.control.superlink import split_address
 from server.dashboard.health import judge
 from server.store import SiteRow
+from server.store.looks import awaited_sites
 
 WAITING = "waiting for approval"
 HEALTH_SECONDS = 3.0
@@ -148,7 +149,8 @@ def _run_status(
             reader, run = found
             rounds = reader.rounds(run.id, since=run.rounds_done)
             rows = reader.sites(run.id, since=max(0, run.rounds_done - 1))
-            state = judge(run, rounds, [row for row in rows if row.server_round >= run.rounds_done], now)
+            newest = [row for row in rows if row.server_round >= run.rounds_done]
+            state = judge(run, rounds, newest, now, awaited=awaited_sites(reader, run))
     except PopmiError as error:
         return RunStatus(name, asked, "unknown", str(error), 0, 0, code)
     word, detail = state.word, state.detail

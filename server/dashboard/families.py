@@ -9,7 +9,7 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from server.dashboard.blocks import NOTHING, Block, Floats
-from server.dashboard.health import current_faults, is_silent
+from server.dashboard.health import current_faults, is_held_up, is_silent
 from server.dashboard.held import Held
 from server.store.schema import SITE_OUTCOMES, SITE_PHASES
 
@@ -59,17 +59,19 @@ class RunFamilies:
             *(self.outcome, self.examples, self.epsilon, self.limit, self.bytes),
         ]
 
-    def add(self, held: Held, limits: Mapping[str, float], now: float) -> None:
+    def add(self, held: Held, limits: Mapping[str, float], now: float, *, awaited: Sequence[str] = ()) -> None:
         """Tell one run.
 
         Args:
             held: The run.
             limits: The privacy budget each site grants, where it told one.
             now: Seconds since 1970 UTC.
+            awaited: The sites it waits for between two rounds.
         """
         run, labels = held.run, [held.run.name, str(held.run.id)]
         newest = [row for row in held.rounds if row.server_round >= held.done]
-        state = "lost" if is_silent(run.status, run.heartbeat, now) else run.status
+        state = "waiting" if is_held_up(run, held.rounds, awaited) else run.status
+        state = "lost" if is_silent(run.status, run.heartbeat, now) else state
         for name in STATES:
             self.state.add_metric([*labels, name], float(name == state))
         self.faults.add_metric(labels, len(current_faults(run, newest, held.sites.recent(held.done))))

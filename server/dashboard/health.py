@@ -39,6 +39,12 @@ def is_silent(status: str, heartbeat: float, now: float) -> bool:
     return status in ("waiting", "running") and now - heartbeat > SILENT_SECONDS
 
 
+def is_held_up(run: RunSummary, rounds: Sequence[RoundRow], awaited: Sequence[str]) -> bool:
+    """Say whether a run waits for sites between two rounds; once a round goes on, that is over."""
+    under_way = any(row.finished is None and row.server_round > run.rounds_done for row in rounds)
+    return run.status == "running" and bool(awaited) and not under_way
+
+
 def judge(
     run: RunSummary,
     rounds: Sequence[RoundRow],
@@ -46,10 +52,12 @@ def judge(
     now: float,
     *,
     joined: Collection[str] | None = None,
+    awaited: Sequence[str] = (),
 ) -> State:
     """Return the state of ``run``; ``rounds`` and ``sites`` need only hold the last finished round and later.
 
     ``joined`` are the sites that are in, for a run that waits for its first round; None where that is not known.
+    ``awaited`` are the sites that a run waits for between two rounds.
     """
     faults = _faults(run, rounds, sites)
     reason = [_as_written(run.reason)] if run.reason else []
@@ -62,7 +70,9 @@ def judge(
         silence = N_("no sign of life for %(time)s; its process was probably ended")
         return _state("lost", "bad", said(silence, time=span(now - run.heartbeat)))
     if run.status == "waiting":
-        return _state("waiting", "idle", _awaited(run, joined))
+        return _state("waiting", "idle", _waits_for(awaited) if awaited else _awaited(run, joined))
+    if is_held_up(run, rounds, awaited):
+        return _state("waiting", "warn", _waits_for(awaited), *faults)
     if faults:
         return _state(f"{run.status}, degraded", "warn", *(reason if run.status == "finished" else []), *faults)
     if run.status == "finished" and run.rounds_done < run.rounds_planned:
@@ -98,9 +108,13 @@ def _awaited(run: RunSummary, joined: Collection[str] | None) -> Said:
     missing = [site for site in run.sites if joined is not None and site not in joined]
     if not missing:
         return said(N_("the first round has not begun"))
-    if len(missing) == 1:
-        return said(N_("waiting for 1 site: %(sites)s"), sites=missing[0])
-    return said(N_("waiting for %(number)s sites: %(sites)s"), number=len(missing), sites=", ".join(missing))
+    return _waits_for(missing)
+
+
+def _waits_for(sites: Sequence[str]) -> Said:
+    if len(sites) == 1:
+        return said(N_("waiting for 1 site: %(sites)s"), sites=sites[0])
+    return said(N_("waiting for %(number)s sites: %(sites)s"), number=len(sites), sites=", ".join(sites))
 
 
 def _faults(run: RunSummary, rounds: Sequence[RoundRow], sites: Sequence[SiteRow]) -> list[Said]:

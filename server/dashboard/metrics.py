@@ -19,6 +19,7 @@ from server.centre.orders import count_waiting
 from server.dashboard.catalogue import Catalogue
 from server.dashboard.families import RunFamilies, ServerFamilies
 from server.dashboard.held import Held, HeldRuns
+from server.store.looks import awaited_sites
 
 RUNS_TOLD = 10
 """How many of the newest runs are told; older ones no longer change."""
@@ -56,7 +57,8 @@ class RunCollector(Collector):
             for key in found:
                 try:
                     held = self._held.get(key)
-                    told.add(held, self._limits(key, held), time.time())
+                    awaited = awaited_sites(self._catalogue.open(key)[0], held.run)
+                    told.add(held, self._limits(key, held), time.time(), awaited=awaited)
                 except (RunError, LookupError):
                     unreadable += 1
             told.unreadable.add_metric([], unreadable)

@@ -12,6 +12,7 @@ from server.dashboard.catalogue import Catalogue, NotFound
 from server.dashboard.health import LAST_ROUNDS, State, judge, time_left
 from server.dashboard.words import N_, said
 from server.store import RoundRow, RunReader, RunSummary, SiteRow, columns
+from server.store.looks import awaited_sites
 
 LINES_SHOWN = 200
 GROUPS = {
@@ -90,6 +91,7 @@ class _Read:
     rounds: tuple[RoundRow, ...]
     sites: tuple[SiteRow, ...]
     joined: Collection[str] | None
+    awaited: Sequence[str]
     best: tuple[int, float] | None
 
 
@@ -155,7 +157,7 @@ class RunLines:
             gone = said(N_("its folder was removed just now"))
             return RunLine(key, None, State("gone", "bad", str(gone), (gone,)))
         run = found.run
-        state = judge(run, found.rounds, found.sites, time.time(), joined=found.joined)
+        state = judge(run, found.rounds, found.sites, time.time(), joined=found.joined, awaited=found.awaited)
         return RunLine(key, run, state, time_left(run, found.rounds, state), found.best)
 
 
@@ -173,6 +175,7 @@ def _read(reader: RunReader, run_id: int, fingerprint: str) -> _Read:
         reader.rounds(run_id, since=max(0, run.rounds_done - LAST_ROUNDS + 1)),
         tuple(reader.sites(run_id, since=run.rounds_done)),
         joined,
+        awaited_sites(reader, run),
         best,
     )
 

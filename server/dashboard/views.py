@@ -18,6 +18,7 @@ from server.dashboard.looks import RoundLook, Told
 from server.dashboard.rotation import rotation_charts
 from server.dashboard.running import running_charts
 from server.store import EventRow, MetricRow, RoundRow, RunReader, SiteRow, columns
+from server.store.looks import awaited_sites
 
 ROUNDS_SHOWN = 40
 
@@ -86,7 +87,9 @@ class RunView:
     def state(self) -> State:
         """How the run is now."""
         joined = self.joined if self.run.status == "waiting" else None
-        return judge(self.run, self.rounds, self.held.sites.recent(self.run.rounds_done), self._now, joined=joined)
+        recent = self.held.sites.recent(self.run.rounds_done)
+        awaited = awaited_sites(self._reader, self.run)
+        return judge(self.run, self.rounds, recent, self._now, joined=joined, awaited=awaited)
 
     @cached_property
     def time_left(self) -> float | None:

@@ -29,7 +29,7 @@ from server.results import Figure, RoundResult, SiteOutcome, pooled_figures, rou
 from server.roster import Roster
 from server.store import RoundRow, RunReader, RunWriter
 from server.store.schema import RECORD_NAME
-from server.told import write_told
+from server.told import write_told, write_waiting
 
 log = logging.getLogger("popmi.round")
 # A failed run is resumed before its void rounds, of which there are at most three on end.
@@ -190,6 +190,10 @@ class RunRecorder:
             "counted"
         )
 
+    def waits_for(self, sites: Sequence[str]) -> None:
+        """Note for whom the next round waits; nobody: it goes on."""
+        self.patiently(partial(write_waiting, self.writer, self.last_round, sites))
+
     def begin_round(self, server_round: int) -> None:
         """Open a round."""
         self.patiently(lambda: self._begin(server_round))
@@ -289,13 +293,9 @@ class RunRecorder:
         )
         notes = (*troubles, *((done.note,) if done.note else ()))
         told = Progress(
-            kind="round",
-            server_round=done.server_round,
-            rounds=self.plan.config.rounds,
-            seconds=done.seconds,
-            figures=figures,
-            notes=notes,
-        )
+            kind="round", server_round=done.server_round, rounds=self.plan.config.rounds, seconds=done.seconds,
+            figures=figures, notes=notes,
+        )  # fmt: skip
         log.info(
             "round %d/%d: AUROC %s, balanced accuracy %s (validation), %.1f s%s",
             done.server_round, told.rounds, _short(pooled.get("auroc")), _short(pooled.get("balanced_accuracy")),

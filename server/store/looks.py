@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from server.store.reader import RunReader
-from server.store.records import MetricRow, RoundRow, SiteRow
+from server.store.records import MetricRow, RoundRow, RunSummary, SiteRow
 from server.store.schema import Metric, Round, SiteRound
 
 
@@ -95,6 +95,14 @@ def named_figures(reader: RunReader, run_id: int, name: str, rounds: Sequence[in
         )
         found += [MetricRow(*row) for row in _ask(reader, query)]
     return tuple(found)
+
+
+def awaited_sites(reader: RunReader, run: RunSummary) -> tuple[str, ...]:
+    """Return the sites that a run waits for before its next round; none where it waits for nobody, or has ended."""
+    if run.status not in ("waiting", "running"):
+        return ()
+    rows = reader.details(run.id, kind="waiting", server_round=run.rounds_done)
+    return tuple(str(site) for row in rows for site in row.value.get("sites", ()))
 
 
 def site_rounds(

@@ -15,11 +15,13 @@ from server.dashboard.charts import Chart
 from server.dashboard.comparing import MOST_RUNS, Comparison, compare
 from server.dashboard.downloads import table_in
 from server.dashboard.health import judge
+from server.dashboard.held import Held
 from server.dashboard.kept import Part
 from server.dashboard.language import N_, language_of
 from server.dashboard.rendering import environment, render
 from server.dashboard.sections import RunSections, changed, charts_text
 from server.dashboard.words import said
+from server.store.looks import awaited_sites
 
 router = APIRouter(prefix="/compare", include_in_schema=False)
 Runs = Annotated[list[str], Query()]
@@ -101,7 +103,10 @@ def _chart(found: Comparison, name: str) -> Chart:
 def _part(request: Request, found: Comparison) -> Part:
     sections: RunSections = request.app.state.sections
     language, now = language_of(request), time.time()
-    states = [judge(item.run, item.rounds, item.sites.recent(item.done), now) for item in found.held]
+    states = [
+        judge(item.run, item.rounds, item.sites.recent(item.done), now, awaited=_awaited(request, key, item))
+        for key, item in zip(found.keys, found.held, strict=True)
+    ]
     told = tuple((item.run.revision, state.word, state.detail) for item, state in zip(found.held, states, strict=True))
     key = ("compare", found.keys, found.epoch, told, found.split, found.metric, language)
 
@@ -110,6 +115,11 @@ def _part(request: Request, found: Comparison) -> Part:
         return template.render(found=found, states=states, query=_query(found))
 
     return sections.kept.get(key, make)
+
+
+def _awaited(request: Request, key: str, held: Held) -> tuple[str, ...]:
+    reader, _ = request.app.state.catalogue.open(key)
+    return awaited_sites(reader, held.run)
 
 
 def _query(found: Comparison) -> list[tuple[str, str]]:

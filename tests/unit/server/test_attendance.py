@@ -35,7 +35,7 @@ class Hall:
     """Sites that come on line at a second of their own and say what ``says`` lets them say."""
 
     def __init__(self, path, arrive=None, says=None, real=True, reads=None, **config):
-        self.clock, self.heard, self.asked = Clock(), [], []
+        self.clock, self.heard, self.asked, self.waits = Clock(), [], [], []
         self.says, self.reads = says or {}, reads or {}
         arrive = arrive or {}
         self.grid = ScriptedGrid(
@@ -55,7 +55,9 @@ class Hall:
         self.roster = Roster()
         desk = Desk(plan, self.roster, {}, {})
         desk.open(Exchange(self.grid, timeout=60, limits=plan.config.limits, clock=self.clock, pause=self.clock.wait))
-        self.attendance = Attendance(plan, desk, self.heard.append, clock=self.clock, pause=self.clock.wait)
+        self.attendance = Attendance(
+            plan, desk, self.heard.append, self.waits.append, clock=self.clock, pause=self.clock.wait
+        )
 
     def answer(self, message):
         node = message.metadata.dst_node_id
@@ -95,6 +97,7 @@ def test_a_run_that_goes_on_waits_for_as_many_as_it_needs(tmp_path):
     hall.attendance.begin(hall.grid, again=True)
     assert hall.roster.evaluators == ["a", "b"]
     assert 250 <= hall.clock.now < 260
+    assert [list(sites) for sites in hall.waits] == [["b", "c"], []]
 
 
 def test_with_too_few_it_ends_and_names_who_is_missing_and_why(tmp_path):
@@ -214,6 +217,8 @@ def test_between_rounds_it_waits_for_as_many_sites_as_a_round_needs(tmp_path):
     hall.grid.nodes = lambda now: {1: ""} if now < begun + 200 else {1: "", 3: ""}
     hall.attendance.between_rounds(hall.grid)
     assert 200 <= hall.clock.now - begun < 210
+    # Told once when the wait begins, and once when it is over.
+    assert [list(sites) for sites in hall.waits] == [["b", "c"], []]
 
 
 def test_between_rounds_it_waits_for_nobody_that_it_can_do_without(tmp_path):
@@ -232,6 +237,7 @@ def test_after_the_time_to_join_a_round_begins_with_too_few(tmp_path):
     hall.grid.nodes = lambda now: {1: ""}
     hall.attendance.between_rounds(hall.grid)
     assert 300 <= hall.clock.now - begun < 310
+    assert [list(sites) for sites in hall.waits] == [["b", "c"], []]
 
 
 def test_where_too_few_are_left_at_all_it_does_not_wait(tmp_path):

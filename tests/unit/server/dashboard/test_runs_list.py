@@ -16,6 +16,7 @@ from server.dashboard.catalogue import open_catalogue
 from server.dashboard.health import judge, time_left
 from server.dashboard.runlines import SORTS, Choice, RunLines
 from server.store import RoundRow, RunSummary, RunWriter
+from server.told import write_waiting
 
 LOCAL = "http://127.0.0.1:8080"
 NOW = 1_000_000.0
@@ -50,6 +51,34 @@ def test_the_list_names_the_sites_a_run_waits_for(tmp_path: Path) -> None:
         with TestClient(create_app(tmp_path), base_url=LOCAL) as client:
             assert "waiting for 2 sites: a, c" in client.get("/").text
             assert "waiting for 2 sites: a, c" in client.get("/runs/young").text
+
+
+def test_a_run_that_waits_for_sites_between_rounds_is_not_told_as_running(tmp_path: Path) -> None:
+    (tmp_path / "held").mkdir()
+    with RunWriter(tmp_path / "held" / "record.sqlite", heartbeat=0) as writer:
+        writer.start_run(
+            "held", config={}, environment={}, strategy="opm", seed=0, rounds_planned=9, data_name="phantom",
+            phantom=True, classes=("x",), sites=("a", "b"),
+        )  # fmt: skip
+        writer.start_round(1)
+        for site in ("a", "b"):
+            writer.record_site(1, site)
+        writer.finish_round(1, seconds_total=10.0)
+        write_waiting(writer, 1, ["b"])
+        with TestClient(create_app(tmp_path), base_url=LOCAL) as client:
+            for page in ("/", "/runs/held"):
+                assert "waiting for 1 site: b" in client.get(page).text
+            told = client.get("/metrics").text
+            assert 'popmi_run_state{id="1",run="held",state="waiting"} 1.0' in told
+            assert 'popmi_run_state{id="1",run="held",state="running"} 0.0' in told
+            line = RunLines(open_catalogue(tmp_path)).one("held")
+            assert (line.state.word, line.state.tone, line.left) == ("waiting", "warn", None)
+            write_waiting(writer, 1, [])
+            assert "waiting for 1 site" not in re.sub(r"(?s)<ol.*|too few sites.*", "", client.get("/").text)
+            write_waiting(writer, 1, ["b"])
+            # Once a round is under way, what was waited for before it is over.
+            writer.start_round(2)
+            assert RunLines(open_catalogue(tmp_path)).one("held").state.word == "running"
 
 
 def test_time_left_is_the_median_of_the_last_ten_rounds_times_the_rounds_left() -> None:
