@@ -79,7 +79,7 @@ def sign_in(centre: Engine, name: str, password: str) -> AccountRow | None:
     A password kept with older parameters is kept anew.
     """
     with Session(centre) as session:
-        found = session.scalar(select(Account).where(Account.name == name.strip().casefold()))
+        found = session.scalar(select(Account).where(Account.name == typed(name)))
         kept = found.password if found is not None else None
         person = row(found) if found is not None else None
     if not matches(kept, password) or person is None or person.disabled:
@@ -201,6 +201,14 @@ def clean_name(name: str) -> str:
     return plain
 
 
+def typed(name: str) -> str:
+    """Return a name as somebody typed it, to be looked for: small, and text for every database.
+
+    PostgreSQL refuses a NUL and half a surrogate pair, which stand in no name.
+    """
+    return name.replace("\x00", "\ufffd").encode("utf-8", "replace").decode().strip().casefold()
+
+
 def clean_role(role: str) -> Role:
     """Return a role.
 
@@ -226,7 +234,7 @@ def row(account: Account) -> AccountRow:
 
 
 def _account(session: Session, name: str) -> Account:
-    found = session.scalar(select(Account).where(Account.name == name.strip().casefold()))
+    found = session.scalar(select(Account).where(Account.name == typed(name)))
     if found is None:
         raise AccessError(
             N_("account %(name)s: there is none of this name. See `popmi server account list`."), name=repr(name[:80])

@@ -6,6 +6,7 @@ A session ends where it is ended, for every process of the pages, because nothin
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import Collection
@@ -22,6 +23,7 @@ from server.centre.remarks import remark
 from server.centre.schema import Account, ApiToken, LoginSession
 
 SECRET_BYTES = 32
+_DIGEST = re.compile("[0-9a-f]{64}")
 SEEN_SECONDS = 60.0
 """How old the time of the last act may be: not every request is a write."""
 
@@ -100,6 +102,9 @@ def known(centre: Engine, secret: str, limits: SessionLimits, *, acts: bool) -> 
 
 def end(centre: Engine, digest: str, account: AccountRow, by: Doer) -> None:
     """End one session of an account; one that is over already, or another's, is left."""
+    if _DIGEST.fullmatch(digest) is None:
+        # A form may say anything, also what PostgreSQL takes for no text.
+        return
     chosen = (LoginSession.digest == digest, LoginSession.account_id == account.id)
     with writing(centre) as session:
         if session.scalar(select(LoginSession.digest).where(*chosen)) is not None:

@@ -16,6 +16,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
+from server.centre.accounts import typed
 from server.centre.opening import writing
 from server.centre.people import Doer
 from server.centre.remarks import remark
@@ -38,7 +39,7 @@ class Try:
 
 def name_key(name: str) -> str:
     """Return the key of a name, whether or not anybody has it."""
-    return f"name:{name.strip().casefold()}"[:200]
+    return f"name:{typed(name)}"[:200]
 
 
 def address_key(address: str) -> str:
