@@ -10,10 +10,11 @@ INTRODUCTION = """# The pages under load
 Printed by `python benchmarks/dashboard/load.py --out docs/results/dashboard_load`; every figure is in
 `dashboard_load.json`. A record of {rounds} rounds and {sites} sites (figures and tables of believable_run.py), `popmi
 serve` as a person starts it, {viewers} viewers that each open the run, keep its event stream and fetch what the page
-fetches, while a writer adds a round every {every:g} s for {seconds:g} s. {cores} cores for pages, viewers, writer,
-database and whatever else this machine had to do (load average when begun: {load}; *Process* has it at each
-case's end). A further client asks for one page
-after the other: its seconds are under *Pages*. PostgreSQL runs without fsync.
+fetches, while a writer adds a round every {every:g} s for {seconds:g} s. A further client asks for one page after the
+other: its seconds are under *Pages*. PostgreSQL runs without fsync. Pages, viewers, writer and database share
+{cores} cores with whatever else the machine has to do: load average {load} when the study began, and under *Process* at
+the end of each case. On a machine that is busy with other work every figure but memory and bytes says more of that work
+than of the pages.
 """
 
 
