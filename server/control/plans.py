@@ -174,13 +174,14 @@ def write_code_hash(home: ServerHome, name: str, code: str) -> bool:
         RunError: If it cannot be written.
     """
     path, before = home.run_folder(name) / CODE_FILE, read_code_hash(home, name)
-    if before == code:
+    if before == code and read_code_since(home, name) is not None:
         return False
+    told = {"code_hash": code, "popmi": __version__, "since": time.time()}
     try:
-        replace_atomically(path, json.dumps({"code_hash": code, "popmi": __version__}, indent=1).encode())
+        replace_atomically(path, json.dumps(told, indent=1).encode())
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}. Check its owner and room.") from error
-    return before is not None
+    return before not in (None, code)
 
 
 def read_code_hash(home: ServerHome, name: str) -> str | None:
@@ -190,6 +191,16 @@ def read_code_hash(home: ServerHome, name: str) -> str | None:
     except (OSError, ValueError):
         return None
     return str(told["code_hash"]) if isinstance(told, dict) and "code_hash" in told else None
+
+
+def read_code_since(home: ServerHome, name: str) -> float | None:
+    """Return when a run was first started with its code (seconds since 1970 UTC); None where that was not written."""
+    try:
+        told = json.loads((home.run_folder(name) / CODE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    since = told.get("since") if isinstance(told, dict) else None
+    return float(since) if isinstance(since, int | float) else None
 
 
 def _write_plan(folder: Path, plan: RunPlan) -> None:

@@ -16,7 +16,7 @@ from popmi_core.errors import PopmiError
 from server.control.certificates import RENEW_DAYS, days_left
 from server.control.contract import Control, FlowerRun, SuperLinkAway
 from server.control.home import ServerHome, Wanted
-from server.control.plans import read_code_hash, run_names
+from server.control.plans import read_code_hash, read_code_since, run_names
 from server.control.records import open_record
 from server.control.superlink import split_address
 from server.dashboard.health import judge
@@ -44,6 +44,7 @@ class RunStatus:
     """One run: ``wanted`` is what the operator asked for, ``state`` what is.
 
     ``code_hash`` is of the code it was last started with, which may be older than what is installed; None before that.
+    ``code_since`` is when it was first started with that code, in seconds since 1970 UTC; None where nobody wrote it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class RunStatus:
     rounds_planned: int
     code_hash: str | None
     sites: tuple[SiteStatus, ...] = ()
+    code_since: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,24 +143,24 @@ def _run_status(
     home: ServerHome, name: str, wanted: Wanted | None, starts: list[FlowerRun] | None, now: float
 ) -> RunStatus:
     asked = wanted.state if wanted is not None and wanted.run == name else "no"
-    code = read_code_hash(home, name)
+    code, since = read_code_hash(home, name), read_code_since(home, name)
     try:
         with open_record(home, name) as found:
             if found is None:
-                return RunStatus(name, asked, *_unbegun(asked, starts, name), 0, 0, code)
+                return RunStatus(name, asked, *_unbegun(asked, starts, name), 0, 0, code, code_since=since)
             reader, run = found
             rounds = reader.rounds(run.id, since=run.rounds_done)
             rows = reader.sites(run.id, since=max(0, run.rounds_done - 1))
             newest = [row for row in rows if row.server_round >= run.rounds_done]
             state = judge(run, rounds, newest, now, awaited=awaited_sites(reader, run))
     except PopmiError as error:
-        return RunStatus(name, asked, "unknown", str(error), 0, 0, code)
+        return RunStatus(name, asked, "unknown", str(error), 0, 0, code, code_since=since)
     word, detail = state.word, state.detail
     if word == "lost" and asked == "going":
         word, detail = "interrupted", f"{detail}; the keeper starts it again"
     if word == "stopped" and asked == "going":
         word, detail = "interrupted", "the keeper starts it again"
-    return RunStatus(name, asked, word, detail, run.rounds_done, run.rounds_planned, code, _newest(rows))
+    return RunStatus(name, asked, word, detail, run.rounds_done, run.rounds_planned, code, _newest(rows), since)
 
 
 def _unbegun(asked: str, starts: list[FlowerRun] | None, name: str) -> tuple[str, str]:

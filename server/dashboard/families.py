@@ -131,13 +131,14 @@ class ServerFamilies:
         self.silence.add_metric([], max(0.0, age))
         self.waiting.add_metric([], len(status.get("waiting") or ()))
 
-    def add_sites(self, sites: Sequence[Mapping[str, Any]]) -> None:
-        """Tell what `popmi server sites` said."""
+    def add_sites(self, sites: Sequence[Mapping[str, Any]], *, fresh: bool = True) -> None:
+        """Tell what `popmi server sites` said; where that is old (not ``fresh``), not who is on line."""
         states = [str(site.get("state", "unknown")) for site in sites]
         for state in sorted(set(states)):
             self.states.add_metric([state], states.count(state))
         for site in sites:
-            if site.get("state") == "enrolled":
+            # What nobody knows is left out: neither on line nor off it.
+            if fresh and site.get("state") == "enrolled" and site.get("online") is not None:
                 self.online.add_metric([str(site.get("name"))], float(bool(site.get("online"))))
 
 

@@ -32,6 +32,8 @@ UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description
 UNREAD: dict[int | str, dict[str, Any]] = {503: {"model": Problem, "description": "a record or the centre is away"}}
 WRONG: dict[int | str, dict[str, Any]] = {400: {"model": Problem, "description": "a day is none"}}
 
+_SILENT = "the keeper is silent: what it told is as old as told says, and nobody can say which sites are online now"
+
 router = APIRouter(prefix="/api/v1", tags=["federation"])
 
 
@@ -39,7 +41,7 @@ router = APIRouter(prefix="/api/v1", tags=["federation"])
 def sites(request: Request) -> SitesAnswer:
     """Every site, joined of the keeper's registry and the runs' records."""
     found, told, _ = all_sites(request)
-    trouble = [*found.troubles, *([told.away] if told.away else [])]
+    trouble = [*found.troubles, *([told.away] if told.away else []), *([_SILENT] if told.stale else [])]
     return SitesAnswer(sites=[_site(line) for line in found.lines], told=told.time, trouble=trouble)
 
 

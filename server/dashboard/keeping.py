@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
@@ -12,7 +12,7 @@ from fastapi import Request
 from popmi_core.errors import RunError
 from server.centre.board import STALE, SUBJECTS, card_key, read_board
 from server.dashboard.modelbook import Kept, KeptModel
-from server.dashboard.sitebook import SiteKept
+from server.dashboard.sitebook import Code, SiteKept
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,28 @@ def _kept_model(item: Mapping[str, Any]) -> KeptModel:
 
 
 def kept_sites(snapshot: Told) -> dict[str, SiteKept]:
-    """Return what the keeper told of each site."""
-    return {str(item["name"]): _kept_site(item) for item in snapshot.items() if "name" in item}
+    """Return what the keeper told of each site; of an old snapshot nobody can say who is on line now."""
+    found = {str(item["name"]): _kept_site(item) for item in snapshot.items() if "name" in item}
+    if not (snapshot.stale or snapshot.away) or snapshot.time is None:
+        return found
+    return {name: _as_of(kept, snapshot.time) for name, kept in found.items()}
 
 
-def code_hashes(status: Told) -> dict[str, str]:
-    """Return the hash of the code that each run was started with, by run."""
+def _as_of(kept: SiteKept, told: float) -> SiteKept:
+    # Who was on line then was seen then.
+    seen = max(kept.last_seen or 0.0, told) if kept.online else kept.last_seen
+    return replace(kept, online=None, last_seen=seen, told=told)
+
+
+def codes_of(status: Told) -> dict[str, Code]:
+    """Return the code that each run was started with, by run."""
     runs = status.mapping().get("runs", ())
     known = [item for item in runs if isinstance(item, Mapping)] if isinstance(runs, list | tuple) else []
-    return {str(item.get("name")): str(item["code_hash"]) for item in known if item.get("code_hash")}
+    return {
+        str(item.get("name")): Code(str(item["code_hash"]), item.get("code_since"))
+        for item in known
+        if item.get("code_hash")
+    }
 
 
 def _kept_site(item: Mapping[str, Any]) -> SiteKept:

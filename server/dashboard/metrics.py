@@ -114,7 +114,7 @@ class ServerCollector(Collector):
         if status is not None and isinstance(status.value, Mapping):
             told.add_status(status.value, time.time() - status.time)
         if sites is not None:
-            told.add_sites(_sites(sites.value))
+            told.add_sites(_sites(sites.value), fresh=not sites.stale(time.time()))
 
 
 def _sites(value: Any) -> list[Mapping[str, Any]]:

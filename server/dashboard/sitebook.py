@@ -25,6 +25,7 @@ class SiteKept:
     """What the keeper told of a site; None is unknown. Times are seconds since 1970 UTC, ``clock_skew`` is in seconds.
 
     ``state`` is invited, enrolled or revoked; ``excluded`` says why it is left out of rounds for now.
+    ``told`` is when the keeper told all this where it has been silent since, else None.
     """
 
     state: str
@@ -37,11 +38,23 @@ class SiteKept:
     excluded_by: str | None = None
     excluded_since: float | None = None
     note: str = ""
+    told: float | None = None
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code that a run was started with: its hash, and since when (seconds since 1970 UTC; None: not known)."""
+
+    hash: str
+    since: float | None = None
 
 
 @dataclass(frozen=True)
 class SiteInRun:
-    """One site in one run. ``code_hash`` is of the code the run was started with, None where nobody told."""
+    """One site in one run. ``code_hash`` is of the code the run was started with, None where nobody told.
+
+    ``code_since`` is when it was first started with that code. Times are seconds since 1970 UTC.
+    """
 
     key: str
     run: str
@@ -53,6 +66,7 @@ class SiteInRun:
     skipped_rows: int | None = None
     split_sizes: Mapping[str, int] | None = None
     code_hash: str | None = None
+    code_since: float | None = None
 
     @property
     def epsilon(self) -> float | None:
@@ -63,6 +77,12 @@ class SiteInRun:
     def silent(self) -> bool:
         """Whether the record holds nothing of this site but its name."""
         return self.digest.rounds_all == 0 and self.digest.last_round == 0
+
+    @property
+    def approved(self) -> bool:
+        """Whether the site has answered well in a round that ended under the very code of ``code_hash``."""
+        answered, since = self.digest.last_ok, self.code_since
+        return self.code_hash is not None and None not in (answered, since) and (answered or 0.0) > (since or 0.0)
 
     @property
     def refused(self) -> bool:
@@ -122,19 +142,21 @@ class SiteBook:
         self._catalogue = catalogue
         self._read = Remembered[tuple[SiteInRun, ...]]()
 
-    def sites(self, kept: Mapping[str, SiteKept], codes: Mapping[str, str]) -> SiteList:
+    def sites(self, kept: Mapping[str, SiteKept], codes: Mapping[str, Code]) -> SiteList:
         """Return all sites.
 
         Args:
             kept: What the keeper told, by site.
-            codes: Hash of the code that a run was started with, by run.
+            codes: The code that a run was started with, by run.
         """
         runs: dict[str, list[SiteInRun]] = {name: [] for name in kept}
         troubles = []
         for key in self._catalogue.names():
             try:
                 for name, item in self._run(key):
-                    runs.setdefault(name, []).append(replace(item, code_hash=codes.get(item.run)))
+                    code = codes.get(item.run)
+                    told = replace(item, code_hash=code.hash, code_since=code.since) if code else item
+                    runs.setdefault(name, []).append(told)
             except RunError as error:
                 troubles.append(f"{key}: {error}")
             except NotFound:
@@ -167,6 +189,8 @@ def judge_site(kept: SiteKept | None, runs: Sequence[SiteInRun]) -> tuple[str, T
         return N_("has not answered yet"), "idle", ""
     if kept is not None and kept.online is False:
         return N_("not online"), "warn", kept.note
+    if kept is not None and kept.told is not None:
+        return N_("not known"), "idle", N_("the keeper is silent, so nobody can say whether it is online")
     if kept is not None and kept.online is None:
         return N_("not known"), "idle", kept.note or N_("the SuperLink did not say whether it is online")
     if kept is not None:

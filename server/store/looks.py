@@ -26,7 +26,10 @@ class RoundModel:
 
 @dataclass(frozen=True)
 class SiteDigest:
-    """One site in one run: rounds trained and how the newest ended; ``epsilon`` and ``num_examples`` are the newest."""
+    """One site in one run: rounds trained and how the newest ended; ``epsilon`` and ``num_examples`` are the newest.
+
+    ``last_ok`` is when the newest round ended in which it trained well, in seconds since 1970 UTC.
+    """
 
     site: str
     rounds_ok: int
@@ -36,6 +39,7 @@ class SiteDigest:
     reason: str | None
     epsilon: float | None
     num_examples: int | None
+    last_ok: float | None = None
 
 
 _SITE_COLUMNS = tuple(getattr(SiteRound, field.name) for field in fields(SiteRow))
@@ -132,6 +136,13 @@ def site_digests(reader: RunReader, run_id: int) -> tuple[SiteDigest, ...]:
         # A failed phase of the same round is not made good by the other phase.
         if held is None or held.outcome == "ok":
             newest[row.site] = row
+    answered = (*trained, SiteRound.outcome == "ok", Round.finished.is_not(None))
+    ended = (
+        select(SiteRound.site, func.max(Round.finished))
+        .join(Round, (Round.run_id == SiteRound.run_id) & (Round.server_round == SiteRound.server_round))
+        .where(*answered)
+    )
+    last_ok = {str(site): float(time) for site, time in _ask(reader, ended.group_by(SiteRound.site))}
     epsilon, examples = (_newest_value(reader, run_id, name) for name in ("epsilon", "num_examples"))
     return tuple(
         SiteDigest(
@@ -143,6 +154,7 @@ def site_digests(reader: RunReader, run_id: int) -> tuple[SiteDigest, ...]:
             reason=row.reason,
             epsilon=epsilon.get(site),
             num_examples=None if site not in examples else int(examples[site]),
+            last_ok=last_ok.get(site),
         )
         for site, row in sorted(newest.items())
     )

@@ -133,7 +133,7 @@ def status() -> dict[str, Any]:
     """Return what the keeper tells of the server."""
     runs = [
         {"name": name, "wanted": wanted, "state": state, "detail": "", "rounds_done": done, "rounds_planned": rounds,
-         "code_hash": code, "sites": []}
+         "code_hash": code, "code_since": 0.0, "sites": []}
         for name, wanted, state, done, rounds, code in (
             ("melanoma-1", "no", "finished", 8, 8, OLD_CODE),
             ("melanoma-2", "no", "finished", 12, 12, CODE),

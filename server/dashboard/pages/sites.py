@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from server.dashboard.catalogue import NotFound
 from server.dashboard.downloads import table_in
-from server.dashboard.keeping import Told, code_hashes, kept_sites, told
+from server.dashboard.keeping import Told, codes_of, kept_sites, told
 from server.dashboard.rendering import render_live
 from server.dashboard.sections import RunSections
 from server.dashboard.sitebook import SiteBook, SiteInRun, SiteLine, SiteList
@@ -21,7 +21,7 @@ from server.store.looks import site_rounds
 router = APIRouter(include_in_schema=False)
 COLUMNS = (
     "site", "state", "detail", "online", "last_seen", "version", "clock_skew_seconds", "run", "last_round", "outcome",
-    "rounds_ok", "rounds_all", "epsilon", "epsilon_limit", "code_hash", "fingerprint",
+    "rounds_ok", "rounds_all", "epsilon", "epsilon_limit", "code_hash", "fingerprint", "told",
 )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def all_sites(request: Request) -> tuple[SiteList, Told, Told]:
     if not hasattr(state, "sitebook"):
         state.sitebook = SiteBook(state.catalogue)
     sites, status = told(request, "sites"), told(request, "status")
-    return state.sitebook.sites(kept_sites(sites), code_hashes(status)), sites, status
+    return state.sitebook.sites(kept_sites(sites), codes_of(status)), sites, status
 
 
 @router.get("/sites")
@@ -44,8 +44,8 @@ def sites_page(request: Request) -> Response:
 @router.get("/sites.{form}")
 def sites_file(request: Request, form: str) -> Response:
     """The same table as a file."""
-    found, _, _ = all_sites(request)
-    return table_in(form, "sites", COLUMNS, (_cells(line) for line in found.lines))
+    found, sites, _ = all_sites(request)
+    return table_in(form, "sites", COLUMNS, ((*_cells(line), sites.time) for line in found.lines))
 
 
 @router.get("/sites/{name:path}/rounds.{form}")

@@ -158,6 +158,23 @@ def test_a_site_that_waits_for_approval_is_seen(home, control):
     assert (told["code_hash"], told["runs"][0]["code_hash"]) == (CODE, BEFORE)
 
 
+def test_the_time_of_the_first_start_with_a_code_is_told(home, control):
+    start(home, None, "first")
+    assert server_status(home, control, CODE).runs[0].code_since is None
+    assert not write_code_hash(home, "first", BEFORE)
+    since = server_status(home, control, CODE).runs[0].code_since
+    # A start with the same code is no news, one with another is.
+    assert not write_code_hash(home, "first", BEFORE)
+    assert server_status(home, control, CODE).runs[0].code_since == since
+    assert write_code_hash(home, "first", CODE)
+    assert server_status(home, control, CODE).runs[0].code_since > since
+    # An earlier version wrote no time: it is known from the next start on, and that start brings no other code.
+    (home.run_folder("first") / "code.json").write_text(json.dumps({"code_hash": CODE}))
+    assert server_status(home, control, CODE).runs[0].code_since is None
+    assert not write_code_hash(home, "first", CODE)
+    assert server_status(home, control, CODE).runs[0].code_since > since
+
+
 def test_a_record_that_cannot_be_read_does_not_hide_the_rest(home, control):
     start(home, None, "first")
     (home.run_folder("first") / "record.sqlite").write_bytes(b"no database at all, however long it is")

@@ -60,14 +60,30 @@ def test_without_a_server_sites_come_from_the_records_and_the_page_says_so(feder
     assert "these pages have no server behind them" in one
 
 
-def test_a_silent_keeper_is_said_with_the_time_of_its_last_word(federation: Any, visiting: Visit) -> None:
+def test_a_silent_keeper_is_said_with_the_time_of_its_last_word(
+    federation: Any, visiting: Visit, federation_source: ModuleType
+) -> None:
     told = time.time() - 3600
+    write_board(federation.centre, "sites", federation_source.sites(told))
     with federation.centre.begin() as connection:
         connection.execute(text("UPDATE board SET time = :told"), {"told": told})
     with visiting(federation.runs, federation.centre) as client:
         page = client.get("/sites").text
+        rows = {row["site"]: row for row in csv.DictReader(io.StringIO(client.get("/sites.csv").text))}
+        answer = client.get("/api/v1/sites").json()
+        figures = client.get("/metrics").text
     assert "The keeper is silent." in page
     assert time.strftime("%Y-%m-%d %H:%M", time.gmtime(told)) in page
+    # A site that was on line when the keeper last told is not on line for ever.
+    assert "the keeper is silent, so nobody can say" in row_of(page, "msk")
+    assert "60 min ago" in row_of(page, "msk")
+    assert " now " not in row_of(page, "msk")
+    assert rows["msk"]["state"] == "not known"
+    assert rows["msk"]["online"] == ""
+    assert float(rows["msk"]["told"]) == told
+    assert next(item for item in answer["sites"] if item["name"] == "msk")["tone"] == "idle"
+    assert "the keeper is silent" in answer["trouble"][0]
+    assert "popmi_site_online{" not in figures
 
 
 def test_a_keeper_that_told_nothing_yet_is_no_error(federation: Any, visiting: Visit) -> None:
@@ -212,6 +228,23 @@ def test_what_a_keeper_of_another_version_tells_breaks_nothing(federation: Any, 
         assert client.get("/models").status_code == 200
 
 
+def test_code_that_a_site_has_not_answered_under_is_not_called_approved(
+    federation: Any, visiting: Visit, federation_source: ModuleType
+) -> None:
+    status = federation_source.status()
+    for run in status["runs"]:
+        # As after a start with new code: the rounds on record ended before it.
+        run["code_since"] = time.time() + 60
+    write_board(federation.centre, "status", status)
+    with visiting(federation.runs, federation.centre) as client:
+        assert "not known yet" in row_of(client.get("/sites").text, "msk")
+        assert "approved" not in row_of(client.get("/sites").text, "msk")
+        for run in status["runs"]:
+            del run["code_since"]
+        write_board(federation.centre, "status", status)
+        assert "not known yet" in row_of(client.get("/sites").text, "msk")
+
+
 def digest(outcome: str = "ok", reason: str | None = None, rounds: int = 3) -> SiteInRun:
     return SiteInRun("r", "r", 1.0, True, SiteDigest("a", rounds, rounds, rounds, outcome, reason, None, None))
 
@@ -225,6 +258,8 @@ def digest(outcome: str = "ok", reason: str | None = None, rounds: int = 3) -> S
         (SiteKept("enrolled", online=True), digest("late", "slow"), "late", "warn"),
         (SiteKept("enrolled", online=False), digest(), "not online", "warn"),
         (SiteKept("enrolled"), digest(), "not known", "idle"),
+        (SiteKept("enrolled", told=5.0), digest(), "not known", "idle"),
+        (SiteKept("enrolled", told=5.0), digest("late", "slow"), "late", "warn"),
         (SiteKept("enrolled", online=True, excluded="why"), digest(), "excluded", "warn"),
         (SiteKept("revoked", online=True), digest(), "revoked", "idle"),
         (None, digest(rounds=0), "has not answered yet", "idle"),
