@@ -3,7 +3,8 @@
 The pages reach neither home nor SuperLink: they write an order into the centre. This takes the oldest first, does it,
 and answers. **Exactly once**: an order that was taken says so in its row. Where a keeper was ended between the act and
 its answer, the next one finds it taken: what is done already is answered as done, and what may be done twice is done
-again (a stop, an exclusion, a revocation). Nothing is begun twice: a run's name is part of its order.
+again (a stop, an exclusion, a revocation). Nothing is begun twice: a run's name is part of its order, and the audit log
+says which order began it. An order is refused whose giver may give none any more.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from sqlalchemy.engine import Engine
 
 from popmi_core.deployment.enrolment import Enrolment, parse_enrolment
 from popmi_core.errors import AuditError, PopmiError
-from popmi_core.protocol import PLAN_FILE
 from server.centre.kinds import Confirm, OfRound, OfRun, OfSite, Pin, Start, WithReason, parse_order
 from server.centre.orders import OrderRow, decide, find, take
 from server.control.contract import Control
+from server.control.entitled import began_before, concerns_another, no_longer_allowed
 from server.control.exporting import Exports
 from server.control.home import LONGEST_REASON, Asker, ServerHome
 from server.control.kits import post_kit
@@ -41,6 +42,7 @@ NOT_NOW = "nobody carried it out within an hour, and by now it may surprise. Giv
 HALF = (
     "a keeper was ended while it carried this out, over an hour ago. Look whether it was done; if not, give it again."
 )
+LOOK = "A keeper was ended while it carried this out: look whether it was done."
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,11 @@ class Carrier:
         """Return the answer and whether it is done; None where the answer comes later."""
         if row.kind != "revoke" and self._clock() - row.created > EXPIRES:
             return HALF if again else NOT_NOW, False
+        if said := no_longer_allowed(self.centre, row):
+            return f"{said} {LOOK}" if again else said, False
         try:
+            if said := concerns_another(self.home, row):
+                return said, False
             told = parse_order(row.kind, row.arguments)
             return self._acts[row.kind](_Order(row, told, Asker(row.who, row.via, row.id), again)), True
         except PopmiError as error:
@@ -137,8 +143,7 @@ class Carrier:
 
     def _start(self, order: _Order) -> str:
         told = _as(Start, order)
-        planned = order.again and (self.home.run_folder(told.name) / PLAN_FILE).exists()
-        if not planned:
+        if not (order.again and began_before(self.home, order.row, told)):
             start(self.home, told.config, told.name, by=order.by)
         elif (wanted := self.home.wanted()) is None or wanted.run != told.name:
             # The keeper before was ended between the plan and its being wanted.

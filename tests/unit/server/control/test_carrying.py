@@ -10,11 +10,13 @@ import pytest
 
 from popmi_core.config import RunConfig
 from popmi_core.errors import SetupError
-from server.centre import open_centre
+from server.centre import accounts, open_centre
 from server.centre.board import kit_key, read_board
 from server.centre.orders import find, place, take
+from server.centre.people import Doer
 from server.control import carrying
 from server.control.carrying import EXPIRES, Carrier
+from server.control.home import Asker
 from server.control.kits import post_kit
 from server.control.leaving import exclude
 from server.control.operate import start
@@ -27,6 +29,9 @@ def centre(database):
     engine = open_centre(database)
     yield engine
     engine.dispose()
+
+
+BY = Doer("root", "terminal")
 
 
 class NoExports:
@@ -57,17 +62,24 @@ def exports():
 
 @pytest.fixture
 def carrier(invited, control, centre, clock, exports):
+    accounts.add(centre, "anna", "operator", None, BY)
+    accounts.add(centre, "root", "admin", "correct horse battery", BY)
     return Carrier(invited, control, centre, exports=exports, clock=clock)
 
 
 @pytest.fixture
 def ordered(carrier, centre, clock):
-    """Return a function that gives an order, has it carried out, and returns it as it stands then."""
+    """Return a function that gives an order, has it carried out, and returns it as it stands then.
 
-    def order(kind, *, taken=False, **arguments):
+    ``meanwhile`` is done with its number before; ``taken``: a keeper before took it up.
+    """
+
+    def order(kind, *, taken=False, meanwhile=None, **arguments):
         number = place(centre, kind, arguments, who="anna", via="page", clock=clock)
         if taken:
             assert take(centre, clock=clock)[0].id == number
+        if meanwhile is not None:
+            meanwhile(number)
         carrier.look()
         return find(centre, number)
 
@@ -182,8 +194,10 @@ def test_an_export_is_answered_when_it_has_ended_and_holds_nobody_up(ordered, ca
 
 
 def test_a_run_whose_keeper_was_ended_before_its_answer_is_begun_once(ordered, invited, audited):
-    start(invited, RunConfig(), "first")
-    assert ordered("start", taken=True, name="first", config={}).state == "done"
+    def begin(number):
+        start(invited, RunConfig(), "first", by=Asker("anna", "page", number))
+
+    assert ordered("start", taken=True, meanwhile=begin, name="first", config={}).state == "done"
     assert audited().count("run.wanted") == 1
     # A keeper that had written the plan and was ended before the run was wanted.
     invited.want("first", "stopped")
@@ -191,6 +205,47 @@ def test_a_run_whose_keeper_was_ended_before_its_answer_is_begun_once(ordered, i
     assert ordered("start", taken=True, name="second", config={}).state == "done"
     assert (invited.wanted().run, invited.wanted().state) == ("second", "going")
     assert ordered("start", taken=False, name="second", config={}).state == "refused"
+
+
+def test_an_order_that_was_taken_does_not_go_on_with_somebody_elses_run_of_the_name(ordered, invited):
+    start(invited, RunConfig(), "first")
+    invited.want("first", "stopped")
+    row = ordered("start", taken=True, name="first", config={})
+    assert (row.state, "there is a run first already" in row.answer) == ("refused", True)
+    assert invited.wanted().state == "stopped"
+    make_plan(invited, RunConfig(rounds=9), "second")
+    assert ordered("start", taken=True, name="second", config={"rounds": 3}).state == "refused"
+    assert invited.wanted().run == "first"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda centre: accounts.remove(centre, "anna", BY), "was removed since"),
+        (lambda centre: accounts.disable(centre, "anna", BY), "was disabled since"),
+        (lambda centre: accounts.set_role(centre, "anna", "viewer", BY), "is viewer by now; this needs operator"),
+    ],
+)
+def test_an_order_does_not_outlive_what_its_giver_may(ordered, centre, invited, audited, change, said):
+    row = ordered("revoke", meanwhile=lambda _: change(centre), site="charite", reason="a grudge")
+    assert (row.state, said in row.answer) == ("refused", True)
+    assert invited.sites()["charite"].state != "revoked"
+    assert audited("order.refused")["order"] == row.id
+    again = ordered("exclude", taken=True, site="charite", reason="a grudge")
+    assert "look whether it was done" in again.answer
+    assert invited.sites()["charite"].excluded is None
+
+
+def test_a_revocation_does_not_hit_the_site_that_came_after_it(ordered, invited, clock):
+    def invite_anew(_):
+        with invited.changing_sites() as sites:
+            sites["charite"] = sites["charite"].model_copy(update={"since": clock.now + 1})
+
+    row = ordered("revoke", meanwhile=invite_anew, site="charite", reason="stolen")
+    assert (row.state, "it may be another key, so nothing was revoked" in row.answer) == ("refused", True)
+    assert invited.sites()["charite"].state == "invited"
+    clock.now += 2
+    assert ordered("revoke", site="charite", reason="stolen").state == "done"
 
 
 def test_what_was_done_before_the_answer_is_answered_as_done(ordered, invited):

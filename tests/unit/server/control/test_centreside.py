@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from server.centre import open_centre
+from server.centre import accounts, open_centre
 from server.centre.board import read_board
 from server.centre.orders import find, place
+from server.centre.people import Doer
 from server.control import centreside
 from server.control.centreside import at_the_centre
 
@@ -29,6 +30,7 @@ def until(found):
 
 def test_orders_are_carried_out_and_the_board_is_written_while_the_keeper_runs(invited, control):
     engine, ended = open_centre(invited.folder / "centre.sqlite"), threading.Event()
+    accounts.add(engine, "anna", "operator", None, Doer("root", "terminal"))
     number = place(engine, "exclude", {"site": "charite", "reason": "x"}, who="anna", via="page")
     with at_the_centre(invited, ended, control=lambda: control, code=lambda: "c", every=0.02):
         until(lambda: find(engine, number).state == "done" and read_board(engine, "audit") is not None)
