@@ -20,6 +20,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, Response
 
 from popmi_core.errors import RunError
+from server.centre.reaching import CentreAway, CentreRefuses
 from server.centre.sessions import SessionLimits, alive
 from server.dashboard import api, federation_api, metrics, orders_api
 from server.dashboard.access import Refused
@@ -45,6 +46,8 @@ from server.dashboard.sections import RunSections
 from server.dashboard.security import Hardened
 
 STATIC = Path(__file__).parent / "static"
+_UNREADABLE = N_("The record cannot be read")
+_NO_DATABASE = N_("The server's database cannot be used")
 _NOTHING = N_("There is nothing at this address: no page, run, site, model or order of this name is known here.")
 _NOTHING_API = "there is nothing of this name: see /api/v1/openapi.json"
 _MISSPELT = N_("The address asks for something in a form that these pages do not know. Go back, and follow a link.")
@@ -149,4 +152,5 @@ def _plain(part: str | int) -> str | int:
 def _unreadable(request: Request, error: Exception) -> Response:
     if request.url.path.startswith("/api/"):
         return JSONResponse({"detail": str(error)}, status_code=503)
-    return render(request, "message.html", status=503, title=N_("The record cannot be read"), text=str(error))
+    title = _NO_DATABASE if isinstance(error, CentreAway | CentreRefuses) else _UNREADABLE
+    return render(request, "message.html", status=503, title=title, text=str(error))

@@ -15,7 +15,9 @@ from server.dashboard.answered import Problem
 from server.dashboard.pages.act import give_order
 from server.dashboard.pages.signin import centre_of
 
-UNREAD: dict[int | str, dict[str, Any]] = {503: {"model": Problem, "description": "the centre is away"}}
+UNREAD: dict[int | str, dict[str, Any]] = {
+    503: {"model": Problem, "description": "the centre is away, or too many orders wait already"}
+}
 UNKNOWN: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "there is no such order, or no server behind these pages"}
 }

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Engine
 from starlette.datastructures import FormData
 from starlette.responses import RedirectResponse, Response
 
-from popmi_core.errors import ConfigError
+from popmi_core.errors import ConfigError, RunError
 from server.centre.board import kit_key, read_board
 from server.centre.orders import OrderRow, find, history, place, withdraw
 from server.dashboard.access import allow
@@ -148,8 +148,9 @@ def give(
         return _form(request, act, asked, wrong=wrong)
     try:
         number = give_order(centre_of(request), kind, _arguments(act, asked), person)
-    except ConfigError as error:
-        return _form(request, act, asked, wrong={"": str(error)})
+    except (ConfigError, RunError) as error:
+        status = 422 if isinstance(error, ConfigError) else 503
+        return _form(request, act, asked, wrong={"": str(error)}, status=status)
     return RedirectResponse(f"/act/orders/{number}", status_code=303)
 
 
@@ -203,12 +204,14 @@ def _arguments(act: Act, asked: Asked) -> dict[str, Any]:
     return told | ({"note": asked.note} if act.note else {})
 
 
-def _form(request: Request, act: Act, asked: Asked, *, wrong: Mapping[str, str] | None = None) -> Response:
+def _form(
+    request: Request, act: Act, asked: Asked, *, wrong: Mapping[str, str] | None = None, status: int = 422
+) -> Response:
     seen = Seen.by(request)
     return render(
         request,
         "act_form.html",
-        status=422 if wrong else 200,
+        status=status if wrong else 200,
         act=act,
         asked=asked,
         wrong=wrong or {},

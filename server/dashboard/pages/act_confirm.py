@@ -10,7 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import RedirectResponse, Response
 
 from popmi_core.deployment.enrolment import Enrolment, parse_enrolment
-from popmi_core.errors import ConfigError, SetupError
+from popmi_core.errors import ConfigError, RunError, SetupError
 from server.centre.kinds import READ_OUT
 from server.dashboard.access import allow
 from server.dashboard.keeping import told
@@ -69,6 +69,8 @@ def order(request: Request, given: Given) -> Response:
         number = give_order(centre_of(request), "confirm", {"enrolment": text, "read_out": read_out}, person)
     except ConfigError as error:
         return _ask(request, str(error))
+    except RunError as error:
+        return _compare(request, enrolment, text, str(error), status=503)
     return RedirectResponse(f"/act/orders/{number}", status_code=303)
 
 
@@ -83,7 +85,7 @@ def _ask(request: Request, wrong: str) -> Response:
     return render(request, "act_confirm.html", status=422 if wrong else 200, wrong=wrong, told=told(request, "status"))
 
 
-def _compare(request: Request, enrolment: Enrolment, text: str, wrong: str) -> Response:
+def _compare(request: Request, enrolment: Enrolment, text: str, wrong: str, *, status: int = 422) -> Response:
     known: Mapping[str, object] = next(
         (item for item in told(request, "sites").items() if item.get("name") == enrolment.site), {}
     )
@@ -91,7 +93,7 @@ def _compare(request: Request, enrolment: Enrolment, text: str, wrong: str) -> R
     return render(
         request,
         "act_compare.html",
-        status=422 if wrong else 200,
+        status=status if wrong else 200,
         enrolment=enrolment,
         text=text,
         wrong=wrong,

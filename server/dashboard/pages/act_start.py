@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -11,7 +12,7 @@ from starlette.datastructures import FormData
 from starlette.responses import RedirectResponse, Response
 
 from popmi_core.config import RunConfig
-from popmi_core.errors import ConfigError
+from popmi_core.errors import ConfigError, RunError
 from server.dashboard.access import allow
 from server.dashboard.acts import run_going
 from server.dashboard.keeping import told
@@ -60,9 +61,14 @@ def confirm(request: Request, given: Given) -> Response:
 def order(request: Request, given: Given) -> Response:
     """Order the run that was confirmed."""
     person = allow(request, "operator")
+    name = str(given.get("name", ""))
     try:
         config = json.loads(str(given.get("config", "")))
-        number = give_order(centre_of(request), "start", {"name": str(given.get("name", "")), "config": config}, person)
+        number = give_order(centre_of(request), "start", {"name": name, "config": config}, person)
+    except RunError as error:
+        # What was confirmed stays in the form: the same can be ordered in a while.
+        confirmed = replace(fill(RunConfig.model_validate(config), _planned(request)[1]), name=name)
+        return _form(request, confirmed, {"": str(error)}, status=503)
     except (ValueError, RecursionError, ConfigError) as error:
         planned, sites = _planned(request)
         wrong = str(error) if isinstance(error, ConfigError) else _LOST
@@ -96,12 +102,12 @@ def _filled(given: FormData) -> Filled:
     )
 
 
-def _form(request: Request, filled: Filled, wrong: Any) -> Response:
+def _form(request: Request, filled: Filled, wrong: Any, *, status: int = 422) -> Response:
     plan = told(request, "plan")
     return render(
         request,
         "act_start.html",
-        status=422 if wrong else 200,
+        status=status if wrong else 200,
         filled=filled,
         wrong=wrong,
         fields=FIELDS,

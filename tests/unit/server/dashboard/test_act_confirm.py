@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from popmi_core.deployment.enrolment import Enrolment
-from server.centre.orders import history
+from server.centre.orders import MOST_WAITING, history, place
 
 
 def enrolment(site="oslo", project="Melanoma (phantom)"):
@@ -65,3 +65,13 @@ def test_what_is_no_enrolment_is_refused(operator, payload, said, plain):
 def test_without_a_file_nothing_is_shown(operator, plain):
     assert "Choose the file that the site sent back" in plain(operator.post("/act/confirm", data={}))
     assert "Choose the file" in plain(sent(operator, b"", name=""))
+
+
+def test_a_key_that_cannot_be_ordered_now_stays_on_the_page_that_compares_it(operator, federation, plain):
+    for number in range(MOST_WAITING):
+        place(federation.centre, "invite", {"site": f"s{number}"}, who="lin", via="page")
+    file = enrolment("oslo")
+    told = {"enrolment": file.model_dump_json(), "read_out": file.fingerprint[-8:]}
+    answer = operator.post("/act/confirm/order", data=told)
+    assert (answer.status_code, "50 orders wait already" in plain(answer)) == (503, True)
+    assert 'name="read_out"' in answer.text

@@ -117,6 +117,24 @@ def test_too_many_orders_are_told(operator, federation, plain):
     answer = operator.post("/act/stop", data={"run": "melanoma-3"})
     assert answer.status_code == 503
     assert "50 orders wait already" in plain(answer)
+    # On the form itself, as it was filled in, not as a record that cannot be read.
+    assert "<option selected>melanoma-3</option>" in answer.text
+    assert "cannot be read" not in plain(answer)
+    told = {"name": "trial-1", "config": '{"rounds": 7, "seed": 5}'}
+    answer = operator.post("/act/start/order", data=told)
+    assert (answer.status_code, "50 orders wait already" in plain(answer)) == (503, True)
+    assert 'name="rounds" value="7"' in answer.text
+    assert 'name="name" value="trial-1"' in answer.text
+
+
+def test_a_centre_that_cannot_be_used_is_told_as_such(operator, federation, plain):
+    with federation.centre.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE orders RENAME TO elsewhere")
+    for answer in (operator.get("/act"), operator.get("/act/orders/1")):
+        assert answer.status_code == 503
+        assert "The server's database cannot be used" in plain(answer)
+    answer = operator.post("/act/stop", data={"run": "melanoma-3"})
+    assert (answer.status_code, "centre: cannot write an order" in plain(answer)) == (503, True)
 
 
 def test_an_order_s_page_follows_it_from_waiting_to_its_answer(operator, federation, plain):
