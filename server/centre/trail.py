@@ -26,6 +26,8 @@ from server.centre.schema import AuditLine
 
 WHERE = "audit log"
 FULL_SECONDS = 300.0
+BROKEN_SECONDS = 30.0
+"""For so long a chain that was found broken is taken to be so still: many look, and each look reads the whole log."""
 """Seconds after which a chain is verified from its first line again; until then only what is new is."""
 UNREADABLE = "(unreadable)"
 """The event of a line that is no entry."""
@@ -132,6 +134,23 @@ def trail(
         return tuple(_told(item) for item in session.scalars(asked if limit is None else asked.limit(limit)))
 
 
+def whole_trail(engine: Engine, wanted: Filter | None = None) -> Iterator[TrailLine]:
+    """Yield all lines, the oldest first, fetched piece by piece: a log of years is never held as a whole.
+
+    Raises:
+        RunError: If the centre cannot be read now; with the first line or a later one.
+    """
+    after = 0
+    while True:
+        asked = _filtered(select(AuditLine), wanted or Filter()).where(AuditLine.number > after)
+        with reaching(engine, "read the audit log"), Session(engine) as session:
+            piece = [_told(item) for item in session.scalars(asked.order_by(AuditLine.number).limit(_PIECE))]
+        yield from piece
+        if len(piece) < _PIECE:
+            return
+        after = piece[-1].number
+
+
 def count_trail(engine: Engine, wanted: Filter | None = None) -> int:
     """Return how many lines there are.
 
@@ -173,6 +192,10 @@ class Verifier:
         """
         with self._lock:
             now = self.clock()
+            found = self._found
+            # Broken at a line, not by what is missing since: that is looked for from the first line next time.
+            if found is not None and found.trouble and not found.head and 0 <= now - found.at < BROKEN_SECONDS:
+                return found
             old = self._found is None or self._found.trouble or now - self._found.at >= FULL_SECONDS
             after, at = (None, now) if old or self._found is None else (self._last, self._found.at)
             begun = 0 if after is None else after.number

@@ -68,7 +68,7 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
     """
     language, person = language_of(request), person_of(request)
     known = {
-        "where": request.app.state.catalogue.where,
+        "where": where_of(request),
         "person": person,
         "csrf": lambda: Markup('<input type="hidden" name="csrf" value="{}">').format(person.csrf),
         "centre": getattr(request.app.state, "centre", None),
@@ -101,6 +101,12 @@ def render_live(request: Request, name: str, *, status: int = 200, **values: Any
         # 200, so that the page shows even a trouble in its place and recovers with the next change.
         return render(request, f"_{name}.html", **values)
     return render(request, f"{name}.html", status=status, **values)
+
+
+def where_of(request: Request) -> str:
+    """Return what is looked at: with accounts only its last name, for a server's paths are nobody's to know."""
+    where: str = request.app.state.catalogue.where
+    return where if getattr(request.app.state, "centre", None) is None else where.rstrip("/").rpartition("/")[2]
 
 
 def _here_now(request: Request) -> str:

@@ -9,6 +9,7 @@ from starlette.responses import RedirectResponse, Response
 
 from popmi_core.errors import AccessError
 from server.centre import accounts, sessions, throttle, tokens
+from server.centre.passwords import CrowdedError
 from server.centre.people import ROLES, AccountRow
 from server.dashboard.access.person import Person, allow
 from server.dashboard.language import N_
@@ -47,6 +48,12 @@ def change_password(request: Request, current: Text = "", password: Text = "", a
             return _page(request, 422, wrong=_NOT_YOURS)
         throttle.succeeded(centre, tried)
         ended = accounts.set_password(centre, mine.name, password, person.doer(), but=person.session)
+    except CrowdedError as error:
+        # Nobody looked at the password: this was no try.
+        throttle.withdraw(centre, tried)
+        answer = _page(request, 503, wrong=error.text)
+        answer.headers["Retry-After"] = "3"
+        return answer
     except AccessError as error:
         return _page(request, 422, wrong=error.text, values=error.values)
     request.app.state.watcher.end(ended)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -14,7 +15,7 @@ from sqlalchemy.engine import Engine
 from starlette.responses import Response, StreamingResponse
 
 from popmi_core.errors import RunError
-from server.centre.trail import Filter, TrailLine, Verified, Verifier, count_trail, events_of, trail
+from server.centre.trail import Filter, TrailLine, Verified, Verifier, count_trail, events_of, trail, whole_trail
 from server.dashboard.catalogue import NotFound
 from server.dashboard.downloads import disposition, table_row
 from server.dashboard.keeping import Told, told
@@ -118,9 +119,12 @@ def audit_file(request: Request, kind: str, search: Annotated[Search, Query()]) 
     if centre is None or kind not in ("csv", "jsonl"):
         raise NotFound(f"audit.{kind}")
     try:
-        lines = trail(centre, search.filter(), limit=None)[::-1]
+        wanted = search.filter()
     except ValueError as error:
         raise NotFound(f"audit.{kind}") from error
+    rest = whole_trail(centre, wanted)
+    # The first one before anything is sent: a centre that is away is told as everywhere.
+    lines = chain(tuple(islice(rest, 1)), rest)
     headers = {"Content-Disposition": disposition(f"audit.{kind}")}
     if kind == "csv":
         return StreamingResponse(_csv(lines), media_type="text/csv; charset=utf-8", headers=headers)
@@ -128,7 +132,7 @@ def audit_file(request: Request, kind: str, search: Annotated[Search, Query()]) 
     return StreamingResponse(whole, media_type="application/jsonl; charset=utf-8", headers=headers)
 
 
-def _csv(lines: tuple[TrailLine, ...]) -> Iterator[str]:
+def _csv(lines: Iterable[TrailLine]) -> Iterator[str]:
     yield table_row(COLUMNS)
     for line in lines:
         moment = datetime.fromtimestamp(line.time, UTC).isoformat()

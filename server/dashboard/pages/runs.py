@@ -10,8 +10,8 @@ from starlette.responses import Response
 from popmi_core.errors import RunError
 from server.dashboard.answers import html, stream
 from server.dashboard.kept import Part, part
-from server.dashboard.language import language_of
-from server.dashboard.rendering import environment, render
+from server.dashboard.language import N_, language_of
+from server.dashboard.rendering import environment, render, where_of
 from server.dashboard.runlines import GROUPS, LINES_SHOWN, Choice, RunLines
 from server.dashboard.sections import changed
 
@@ -28,7 +28,7 @@ def runs_page(
     try:
         found = _part(request, choice)
     except RunError as error:
-        return render(request, "message.html", status=503, title="The record cannot be read", text=str(error))
+        return render(request, "message.html", status=503, title=N_("The record cannot be read"), text=str(error))
     return render(request, "runs.html", parts={"runs": found}, version=version, query=_query(choice))
 
 
@@ -68,7 +68,7 @@ def _part(request: Request, choice: Choice) -> Part:
         "choice": choice,
         "groups": GROUPS,
         "query": _query(choice),
-        "where": request.app.state.catalogue.where,
+        "where": where_of(request),
     }
     return part(environment(language_of(request)).get_template("_runs.html").render(values))
 

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from popmi_core.audit import AuditLog
 from popmi_core.errors import RunError
 from server.centre import open_centre
+from server.centre import trail as found_trail
 from server.centre.trail import (
     FULL_SECONDS,
     UNREADABLE,
@@ -21,6 +22,7 @@ from server.centre.trail import (
     mirror,
     mirrored,
     trail,
+    whole_trail,
 )
 
 
@@ -133,6 +135,28 @@ def test_what_was_changed_after_it_was_verified_shows_in_the_next_full_look(told
     change(told, "UPDATE audit_lines SET number = 2 WHERE number = 99")
     now[0] = FULL_SECONDS
     assert "line 2" in verifier.look(told).trouble
+
+
+def test_a_broken_chain_is_not_read_whole_at_every_look(told, monkeypatch):
+    read, now = [], [0.0]
+    entries = found_trail._entries
+    monkeypatch.setattr(found_trail, "_entries", lambda *asked: read.append(asked) or entries(*asked))
+    verifier = Verifier(clock=lambda: now[0])
+    change(told, "DELETE FROM audit_lines WHERE number = 2")
+    for _ in range(5):
+        assert "line 2: is missing" in verifier.look(told).trouble
+    assert len(read) == 1
+    now[0] = found_trail.BROKEN_SECONDS
+    verifier.look(told)
+    assert len(read) == 2
+
+
+def test_the_whole_log_comes_piece_by_piece_the_oldest_first(told, monkeypatch):
+    whole = trail(told, limit=None)[::-1]
+    for piece in (1, 2, 3, 4, 5):
+        monkeypatch.setattr(found_trail, "_PIECE", piece)
+        assert tuple(whole_trail(told)) == whole
+        assert tuple(whole_trail(told, Filter(who="anna"))) == tuple(line for line in whole if line.who == "anna")
 
 
 def test_a_line_of_the_log_that_is_no_entry_is_copied_as_it_is_and_told(told):

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from signing_in import PASSWORD, post, secret_of, sign_in
 from signing_in import browser as opened
+from sqlalchemy import select
 from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
 from starlette.requests import Request as StarletteRequest
 
 from popmi_core.errors import AccessError
-from server.centre import accounts, sessions, tokens
+from server.centre import accounts, sessions, throttle, tokens
+from server.centre.passwords import CrowdedError
 from server.centre.people import Doer
 from server.centre.remarks import unwritten
+from server.centre.schema import Attempt
 from server.centre.sessions import SessionLimits
 from server.dashboard.access import NOBODY, Person, Refused, allow
 
@@ -198,6 +203,26 @@ def test_a_changed_password_signs_every_other_browser_out(chen: TestClient, app:
         assert other.get("/").status_code == 303
         assert sign_in(other, "chen").status_code == 401
         assert sign_in(other, "chen", BETTER).status_code == 303
+
+
+def test_who_signs_in_is_not_told_the_servers_paths(chen: TestClient, runs: Path) -> None:
+    assert str(runs.parent) not in chen.get("/").text
+    assert f'<span class="where">{runs.name}</span>' in chen.get("/account").text
+
+
+def test_a_try_that_nobody_looked_at_does_not_count(
+    chen: TestClient, centre: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crowded(*_: object) -> None:
+        raise CrowdedError("too many sign in at this moment. Try again in a few seconds.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(accounts, "sign_in", crowded)
+        for _ in range(throttle.FREE_BY_NAME + 2):
+            answer = post(chen, "/account/password", {"current": PASSWORD, "password": "x", "again": "x"})
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "3")
+    with Session(centre) as session:
+        assert session.scalars(select(Attempt.key)).all() == []
 
 
 def test_the_password_cannot_be_tried_out_in_an_open_browser(chen: TestClient) -> None:
