@@ -146,7 +146,7 @@ def alive(centre: Engine, digests: Collection[str], limits: SessionLimits) -> fr
     tokens = (
         select(ApiToken.digest)
         .join(Account, Account.id == ApiToken.account_id)
-        .where(ApiToken.digest.in_(digests), Account.disabled.is_(False))
+        .where(ApiToken.digest.in_(digests), Account.disabled.is_(False), Account.password != "")
         .where(ApiToken.expires > now, ApiToken.revoked.is_(False))
     )
     with Session(centre) as session:

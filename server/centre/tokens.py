@@ -79,7 +79,7 @@ def known(centre: Engine, secret: str) -> TokenRow | None:
         select(ApiToken, Account)
         .join(Account, Account.id == ApiToken.account_id)
         .where(ApiToken.digest == digest_of(secret), ApiToken.revoked.is_(False), ApiToken.expires > now)
-        .where(Account.disabled.is_(False))
+        .where(Account.disabled.is_(False), Account.password != "")
     )
     with Session(centre) as session:
         pair = session.execute(chosen).one_or_none()

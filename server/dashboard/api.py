@@ -12,7 +12,7 @@ from starlette.responses import Response
 from popmi_core.errors import RunError
 from server.dashboard.answered import Problem
 from server.dashboard.catalogue import NotFound
-from server.dashboard.exports import TABLES, as_json, rows_of
+from server.dashboard.exports import TABLES, as_json, newest_only, rows_of
 from server.dashboard.run_answers import RunAnswer, UnreadableRun, run_answer
 from server.dashboard.runlines import RunLine, RunLines
 
@@ -25,7 +25,7 @@ ABOUT = {
     "matches": "How well every layer of every site was matched.",
     "candidates": "What every site found of every candidate for a round's model.",
     "details": "What is more than one figure: turned images, calibration, confusion, classes, similarity.",
-    "events": "The diary, the newest 100,000 lines.",
+    "events": "The diary; of more than 100,000 lines the newest, and the header X-POPMI-Rows says so.",
 }
 Round = Annotated[int | None, Query(alias="round", ge=0, le=10**9, description="only this round")]
 
@@ -67,7 +67,9 @@ def _table(name: str) -> Callable[[Request, str, int | None], Response]:
         rows: Sequence[Any] = rows_of(reader, run_id, name)
         chosen = [as_json(row) for row in rows if server_round in (None, row.server_round)]
         # Rows come from the record as they are described: to look at each of 200,000 again would take seconds.
-        return Response(json.dumps(chosen, allow_nan=False), media_type="application/json")
+        cut = newest_only(name, rows)
+        headers = {"X-POPMI-Rows": cut} if cut else None
+        return Response(json.dumps(chosen, allow_nan=False), media_type="application/json", headers=headers)
 
     table.__name__ = name
     table.__doc__ = ABOUT[name]

@@ -12,6 +12,8 @@ from typing import Any
 from server.dashboard.catalogue import NotFound
 from server.store import CandidateRow, DetailRow, EventRow, MatchRow, MetricRow, RoundRow, RunReader, SiteRow
 
+LONGEST_DIARY = 100_000
+"""Lines of the diary that are sent at once, the newest; a file or an answer with so many says so."""
 Row = CandidateRow | DetailRow | EventRow | MatchRow | MetricRow | RoundRow | SiteRow
 TABLES: dict[str, type[Row]] = {
     "candidates": CandidateRow,
@@ -29,9 +31,14 @@ def rows_of(reader: RunReader, run_id: int, table: str) -> Sequence[Row]:
     if table not in TABLES:
         raise NotFound(table)
     if table == "events":
-        return reader.events(run_id, last=100_000)
+        return reader.events(run_id, last=LONGEST_DIARY)
     found: Sequence[Row] = getattr(reader, table)(run_id)
     return found
+
+
+def newest_only(table: str, rows: Sequence[Row]) -> str:
+    """Return what is to be said of rows that may not be all there are, for a file's name or a header; else nothing."""
+    return f"newest-{len(rows)}" if table == "events" and len(rows) >= LONGEST_DIARY else ""
 
 
 def as_csv(table: str, rows: Sequence[Row]) -> str:

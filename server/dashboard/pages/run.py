@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from server.dashboard.catalogue import NotFound
 from server.dashboard.charts import Chart
 from server.dashboard.downloads import disposition, table_in
 from server.dashboard.events import version_of
-from server.dashboard.exports import as_csv, as_json, rows_of
+from server.dashboard.exports import Row, as_csv, as_json, newest_only, rows_of
 from server.dashboard.language import language_of
 from server.dashboard.rendering import render
 from server.dashboard.report import render_report
@@ -138,16 +138,21 @@ def report(request: Request, key: str) -> Response:
 def table_csv(request: Request, key: str, table: str) -> Response:
     """One table of a run as a file."""
     reader, run_id = request.app.state.catalogue.open(key)
-    text = as_csv(table, rows_of(reader, run_id, table))
-    return _download(text, f"{key}-{table}.csv", "text/csv; charset=utf-8")
+    rows = rows_of(reader, run_id, table)
+    return _download(as_csv(table, rows), _file_name(key, table, rows, "csv"), "text/csv; charset=utf-8")
 
 
 @router.get("/{key}/{table}.json")
 def table_json(request: Request, key: str, table: str) -> Response:
     """The same as JSON; null is undefined."""
     reader, run_id = request.app.state.catalogue.open(key)
-    text = json.dumps([as_json(row) for row in rows_of(reader, run_id, table)])
-    return _download(text, f"{key}-{table}.json", "application/json")
+    rows = rows_of(reader, run_id, table)
+    text = json.dumps([as_json(row) for row in rows])
+    return _download(text, _file_name(key, table, rows, "json"), "application/json")
+
+
+def _file_name(key: str, table: str, rows: Sequence[Row], ending: str) -> str:
+    return "-".join(part for part in (key, table, newest_only(table, rows)) if part) + f".{ending}"
 
 
 def _chart(view: RunView, name: str, since: int) -> Chart:

@@ -10,10 +10,11 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from popmi_core.errors import AccessError
-from server.centre import ApiToken, accounts, tokens
+from server.centre import ApiToken, accounts, sessions, tokens
 from server.centre.opening import writing
 from server.centre.people import AccountRow, Doer
 from server.centre.remarks import unwritten
+from server.centre.sessions import SessionLimits
 
 GOOD = "correct horse battery"
 BY = Doer("root", "terminal")
@@ -99,3 +100,12 @@ def test_an_account_has_so_many_tokens(centre: Engine, lin: AccountRow, monkeypa
         tokens.make(centre, lin, "c", "viewer", 1, BY)
     tokens.revoke(centre, first.id, BY)
     tokens.make(centre, lin, "c", "viewer", 1, BY)
+
+
+def test_a_token_of_an_account_that_is_invited_only_lets_nobody_in(centre: Engine, lin: AccountRow) -> None:
+    chen = accounts.add(centre, "chen", "viewer", None, BY)
+    told, secret = tokens.make(centre, chen, "ci", "viewer", 1, BY)
+    assert tokens.known(centre, secret) is None
+    assert sessions.alive(centre, [told.digest], SessionLimits()) == frozenset()
+    accounts.set_password(centre, "chen", GOOD, BY)
+    assert tokens.known(centre, secret) is not None

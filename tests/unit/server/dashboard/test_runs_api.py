@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from server.dashboard import exports
 from server.dashboard.app import create_app
 from server.dashboard.exports import TABLES, leaves
 
@@ -39,6 +40,18 @@ def test_every_table_is_described_and_can_be_narrowed_to_a_round(client: TestCli
     assert rows or table == "candidates"
     only = client.get(path, params={"round": 2}).json()
     assert only == [row for row in rows if row["server_round"] == 2]
+
+
+def test_a_diary_that_is_cut_says_so(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = client.get("/api/v1/runs/opm-seed0/events")
+    assert "X-POPMI-Rows" not in whole.headers
+    assert "opm-seed0-events.csv" in client.get("/runs/opm-seed0/events.csv").headers["content-disposition"]
+    monkeypatch.setattr(exports, "LONGEST_DIARY", 2)
+    cut = client.get("/api/v1/runs/opm-seed0/events")
+    assert (cut.headers["X-POPMI-Rows"], cut.json()) == ("newest-2", whole.json()[-2:])
+    for ending in ("csv", "json"):
+        named = client.get(f"/runs/opm-seed0/events.{ending}").headers["content-disposition"]
+        assert f"opm-seed0-events-newest-2.{ending}" in named
 
 
 @pytest.mark.parametrize("path", ["nothing", "nothing/metrics", "opm-seed0/secret", "..%2f/metrics"])
