@@ -101,7 +101,7 @@ def attendance_of(table: SiteTable, names: Iterable[str]) -> tuple[Attendance, .
 def costs_of(
     table: SiteTable, names: Iterable[str], joined: Mapping[str, Mapping[str, Any]], limit: float | None
 ) -> tuple[SiteCost, ...]:
-    """Return every site's sums; the budget is what the site told when it joined, else the run's."""
+    """Return every site's sums; the budget is the run's, as noted when the site joined."""
     return tuple(_cost(table, name, joined.get(name, {}), limit) for name in names)
 
 

@@ -37,6 +37,7 @@ class Watcher:
         self._changed = asyncio.Condition()
         self._viewers = 0
         self._stopping = False
+        self._trouble = ""
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -129,7 +130,15 @@ class Watcher:
         await self._end(asked - frozenset(alive))
 
     async def _look(self) -> None:
-        versions = await asyncio.to_thread(self._catalogue.fingerprints)
+        try:
+            versions = await asyncio.to_thread(self._catalogue.fingerprints)
+        except Exception as error:
+            # Whatever it is, pages that are open must hear of what changes after it; each cause is told once.
+            if (cause := f"{type(error).__name__}: {error}") != self._trouble:
+                log.exception("the records cannot be looked at for news; looked at again in %s s", POLL_SECONDS)
+                self._trouble = cause
+            return
+        self._trouble = ""
         if versions != self._versions or self._stopping:
             self._versions = versions
             async with self._changed:

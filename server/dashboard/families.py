@@ -46,9 +46,13 @@ class RunFamilies:
         self.outcome = GaugeMetricFamily(
             "popmi_site_outcome", "1 for the outcome of the site's newest answer", labels=[*site, "outcome"]
         )
-        self.examples = GaugeMetricFamily("popmi_site_examples", "Images trained on in the newest round", labels=site)
+        self.examples = GaugeMetricFamily(
+            "popmi_site_examples", "Images of the newest round that the site trained in", labels=site
+        )
         self.epsilon = GaugeMetricFamily("popmi_site_epsilon", "Privacy budget spent", labels=site)
-        self.limit = GaugeMetricFamily("popmi_site_epsilon_limit", "Privacy budget the site grants", labels=site)
+        self.limit = GaugeMetricFamily(
+            "popmi_site_epsilon_limit", "Privacy budget that the run may spend at the site", labels=site
+        )
         self.bytes = CounterMetricFamily("popmi_site_bytes", "Bytes sent and received", labels=[*site, "direction"])
 
     def all(self) -> list[Metric]:
@@ -64,7 +68,7 @@ class RunFamilies:
 
         Args:
             held: The run.
-            limits: The privacy budget each site grants, where it told one.
+            limits: The privacy budget that the run may spend at each site, where it was told.
             now: Seconds since 1970 UTC.
             awaited: The sites it waits for between two rounds.
         """
@@ -107,8 +111,10 @@ class RunFamilies:
         _known(self.examples, labels, _last(table.sums["num_examples"][_TRAIN, place]))
         _known(self.epsilon, labels, _last(table.trained["epsilon"][place]))
         for direction in ("up", "down"):
-            moved = float(np.nansum(table.sums[f"bytes_{direction}"][:, place]))
-            self.bytes.add_metric([*labels, direction], moved)
+            moved = table.sums[f"bytes_{direction}"][:, place]
+            # A record without byte counts says nothing; nought would be a figure.
+            if not np.isnan(moved).all():
+                self.bytes.add_metric([*labels, direction], float(np.nansum(moved)))
 
 
 class ServerFamilies:

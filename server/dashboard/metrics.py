@@ -79,7 +79,7 @@ class RunCollector(Collector):
         return [key for _, key in sorted(found)[-RUNS_TOLD:]], unreadable
 
     def _limits(self, key: str, held: Held) -> dict[str, float]:
-        """Return the privacy budget that each site said it grants when it joined."""
+        """Return the privacy budget that the run may spend at each site, as noted when the site joined."""
         reader, run_id = self._catalogue.open(key)
         rows = reader.details(run_id, kind="joined")
         told = {row.scope: row.value.get("epsilon_limit") for row in rows if isinstance(row.value, Mapping)}

@@ -174,6 +174,12 @@ class RunView:
         return costs_of(self.held.sites, self.site_names, self.joined, limit)
 
     @property
+    def private(self) -> bool:
+        """Whether its sites train under a privacy budget, also before the first epsilon is told."""
+        promised = bool(self.run.config.get("privacy"))
+        return promised or any(item.epsilon is not None or item.epsilon_limit for item in self.costs)
+
+    @property
     def bytes_moved(self) -> int:
         """Bytes up and down, all sites and rounds."""
         return sum((item.bytes_up or 0) + (item.bytes_down or 0) for item in self.costs)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from popmi_core.metrics.suppression import classes_to_tell
 from server.store import RunWriter
 
 SITES = ("msk", "rosendahl", "vidir_modern", "vidir_molemax", "vienna_dias")
@@ -21,7 +22,6 @@ CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 LAYERS = tuple(f"blocks.{number}.{part}" for number in range(3) for part in ("attn", "mlp"))
 UNITS = 192
 MIN_CELL = 5
-KINDS = ("patch embedding", "attention", "MLP", "norm")
 TROUBLE = {(3, "rosendahl"): ("late", "no answer within 60 s"), (4, "msk"): ("failed", "out of memory on the device")}
 
 
@@ -133,9 +133,12 @@ def write_joined(writer: RunWriter, sites: tuple[str, ...], classes: tuple[str, 
             "phantom": True, "epsilon_limit": None, "delta": None,
         }  # fmt: skip
         writer.record_detail(0, site, "train", "joined", joined)
-        for split, size in sizes.items():
-            counts = rng.multinomial(size, _skew(len(classes)))
-            value = {"classes": classes, "counts": [hidden(int(n)) for n in counts], "min_cell": MIN_CELL}
+        # Every round tells an epsilon, and under a privacy budget no site counts its training images by class.
+        for split in ("val", "test"):
+            counts = rng.multinomial(sizes[split], _skew(len(classes)))
+            told = classes_to_tell(counts, min_cell=MIN_CELL)
+            cells = [int(n) if known else None for n, known in zip(counts, told, strict=True)]
+            value = {"classes": classes, "counts": cells, "min_cell": MIN_CELL}
             writer.record_detail(0, site, split, "classes", value)
 
 
@@ -206,10 +209,10 @@ def rotation(images: int, rng: np.random.Generator) -> dict[str, object]:
 
 def lee(rng: np.random.Generator) -> dict[str, object]:
     """Return rotation LEE of a few layers."""
-    names = ("patch_embed", *LAYERS, "norm")
+    inner = [(name, "attention") if name.endswith("attn") else (f"{name}.fc1", "linear") for name in LAYERS]
     layers = [
-        {"name": name, "kind": KINDS[place % len(KINDS)], "value": float(0.4 * 0.7**place + 0.02 * rng.random())}
-        for place, name in enumerate(names)
+        {"name": name, "kind": kind, "value": float(0.4 * 0.7**place + 0.02 * rng.random())}
+        for place, (name, kind) in enumerate([("patch_embed", "patch embedding"), *inner, ("norm", "norm")])
     ]
     return {"num_images": 16, "layers": layers}
 

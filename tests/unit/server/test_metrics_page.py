@@ -95,6 +95,17 @@ def test_every_site_has_outcome_examples_epsilon_and_bytes(written: Callable[...
     assert told["popmi_run_faults", ()] == 1
 
 
+def test_bytes_that_nobody_counted_are_left_out_and_not_told_as_nought(tmp_path: Path, believable: ModuleType) -> None:
+    with RunWriter(tmp_path / "record.sqlite", heartbeat=0) as writer:
+        believable.begin(writer)
+        writer.start_round(1)
+        writer.record_site(1, "msk", num_examples=10, bytes_up=7)
+        writer.finish_round(1, seconds_total=1.0)
+    told = asked(tmp_path)
+    assert told["popmi_site_bytes_total", (("direction", "up"), ("site", "msk"))] == 7
+    assert ("popmi_site_bytes_total", (("direction", "down"), ("site", "msk"))) not in told
+
+
 def test_a_going_run_tells_its_last_sign_of_life_and_a_silent_one_is_lost(
     tmp_path: Path, believable: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

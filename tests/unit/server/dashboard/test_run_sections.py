@@ -172,6 +172,21 @@ def test_an_epsilon_stands_against_its_limit(tmp_path: Path, believable: ModuleT
     assert "8.00" in sites
 
 
+def test_a_run_with_a_budget_is_private_before_its_first_epsilon(tmp_path: Path, believable: ModuleType) -> None:
+    for name, privacy in (("private", {"target_epsilon": 8.0, "target_delta": 1e-5}), ("open", None)):
+        (tmp_path / name).mkdir()
+        with RunWriter(tmp_path / name / "record.sqlite", heartbeat=0) as writer:
+            believable.begin(writer, name=name, config={"strategy": "opm", "privacy": privacy})
+    with browsing(tmp_path) as client:
+        private, public = (
+            [client.get(f"/runs/{name}{part}").text for part in ("", "/report.html")] for name in ("private", "open")
+        )
+    assert "no DP" not in private[0].split('id="sites"')[1].split("</table>")[0]
+    assert "no DP" in public[0].split('id="sites"')[1].split("</table>")[0]
+    assert "Trained without differential privacy" not in private[1]
+    assert "Trained without differential privacy" in public[1]
+
+
 def test_what_each_site_weighed_is_a_curve(tmp_path: Path, believable: ModuleType) -> None:
     (tmp_path / "weighed").mkdir()
     with RunWriter(tmp_path / "weighed" / "record.sqlite", heartbeat=0) as writer:

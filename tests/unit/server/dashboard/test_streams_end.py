@@ -156,3 +156,34 @@ def test_a_session_that_ended_is_forgotten_with_its_last_stream(tmp_path: Path) 
         task.cancel()
 
     asyncio.run(asyncio.wait_for(listen(), 20))
+
+
+def test_an_error_that_nobody_foresaw_does_not_end_live_pages(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    class Ill(FolderCatalogue):
+        """Cannot say what there is, twice."""
+
+        asked = 0
+
+        def fingerprints(self) -> dict[str, str]:
+            self.asked += 1
+            if self.asked in (2, 3):
+                raise ValueError("odd")
+            return {"run": "new" if self.asked > 3 else "old"}
+
+    async def watch() -> list[str]:
+        watcher = Watcher(Ill(tmp_path))
+        task = asyncio.create_task(watcher.run())
+        stream = watcher.stream("run", "")
+        told = [await asyncio.wait_for(anext(stream), 10) for _ in range(2)]
+        while len([item for item in told if "change" in item]) < 2:
+            told.append(await asyncio.wait_for(anext(stream), 10))
+        await stream.aclose()
+        task.cancel()
+        return told
+
+    with caplog.at_level("ERROR", "popmi.dashboard"):
+        asyncio.run(watch())
+    # Two troubles of one cause are one line.
+    assert [item.message for item in caplog.records if "cannot be looked at for news" in item.message] == [
+        "the records cannot be looked at for news; looked at again in 0.05 s"
+    ]
