@@ -27,6 +27,7 @@ import believable_run as believable
 from popmi_core.audit import AuditLog
 from server.centre import accounts, open_centre, sessions
 from server.centre.board import write_board
+from server.centre.orders import place
 from server.centre.people import Doer
 from server.centre.trail import mirror
 from server.store import RunWriter
@@ -120,7 +121,9 @@ def fill_centre(database: str | Path, folder: Path, run: str, rounds: int, viewe
         at = {"run": run, "site": SITES[number % len(SITES)], "round": number // 2 + 1}
         log.append("site.late", who="server app", reason="no answer within 60 s", **at)
     mirror(engine, list(enumerate(log.path.read_text().splitlines(), start=1)))
-    person = accounts.add(engine, "viewer", "viewer", "long enough for a study", Doer("study", "terminal"))
+    place(engine, "stop", {"run": run}, who="study", via="page")
+    # An admin, so that every page can be asked for.
+    person = accounts.add(engine, "study", "admin", "many words, long enough", Doer("terminal", "terminal"))
     limits = sessions.SessionLimits()
     opened = [sessions.begin(engine, person, address="127.0.0.1", agent="", limits=limits) for _ in range(viewers)]
     engine.dispose()

@@ -169,7 +169,16 @@ def paths(keys: tuple[str, str]) -> dict[str, str]:
         "sites": "/sites",
         "site": "/sites/site03",
         "models": "/models",
+        "models of a run": f"/models?run={run}",
+        "model": f"/models/{run}/500",
         "audit": "/audit",
+        "act": "/act",
+        "start a run": "/act/start",
+        "order": "/act/orders/1",
+        "my account": "/account",
+        "accounts": "/accounts",
+        "run in the API": f"/api/v1/runs/{run}",
+        "Prometheus": "/metrics",
     }
 
 
