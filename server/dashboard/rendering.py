@@ -23,6 +23,7 @@ from server.dashboard.pictures import bar, diagram, heat, largest, ribbon
 from server.dashboard.speaking import filters
 from server.dashboard.svg import draw
 from server.dashboard.views import flatten
+from server.dashboard.words import Said
 
 NAVIGATION = (
     ("/", N_("Runs")),
@@ -123,7 +124,9 @@ def _here_in(request: Request) -> Callable[[str], str]:
 def _saying(language: str) -> Callable[..., str]:
     """Return the filter for texts that come as values: unlike ``_``, it leaves what it gives to be escaped."""
 
-    def say(text: str, values: Mapping[str, Any] | None = None) -> str:
+    def say(text: str | Said, values: Mapping[str, Any] | None = None) -> str:
+        if isinstance(text, Said):
+            return text.speak(translations(language).gettext)
         # An empty text is the catalogue's own head.
         told = translations(language).gettext(text) if text else text
         return told % values if values else told

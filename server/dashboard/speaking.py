@@ -8,6 +8,7 @@ from typing import Any
 from server.dashboard import formats
 from server.dashboard.charts import label
 from server.dashboard.health import State
+from server.dashboard.heard import heard
 from server.dashboard.words import LEVELS, LINES, OUTCOMES, PHASES, SCOPES, Said, word
 from server.store import MetricRow
 
@@ -33,6 +34,7 @@ def filters(translate: Translate) -> dict[str, Callable[..., Any]]:
         "figure": figure,
         "bounded": bounded,
         "detail": detail,
+        "heard": lambda text: heard(text).speak(translate),
         "split_name": lambda split: translate(formats.split_name(split)),
         "split_title": lambda split: _first_large(translate(formats.split_name(split))),
         "label": lambda name: translate(label(name)),

@@ -13,8 +13,10 @@ from pydantic import ValidationError
 
 from popmi_core.config import AdapterConfig, RunConfig, Strategy, overlay
 from server.centre.kinds import Start
+from server.dashboard.heard import heard
 from server.dashboard.language import N_
 from server.dashboard.views import flatten
+from server.dashboard.words import Said, said
 
 STRATEGIES = tuple(name for name in get_args(Strategy) if name != "pooled")
 """Strategies of a real federation: *pooled* needs all images in one place."""
@@ -82,7 +84,7 @@ class Checked:
 
     config: RunConfig | None
     name: str
-    wrong: Mapping[str, str]
+    wrong: Mapping[str, str | Said]
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def fill(config: RunConfig, sites: Sequence[str]) -> Filled:
 
 def check(filled: Filled, sites: Sequence[str]) -> Checked:
     """Return the run that a filled form describes, or what is wrong with it."""
-    wrong: dict[str, str] = {}
+    wrong: dict[str, str | Said] = {}
     rest = _parse_toml(filled.toml, wrong)
     asked: dict[str, Any] = {}
     for item in (*FIELDS, *(PRIVACY if filled.private else ())):
@@ -129,9 +131,10 @@ def check(filled: Filled, sites: Sequence[str]) -> Checked:
         for one in error.errors(include_url=False):
             place = tuple(str(part) for part in one["loc"])
             at = _field_of(place)
-            text = one["msg"].removeprefix("Value error, ")
-            said = text if at not in ("", "toml") else f"{'.'.join(place)}: {text}" if place else text
-            wrong[at] = f"{wrong[at]}; {said}" if at in wrong else said
+            told = heard(one["msg"].removeprefix("Value error, "))
+            if at in ("", "toml") and place:
+                told = said("%(place)s: %(what)s", place=".".join(place), what=told)
+            wrong[at] = said("%(before)s; %(what)s", before=wrong[at], what=told) if at in wrong else told
     if config is not None and not name:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.strategy}-seed{config.seed}"
     if config is not None:
@@ -182,7 +185,7 @@ def _beyond(told: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def _parse_toml(text: str, wrong: dict[str, str]) -> dict[str, Any]:
+def _parse_toml(text: str, wrong: dict[str, str | Said]) -> dict[str, Any]:
     if len(text) > LONGEST_TOML:
         wrong["toml"] = N_("This is too long for a run's description.")
         return {}
@@ -209,12 +212,13 @@ def _is_deep(told: Mapping[str, Any]) -> bool:
     return bool(layer)
 
 
-def _doubles(rest: Mapping[str, Any], wrong: dict[str, str]) -> None:
+def _doubles(rest: Mapping[str, Any], wrong: dict[str, str | Said]) -> None:
     """Refuse in the TOML what has a field: one of the two would be told in vain."""
     places = [item.place for item in FIELDS] + [("sites",), (PRIVATE,)]
     twice = [".".join(place) for place in places if _at(rest, place) is not None]
     if twice:
-        wrong["toml"] = f"{', '.join(twice)}: say it in the field above, and take it out here"
+        text = N_("%(names)s: say it in the field above, and take it out here")
+        wrong["toml"] = said(text, names=", ".join(twice))
 
 
 def _field_of(place: tuple[str, ...]) -> str:
