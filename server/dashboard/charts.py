@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +10,6 @@ import numpy as np
 
 from server.dashboard.blocks import Block
 from server.dashboard.words import N_
-from server.store import MetricRow, SiteRow
 
 LABELS = {
     "auroc": N_("AUROC"),
@@ -97,30 +95,10 @@ def label(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
-def splits_of(metrics: Iterable[MetricRow]) -> tuple[str, ...]:
-    """Return the splits with figures, the one with most of them first (of equals: test, val, train)."""
-    return splits_by(Counter(row.split for row in metrics if row.scope != "external"))
-
-
 def splits_by(counts: Mapping[str, int]) -> tuple[str, ...]:
     """Return splits by their number of figures, the one with most first (of equals: test, val, train)."""
     rank = {split: place for place, split in enumerate(SPLITS)}
     return tuple(sorted(counts, key=lambda split: (-counts[split], rank.get(split, len(rank)))))
-
-
-def build_charts(metrics: Sequence[MetricRow], sites: Sequence[SiteRow], split: str) -> tuple[Chart, ...]:
-    """Return the charts of one split, the external test set beside ``test``, then what training itself reports."""
-    found: dict[str, dict[str, list[tuple[int, float | None]]]] = {}
-    for row in metrics:
-        if row.split == split or (row.scope == "external" and split == "test"):
-            found.setdefault(row.name, {}).setdefault(row.scope, []).append((row.server_round, row.value))
-    for site in sites if split != "train" else ():
-        for name in SITE_FIGURES:
-            if (value := getattr(site, name)) is not None:
-                found.setdefault(name, {}).setdefault(site.site, []).append((site.server_round, value))
-    last = max((number for curves in found.values() for curve in curves.values() for number, _ in curve), default=0)
-    blocks = {name: Block().grown(curves, 0, last) for name, curves in found.items()}
-    return charts_of(blocks, styles_of({row.scope for row in metrics} | {row.site for row in sites}))
 
 
 def charts_of(

@@ -210,15 +210,12 @@ class RunWriter(OpenRecord):
         moves = {"angles": angles or {}, "moved": moved or {}, "units": units or {}}
         self._replace(match_rows(self.run_id, server_round, site, gains, identity or {}, note, moves))
 
-    def record_detail(self, server_round: int, scope: str, split: str, kind: str, value: Mapping[str, Any]) -> None:
-        """Record what is more than one figure, again if need be; ``value`` becomes JSON, its form is the ``kind``'s.
-
-        ``scope`` is ``global``, ``external`` or a site; round 0 is before the first.
-        """
-        self.record_details(server_round, [(scope, split, kind, value)])
-
     def record_details(self, server_round: int, details: Iterable[tuple[str, str, str, Mapping[str, Any]]]) -> None:
-        """Record several details, each scope, split, kind and value, in one transaction."""
+        """Record what is more than one figure, again if need be; all in one transaction.
+
+        Each is scope (``global``, ``external`` or a site), split, kind and value; the value becomes JSON, its form is
+        the kind's. Round 0 is before the first.
+        """
         self._replace([detail_row(self.run_id, server_round, *detail) for detail in details])
 
     def record_candidate(self, server_round: int, candidate: str, found: Mapping[str, Mapping[str, Any]]) -> None:

@@ -132,14 +132,14 @@ def write_joined(writer: RunWriter, sites: tuple[str, ...], classes: tuple[str, 
             "popmi": "" if place == 1 else "0.6.0", "skipped_rows": 7 if place == 2 else 0, "split_sizes": sizes,
             "phantom": True, "epsilon_limit": None, "delta": None,
         }  # fmt: skip
-        writer.record_detail(0, site, "train", "joined", joined)
+        writer.record_details(0, [(site, "train", "joined", joined)])
         # Every round tells an epsilon, and under a privacy budget no site counts its training images by class.
         for split in ("val", "test"):
             counts = rng.multinomial(sizes[split], _skew(len(classes)))
             told = classes_to_tell(counts, min_cell=MIN_CELL)
             cells = [int(n) if known else None for n, known in zip(counts, told, strict=True)]
             value = {"classes": classes, "counts": cells, "min_cell": MIN_CELL}
-            writer.record_detail(0, site, split, "classes", value)
+            writer.record_details(0, [(site, split, "classes", value)])
 
 
 def write_details(writer: RunWriter, server_round: int, sites: tuple[str, ...], *, last: bool) -> None:
@@ -149,16 +149,16 @@ def write_details(writer: RunWriter, server_round: int, sites: tuple[str, ...], 
     scopes = {site: 60 + 10 * place for place, site in enumerate(sites)} | {"global": 400}
     for scope, images in scopes.items():
         for split in ("val", "test", "train") if last else ("val",):
-            writer.record_detail(server_round, scope, split, "confusion", confusion(images, grown, rng))
-            writer.record_detail(server_round, scope, split, "calibration", calibration(images, grown, rng))
+            writer.record_details(server_round, [(scope, split, "confusion", confusion(images, grown, rng))])
+            writer.record_details(server_round, [(scope, split, "calibration", calibration(images, grown, rng))])
         if last:
-            writer.record_detail(server_round, scope, "val", "rotation", rotation(images, rng))
-            writer.record_detail(server_round, scope, "val", "lee", lee(rng))
+            writer.record_details(server_round, [(scope, "val", "rotation", rotation(images, rng))])
+            writer.record_details(server_round, [(scope, "val", "lee", lee(rng))])
     near = 0.2 + 0.4 * grown + 0.05 * rng.random((len(sites), len(sites)))
     cosine = np.where(np.eye(len(sites)) == 1, 1.0, (near + near.T) / 2)
     norms = (2.5 - 1.5 * grown + 0.1 * rng.random(len(sites))).tolist()
     value = {"sites": sites, "cosine": cosine.tolist(), "norms": norms}
-    writer.record_detail(server_round, "global", "train", "similarity", value)
+    writer.record_details(server_round, [("global", "train", "similarity", value)])
 
 
 def hidden(count: int) -> int | None:

@@ -13,7 +13,7 @@ import pytest
 from server.dashboard import events, formats
 from server.dashboard.blocks import Block
 from server.dashboard.catalogue import open_catalogue
-from server.dashboard.charts import build_charts, worst_site
+from server.dashboard.charts import charts_of, styles_of, worst_site
 from server.dashboard.health import judge
 from server.dashboard.held import hold
 from server.dashboard.svg import draw
@@ -116,9 +116,9 @@ def test_one_site_alone_is_not_the_worst_and_undefined_is_not_compared() -> None
 
 
 def test_a_site_keeps_its_colour_in_every_chart() -> None:
-    rows = [metric(1, scope, 0.5) for scope in ("global", "a", "b", "c")]
-    rows += [metric(1, scope, 0.5, name="ece") for scope in ("global", "c")]
-    first, second = build_charts(rows, [], "val")
+    auroc = block(**{scope: {1: 0.5} for scope in ("global", "a", "b", "c")})
+    ece = block(**{scope: {1: 0.5} for scope in ("global", "c")})
+    first, second = charts_of({"auroc": auroc, "ece": ece}, styles_of({*auroc.scopes, *ece.scopes}))
     styles = {line.scope: line.style for line in first.lines}
     assert styles["global"] == 0
     assert len(set(styles.values())) == 4
@@ -140,17 +140,19 @@ def test_the_best_round_is_chosen_by_validation_images_only(tmp_path: Path, beli
     assert (best.server_round, best.value) == (1, 0.7)
 
 
+def drawn(curves: Block) -> str:
+    return str(draw(charts_of({"auroc": curves}, styles_of(curves.scopes))[0]))
+
+
 def test_a_gap_in_a_curve_is_drawn_as_a_gap() -> None:
-    rows = [metric(number, "a", value) for number, value in ((1, 0.5), (2, None), (3, 0.6), (4, 0.7))]
-    drawing = str(draw(build_charts(rows, [], "val")[0]))
+    drawing = drawn(block(a={1: 0.5, 2: None, 3: 0.6, 4: 0.7}))
     path = drawing.split('class="line')[1]
     assert path.split(' d="')[1].split('"')[0].count("M") == 2
 
 
 def test_a_curve_of_one_point_or_of_undefined_ones_is_drawn() -> None:
     for values in ([0.5], [None, None], [0.3, 0.3, 0.3]):
-        rows = [metric(number, "global", value) for number, value in enumerate(values, start=1)]
-        assert "</svg>" in str(draw(build_charts(rows, [], "val")[0]))
+        assert "</svg>" in drawn(block(**{"global": dict(enumerate(values, start=1))}))
 
 
 @pytest.mark.parametrize(

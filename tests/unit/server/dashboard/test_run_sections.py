@@ -161,7 +161,7 @@ def test_an_epsilon_stands_against_its_limit(tmp_path: Path, believable: ModuleT
         config = {"strategy": "opm", "privacy": {"target_epsilon": 8.0, "target_delta": 1e-5}}
         believable.begin(writer, name="private", config=config)
         for site in ("msk", "rosendahl"):
-            writer.record_detail(0, site, "train", "joined", {"epsilon_limit": 4.0, "delta": 1e-5})
+            writer.record_details(0, [(site, "train", "joined", {"epsilon_limit": 4.0, "delta": 1e-5})])
         believable.add_round(writer, 1)
     with browsing(tmp_path) as client:
         page = client.get("/runs/private").text

@@ -47,7 +47,7 @@ def test_the_list_names_the_sites_a_run_waits_for(tmp_path: Path) -> None:
             "young", config={}, environment={}, strategy="opm", seed=0, rounds_planned=9, data_name="phantom",
             phantom=True, classes=("x",), sites=("a", "b", "c"),
         )  # fmt: skip
-        writer.record_detail(0, "b", "train", "joined", {"popmi": "0.1"})
+        writer.record_details(0, [("b", "train", "joined", {"popmi": "0.1"})])
         with TestClient(create_app(tmp_path), base_url=LOCAL) as client:
             assert "waiting for 2 sites: a, c" in client.get("/").text
             assert "waiting for 2 sites: a, c" in client.get("/runs/young").text

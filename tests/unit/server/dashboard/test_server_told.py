@@ -71,7 +71,7 @@ def test_the_budget_that_a_site_grants_is_told_and_none_where_it_told_none(
     with RunWriter(tmp_path / "record.sqlite", heartbeat=0) as writer:
         believable.begin(writer)
         for site, limit in (("msk", 8.0), ("rosendahl", None), ("vidir_modern", "odd")):
-            writer.record_detail(0, site, "train", "joined", {"epsilon_limit": limit})
+            writer.record_details(0, [(site, "train", "joined", {"epsilon_limit": limit})])
         believable.add_round(writer, 1)
     with TestClient(create_app(tmp_path), base_url=LOCAL) as client:
         told = samples(client.get("/metrics").text)

@@ -67,7 +67,7 @@ def fill(database: str, believable: ModuleType) -> None:
         believable.begin(writer)
         believable.add_round(writer, 1)
         writer.record_match(1, "msk", gains={"deep": 0.5}, angles={"deep": 33.0}, moved={"deep": 7}, units={"deep": 16})
-        writer.record_detail(1, "global", "val", "lee", {"num_images": 40})
+        writer.record_details(1, [("global", "val", "lee", {"num_images": 40})])
         writer.event("a line")
         writer.finish_run("finished")
 
@@ -177,7 +177,7 @@ def test_a_record_that_is_brought_up_beside_a_reader_is_seen_by_it(database: str
         assert reader.details(reader.run().id) == ()
         with RunWriter(database, heartbeat=0) as writer:
             writer.take_over(reader.run().id)
-            writer.record_detail(1, "global", "val", "lee", {"num_images": 40})
+            writer.record_details(1, [("global", "val", "lee", {"num_images": 40})])
         assert [row.value for row in reader.details(reader.run().id)] == [{"num_images": 40}]
     engine.dispose()
 

@@ -15,8 +15,8 @@ def test_what_is_told_again_replaces_what_was_told(database: str, believable: Mo
         writer.start_round(1)
         writer.record_metrics(1, "global", "val", {"auroc": (0.5, 0.4, 0.6), "ece": 0.1})
         writer.record_metrics(1, "global", "val", {"auroc": 0.7})
-        writer.record_detail(1, "global", "val", "lee", {"num_images": 1})
-        writer.record_detail(1, "global", "val", "lee", {"num_images": 2})
+        writer.record_details(1, [("global", "val", "lee", {"num_images": 1})])
+        writer.record_details(1, [("global", "val", "lee", {"num_images": 2})])
         writer.record_site(1, "msk", outcome="late", reason="slow")
         writer.record_site(1, "msk", num_examples=4)
         with RunReader(database) as reader:
