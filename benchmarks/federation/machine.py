@@ -183,14 +183,14 @@ class Machine:
 
     def record(self, run: str) -> RunReader:
         """Open the record of a run."""
-        return RunReader(self.home.run_folder(run) / "record.sqlite")
+        return RunReader(self.env.get("POPMI_DATABASE") or self.home.run_folder(run) / "record.sqlite")
 
     def summary(self, run: str) -> RunSummary | None:
         """Return the head of a run's record, None before it was begun or while it cannot be read."""
-        if not (self.home.run_folder(run) / "record.sqlite").exists():
+        if not self.env.get("POPMI_DATABASE") and not (self.home.run_folder(run) / "record.sqlite").exists():
             return None
         with contextlib.suppress(Exception), self.record(run) as reader:
-            return reader.run()
+            return reader.run(name=run)
         return None
 
     def done(self, run: str) -> int:

@@ -153,6 +153,15 @@ def postgres() -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="module")
+def own_database() -> Iterator[str]:
+    """A PostgreSQL for one module, which no other test empties."""
+    if throwaway_postgres.programs() is None:
+        pytest.skip("PostgreSQL's programs are not installed here")
+    with throwaway_postgres.running() as address:
+        yield address
+
+
 @pytest.fixture
 def federation(
     request: pytest.FixtureRequest, tmp_path: Path, browse: Callable[..., playwright.Page]

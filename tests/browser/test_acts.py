@@ -31,16 +31,19 @@ SECONDS = 120_000
 """Milliseconds within which a real server does what was ordered, on a machine that does other things as well."""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A server with two sites on line, and an account of each role."""
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server with two sites on line, and an account of each role; its records and its centre are files, or there."""
+    env: dict[str, str] = {}
+    if request.param == "postgresql":
+        env["POPMI_DATABASE"] = request.getfixturevalue("own_database")
     sys.path.insert(0, str(ROOT / "benchmarks" / "federation"))
     machine_of = importlib.import_module("machine")
     sites = {name: f"phantom:{name}" for name in (KEPT, LEFT_OUT)}
-    with machine_of.Machine(tmp_path_factory.mktemp("acts"), sites, LIGHT) as machine:
+    with machine_of.Machine(tmp_path_factory.mktemp("acts"), sites, LIGHT, env=env) as machine:
         machine.set_up()
         machine.all_up()
-        engine = open_centre(machine.home.folder / "centre.sqlite")
+        engine = open_centre(env.get("POPMI_DATABASE") or machine.home.folder / "centre.sqlite")
         for role in ("viewer", "operator"):
             accounts.add(engine, role, role, secret_of(role), Doer("root", "terminal"))
         engine.dispose()
@@ -93,7 +96,7 @@ def outcomes(server: Any, site: str) -> dict[int, str]:
     with server.record("first") as reader:
         return {
             row.server_round: row.outcome
-            for row in reader.sites(reader.run().id)
+            for row in reader.sites(reader.run(name="first").id)
             if row.site == site and row.phase == "train"
         }
 
