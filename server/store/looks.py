@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select, tuple_
 
 from server.store.reader import RunReader
 from server.store.records import MetricRow, RoundRow, RunSummary, SiteRow
@@ -136,13 +136,7 @@ def site_digests(reader: RunReader, run_id: int) -> tuple[SiteDigest, ...]:
         # A failed phase of the same round is not made good by the other phase.
         if held is None or held.outcome == "ok":
             newest[row.site] = row
-    answered = (*trained, SiteRound.outcome == "ok", Round.finished.is_not(None))
-    ended = (
-        select(SiteRound.site, func.max(Round.finished))
-        .join(Round, (Round.run_id == SiteRound.run_id) & (Round.server_round == SiteRound.server_round))
-        .where(*answered)
-    )
-    last_ok = {str(site): float(time) for site, time in _ask(reader, ended.group_by(SiteRound.site))}
+    last_ok = _ended(reader, run_id, (*trained, SiteRound.outcome == "ok"))
     epsilon, examples = (_newest_value(reader, run_id, name) for name in ("epsilon", "num_examples"))
     return tuple(
         SiteDigest(
@@ -162,36 +156,40 @@ def site_digests(reader: RunReader, run_id: int) -> tuple[SiteDigest, ...]:
 
 def _newest_rows(reader: RunReader, run_id: int) -> tuple[SiteRow, ...]:
     mine = (SiteRound.run_id == run_id, SiteRound.server_round > 0)
-    last = (
-        select(SiteRound.site.label("site"), func.max(SiteRound.server_round).label("last"))
-        .where(*mine)
-        .group_by(SiteRound.site)
-        .subquery()
-    )
-    query = (
-        select(*_SITE_COLUMNS)
-        .join(last, (last.c.site == SiteRound.site) & (last.c.last == SiteRound.server_round))
-        .where(*mine)
-        .order_by(SiteRound.site, SiteRound.phase.desc())
-    )
+    chosen = _at(_last(reader, mine))
+    query = select(*_SITE_COLUMNS).where(*mine, chosen).order_by(SiteRound.site, SiteRound.phase.desc())
     return tuple(SiteRow(*row) for row in _ask(reader, query))
 
 
 def _newest_value(reader: RunReader, run_id: int, name: str) -> dict[str, float]:
     column = getattr(SiteRound, name)
     trained = (SiteRound.run_id == run_id, SiteRound.phase == "train", column.is_not(None))
-    last = (
-        select(SiteRound.site.label("site"), func.max(SiteRound.server_round).label("last"))
-        .where(*trained)
-        .group_by(SiteRound.site)
-        .subquery()
-    )
-    query = (
-        select(SiteRound.site, column)
-        .join(last, (last.c.site == SiteRound.site) & (last.c.last == SiteRound.server_round))
-        .where(*trained)
-    )
+    query = select(SiteRound.site, column).where(*trained, _at(_last(reader, trained)))
     return {str(site): float(value) for site, value in _ask(reader, query)}
+
+
+def _ended(reader: RunReader, run_id: int, fitting: Sequence[ColumnElement[bool]]) -> dict[str, float]:
+    """Return by site when the newest finished round ended that has a fitting row of it."""
+    over = select(func.max(Round.server_round)).where(Round.run_id == run_id, Round.finished.is_not(None))
+    done = _ask(reader, over)[0][0] or 0
+    last = _last(reader, (*fitting, SiteRound.server_round <= done))
+    times = select(Round.server_round, Round.finished).where(
+        Round.run_id == run_id, Round.server_round.in_({*last.values()}), Round.finished.is_not(None)
+    )
+    found = dict(_ask(reader, times))
+    return {site: float(found[number]) for site, number in last.items() if number in found}
+
+
+def _last(reader: RunReader, fitting: Sequence[ColumnElement[bool]]) -> dict[str, int]:
+    """Return by site the newest round that has a fitting row."""
+    query = select(SiteRound.site, func.max(SiteRound.server_round)).where(*fitting).group_by(SiteRound.site)
+    return {str(site): int(number) for site, number in _ask(reader, query)}
+
+
+def _at(rounds: Mapping[str, int]) -> ColumnElement[bool]:
+    # Asked for by value: joined with the question for the newest rounds, a table that PostgreSQL has no statistics of
+    # yet took a minute.
+    return tuple_(SiteRound.site, SiteRound.server_round).in_([*rounds.items()])
 
 
 def _ask(reader: RunReader, query: Any) -> list[tuple[Any, ...]]:

@@ -116,3 +116,19 @@ def test_a_failed_phase_is_not_made_good_by_the_other(database: str | Path, beli
         with RunReader(database) as reader:
             found = {item.site: (item.outcome, item.reason) for item in site_digests(reader, writer.run_id)}
     assert found == {"a": ("late", "slow"), "b": ("failed", "no room")}
+
+
+def test_a_run_without_a_round_has_no_site_yet_and_an_open_one_ends_for_nobody(
+    database: str | Path, believable: ModuleType
+) -> None:
+    with RunWriter(database, heartbeat=0) as writer:
+        believable.begin(writer)
+        with RunReader(database) as reader:
+            assert site_digests(reader, writer.run_id) == ()
+        believable.add_round(writer, 1)
+        writer.start_round(2)
+        writer.record_site(2, "msk", num_examples=7)
+        with RunReader(database) as reader:
+            msk = next(item for item in site_digests(reader, writer.run_id) if item.site == "msk")
+            assert (msk.last_round, msk.num_examples) == (2, 7)
+            assert msk.last_ok == reader.rounds(writer.run_id)[0].finished
