@@ -49,7 +49,7 @@ lint: $(STAMP)
 check: lint test
 
 browser: $(STAMP)
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -m "browser and not slow"
 
 # Pictures of the pages in docs/dashboard, of phantom data; needs chromium.
 screenshots: $(STAMP)

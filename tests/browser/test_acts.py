@@ -31,7 +31,7 @@ SECONDS = 120_000
 """Milliseconds within which a real server does what was ordered, on a machine that does other things as well."""
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server with two sites on line, and an account of each role; its records and its centre are files, or there."""
     env: dict[str, str] = {}
