@@ -49,7 +49,7 @@ lint: $(STAMP)
 check: lint test
 
 browser: $(STAMP)
-	$(BIN)/python -m pytest -m "browser and not slow"
+	$(BIN)/python -m pytest -m "browser and not slow" tests/browser
 
 # Pictures of the pages in docs/dashboard, of phantom data; needs chromium.
 screenshots: $(STAMP)
