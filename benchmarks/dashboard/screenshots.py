@@ -50,6 +50,7 @@ class Shot:
     """One picture: where, how large, in which light and language.
 
     ``height`` cuts a long page off; ``at`` is a part of the page with which the picture begins, instead of its top.
+    ``press`` is a button to be pressed first; ``cut`` keeps the page from hearing of changes.
     """
 
     name: str
@@ -60,6 +61,8 @@ class Shot:
     height: int = 2000
     signed_in: bool = True
     at: str = ""
+    press: str = ""
+    cut: bool = False
 
 
 SHOTS = (
@@ -81,8 +84,21 @@ SHOTS = (
     Shot("act", "/act", height=1500),
     Shot("start", "/act/start", height=1700),
     Shot("exclude", "/act/exclude?site=vidir_modern", height=900),
+    Shot("start_confirm", "/act/start", height=900, press="Check, and see what will happen"),
+    Shot("stop", f"/act/stop?run={LIVE}", height=700),
+    Shot("resume", "/act/resume", height=700),
+    Shot("include", "/act/include?site=vidir_molemax", height=700),
+    Shot("revoke", "/act/revoke?site=rosendahl", height=800),
+    Shot("invite", "/act/invite", height=700),
+    Shot("confirm", "/act/confirm", height=700),
+    Shot("pin", "/act/pin?run=melanoma-2&round=12", height=700),
+    Shot("onnx", "/act/onnx?run=melanoma-2&round=12", height=700),
+    Shot("order", "/act/orders/4", height=700),
     Shot("account", "/account", height=1200),
     Shot("accounts", "/accounts", height=1000),
+    Shot("one_account", "/accounts/okafor", height=1200),
+    Shot("not_found", "/runs/nothing", height=500),
+    Shot("lost", "/sites", height=500, cut=True),
 )
 
 
@@ -181,9 +197,13 @@ def take(browser: Browser, url: str, shot: Shot, known: StorageState) -> bytes:
         storage_state=known if shot.signed_in else None,
     )
     page = context.new_page()
+    if shot.cut:
+        context.route("**/changes*", lambda route: route.abort())
     page.goto(f"{url}{shot.path}")
     if page.locator("[data-changes]").count():
-        page.wait_for_selector('#link[data-state="live"]')
+        page.wait_for_selector(f'#link[data-state="{"lost" if shot.cut else "live"}"]')
+    if shot.press:
+        page.get_by_role("button", name=shot.press).click()
     with suppress(Exception):
         page.wait_for_load_state("networkidle", timeout=3000)
     page.wait_for_timeout(700)
