@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -54,7 +54,12 @@ def table_row(values: Iterable[Any]) -> str:
 
 
 def cell(value: Any) -> Any:
-    """Return a value for a cell: a spreadsheet runs a text that begins like a formula, and sites choose their names."""
+    """Return a value for a cell: what is no plain value as JSON, a text that begins like a formula quoted.
+
+    A spreadsheet runs such a text, and sites choose their names.
+    """
+    if isinstance(value, Mapping | list | tuple):
+        value = json.dumps(value)
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"
     return value

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from server.dashboard.catalogue import NotFound
+from server.dashboard.downloads import cell
 from server.store import CandidateRow, DetailRow, EventRow, MatchRow, MetricRow, RoundRow, RunReader, SiteRow
 
 LONGEST_DIARY = 100_000
@@ -52,11 +52,11 @@ def as_csv(table: str, rows: Sequence[Row]) -> str:
     if table == "details":
         writer.writerow([*names[:-1], "item", "value"])
         for row in rows:
-            known = [_cell(getattr(row, name)) for name in names[:-1]]
-            writer.writerows([*known, _cell(item), _cell(value)] for item, value in leaves(row.value))  # type: ignore[union-attr]
+            known = [cell(getattr(row, name)) for name in names[:-1]]
+            writer.writerows([*known, cell(item), cell(value)] for item, value in leaves(row.value))  # type: ignore[union-attr]
         return out.getvalue()
     writer.writerow(names)
-    writer.writerows([_cell(getattr(row, name)) for name in names] for row in rows)
+    writer.writerows([cell(getattr(row, name)) for name in names] for row in rows)
     return out.getvalue()
 
 
@@ -76,12 +76,3 @@ def as_json(row: Row) -> dict[str, Any]:
     """Return a row with plain keys and values."""
     # Not dataclasses.asdict: it copies deeply, which takes seconds for 200,000 rows.
     return dict(vars(row))
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, Mapping | list | tuple):
-        value = json.dumps(value)
-    # A spreadsheet runs a text that begins like a formula; a site chooses its own name.
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return value

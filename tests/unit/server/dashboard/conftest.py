@@ -6,6 +6,7 @@ import html
 import importlib.util
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -181,3 +182,19 @@ def app(centre: Engine, runs: Path) -> FastAPI:
 def browser(app: FastAPI) -> Iterator[TestClient]:
     with signing_in.browser(app) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for localhost and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed here")
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "page.crt", folder / "page.k"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    key.chmod(0o600)
+    return certificate, key

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,22 +13,6 @@ from sqlalchemy.engine import Engine
 
 from popmi_core.errors import ConfigError
 from server.dashboard.access.binding import Binding, check, client_address, host_name, host_port
-
-
-@pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for localhost and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed here")
-    folder = tmp_path_factory.mktemp("tls")
-    certificate, key = folder / "page.crt", folder / "page.k"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    key.chmod(0o600)
-    return certificate, key
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.4", "::", "example.org", ""])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -26,21 +25,6 @@ from server.dashboard.access.binding import Binding
 
 ROOT = Path(__file__).parents[4]
 COMMAND = [sys.executable, "-c", "from popmi_core.cli.main import app; app()"]
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed here")
-    folder = tmp_path_factory.mktemp("tls")
-    certificate, key = folder / "page.crt", folder / "page.k"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    key.chmod(0o600)
-    return certificate, key
 
 
 def test_pages_speak_tls_and_sign_in_over_it(centre: Engine, runs: Path, pair: tuple[Path, Path]) -> None:
